@@ -1,0 +1,45 @@
+"""Agents. Each is a Stable-Baselines3 algorithm: ``SAC("MlpPolicy", "HalfCheetah-v5").learn(100_000)``."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .core.archive import FileFormatError, read_manifest
+from .core.base import AGENTS, ActorCriticAgent
+from .core.collectors import NonFiniteError
+from .core.config import nearest
+from .sac import SAC, SACConfig
+from .td3 import TD3, TD3Config
+
+__all__ = [
+    "AGENTS",
+    "SAC",
+    "TD3",
+    "ActorCriticAgent",
+    "FileFormatError",
+    "NonFiniteError",
+    "SACConfig",
+    "TD3Config",
+    "load",
+]
+
+
+def load(
+    path: str | Path, env: Any = None, device: torch.device | str = "auto", **overrides: Any
+) -> ActorCriticAgent[Any]:
+    """Load a saved agent of whatever class.
+
+    :param path: the file
+    :param env: environment to go on in; not needed to predict
+    :param device: where to load it
+    :param overrides: hyper-parameters to change
+    :return: the agent
+    :raises FileFormatError: (a ``ValueError``) the file is broken, foreign or newer, or its agent is not known here
+    """
+    with_suffix = Path(f"{path}.zip")
+    path = with_suffix if not Path(path).exists() and with_suffix.exists() else path
+    name = str(read_manifest(path).get("class"))
+    if name not in AGENTS:
+        raise FileFormatError(f"{path} holds a {name} agent, which is not known here: {nearest(name, AGENTS)}")
+    return AGENTS[name].load(path, env, device, **overrides)

@@ -1,0 +1,266 @@
+"""Hyper-parameters: one frozen dataclass per agent for the constructor, the presets, the command line and the files.
+
+A field is declared once, with its type, its default and a docstring below it; :class:`Range` in its annotation gives
+the admissible interval and the unit. Everything else (checks, ``--help``, nearest names, JSON) is derived from that.
+"""
+
+import ast
+import difflib
+import functools
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of admissible values, closed unless a bound is marked open, and the unit they are counted in.
+
+    :param low: smallest admissible value
+    :param high: largest admissible value
+    :param unit: the unit, for the help text
+    :param open_low: ``low`` itself is excluded
+    :param open_high: ``high`` itself is excluded
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        left = "(" if self.open_low or self.low == -math.inf else "["
+        right = ")" if self.open_high or self.high == math.inf else "]"
+        interval = f"{left}{self.low:g}, {self.high:g}{right}"
+        return f"{interval} {self.unit}".rstrip()
+
+
+Count = Annotated[int, Range(1)]
+Positive = Annotated[float, Range(0, open_low=True)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """What is known about one configuration field.
+
+    :param name: its name
+    :param annotation: its type, without the ranges
+    :param default: its default
+    :param doc: the docstring below it
+    :param ranges: the admissible intervals
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str
+    ranges: tuple[Range, ...]
+
+    @property
+    def help(self) -> str:
+        """The docstring, followed by the admissible interval and unit."""
+        return " ".join([self.doc, *(f"Range: {r}." for r in self.ranges)])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names come closest to a misspelt one.
+
+    :param name: what was written
+    :param known: the names that exist
+    :return: a clause for an error message, such as "did you mean gamma?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def _strip(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
+    """Split an annotation into the plain type and the ranges found anywhere in it."""
+    if get_origin(annotation) is Annotated:
+        base, *extras = get_args(annotation)
+        inner, ranges = _strip(base)
+        return inner, ranges + tuple(extra for extra in extras if isinstance(extra, Range))
+    if get_origin(annotation) in (typing.Union, types.UnionType, tuple):
+        parts = [_strip(arg) for arg in get_args(annotation)]
+        found = tuple(r for _, ranges in parts for r in ranges)
+        inner_types = tuple(inner for inner, _ in parts)
+        if get_origin(annotation) is tuple:
+            return tuple[inner_types], found  # type: ignore[valid-type]
+        return functools.reduce(lambda a, b: a | b, inner_types), found
+    return annotation, ()
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """Read the string literals that stand below the fields of a class, its bases included."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base is object or not hasattr(base, "__dataclass_fields__"):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node, following in zip(body.body, body.body[1:], strict=False):
+            is_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and is_doc:
+                docs[node.target.id] = " ".join(str(following.value.value).split())  # type: ignore[attr-defined]
+    return docs
+
+
+def describe(cls: type) -> Mapping[str, FieldInfo]:
+    """List the fields of a configuration class with their types, defaults, documentation and ranges.
+
+    :param cls: a dataclass
+    :return: field name to :class:`FieldInfo`, in the order of declaration
+    """
+    return _describe(cls)
+
+
+@functools.cache
+def _describe(cls: type) -> Mapping[str, FieldInfo]:
+    hints = get_type_hints(cls, include_extras=True)
+    docs = _docstrings(cls)
+    described = {}
+    for field in fields(cls):
+        annotation, ranges = _strip(hints[field.name])
+        unique = tuple(dict.fromkeys(ranges))
+        described[field.name] = FieldInfo(field.name, annotation, field.default, docs.get(field.name, ""), unique)
+    return described
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    """Whether a value fits a plain type: the handful of forms that configuration fields use."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return value in args and type(value) in {type(arg) for arg in args}
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, arg) for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_matches(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_matches, value, args))
+    if annotation is None or annotation is types.NoneType:
+        return value is None
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, annotation) and not (annotation is int and isinstance(value, bool))
+
+
+def _numbers(value: Any) -> list[float]:
+    """The numbers in a value: itself, or the entries of a tuple."""
+    items = value if isinstance(value, tuple) else (value,)
+    return [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
+
+
+def _tuples(value: Any) -> Any:
+    """Lists to tuples: JSON, YAML and users write the one where a frozen field holds the other."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """What every agent has: optimisation, networks, execution. Names are Stable-Baselines3's where it has them."""
+
+    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 3e-4
+    """Step size of Adam, for every network (Stable-Baselines3's default for SAC)."""
+
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the learning rate, or let it fall linearly to zero over total_timesteps."""
+
+    gamma: Fraction = 0.99
+    """Discount factor per environment step (Stable-Baselines3's default for SAC and TD3)."""
+
+    batch_size: Count = 256
+    """Rows per gradient step (Stable-Baselines3's default for SAC and TD3)."""
+
+    net_arch: tuple[Count, ...] = (256, 256)
+    """Hidden layer widths of actor and critics (Stable-Baselines3's default for SAC and TD3)."""
+
+    activation: Literal["relu", "tanh", "elu"] = "relu"
+    """Non-linearity between layers."""
+
+    max_grad_norm: Positive | None = None
+    """Clip each network's gradient to this Euclidean norm; none does not clip."""
+
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
+
+    def __post_init__(self) -> None:
+        cls = type(self).__name__
+        for name, info in describe(type(self)).items():
+            value = _tuples(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if not _matches(value, info.annotation):
+                wanted = str(info.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+                raise TypeError(f"{cls}.{name} must be {wanted}, got {value!r}{_hint(name, value)}")
+            for number in _numbers(value):
+                for interval in info.ranges:
+                    if number not in interval:
+                        raise ValueError(f"{cls}.{name} must lie in {interval}, got {value!r}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the configuration from names and values, as read from JSON, YAML or keyword arguments.
+
+        :param values: field names to values; fields that are not named keep their defaults
+        :return: the configuration
+        :raises TypeError: an unknown field (the nearest names are given) or a value of the wrong type
+        :raises ValueError: a value outside its range
+        """
+        known = describe(cls)
+        for name in values:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no field {name!r}: {nearest(name, known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """:return: field names to values in JSON's terms: tuples as lists, which :meth:`from_dict` turns back."""
+        return {name: _lists(getattr(self, name)) for name in describe(type(self))}
+
+    def changes(self) -> dict[str, Any]:
+        """:return: only the fields that differ from their defaults."""
+        known = describe(type(self)).values()
+        return {info.name: getattr(self, info.name) for info in known if getattr(self, info.name) != info.default}
+
+
+def _hint(name: str, value: Any) -> str:
+    """The remedy for two habits of Stable-Baselines3 users that a file without pickles cannot hold."""
+    if name == "learning_rate" and callable(value):
+        return "; for a linear decay pass a number and learning_rate_schedule='linear'"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(AgentConfig):
+    """What agents with a replay store add."""
+
+    buffer_size: Count = 1_000_000
+    """Capacity of the replay store in transitions, over all environments together (Stable-Baselines3's default)."""
+
+    learning_starts: Annotated[int, Range(0, unit="environment steps")] = 100
+    """Steps with uniformly random actions before the first gradient step (Stable-Baselines3's default)."""
+
+    tau: Annotated[float, Range(0, 1, open_low=True)] = 0.005
+    """Share of the online weights that enters the target networks per update (Stable-Baselines3's default)."""
+
+    train_freq: Count | tuple[Count, Literal["step", "episode"]] = 1
+    """Steps of the batched environment between trainings; a pair such as "1 episode" counts episodes instead."""
+
+    gradient_steps: Annotated[int, Range(-1)] = 1
+    """Gradient steps per training; -1 does as many as environment steps were collected since the last one."""

@@ -1,0 +1,135 @@
+"""Logging: metrics stay tensors until a line is written; CSV and TensorBoard can be continued at any step."""
+
+import csv
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+log = logging.getLogger("headway")
+
+
+class Metrics:
+    """Running means of named scalar tensors, read only when a line is logged: an update never waits for a number."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Take up one update's scalars.
+
+        :param values: name to scalar tensor
+        """
+        for name, value in values.items():
+            if name in self._sums:
+                self._sums[name] += value.detach()
+                self._counts[name] += 1
+            else:
+                self._sums[name] = value.detach().clone()
+                self._counts[name] = 1
+
+    def flush(self) -> dict[str, float]:
+        """:return: the means since the last flush."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """:return: sums and counts, so that a resumed run logs the same means."""
+        return {"sums": {k: v.clone() for k, v in self._sums.items()}, "counts": dict(self._counts)}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Put back what :meth:`state` returned."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+
+class CSVFile(KVWriter):
+    """A CSV log that keeps its earlier rows when it is opened again and grows columns as keys appear.
+
+    Rows later than ``keep_until`` are dropped: they belong to steps that a resumed run will do again.
+
+    :param path: the file
+    :param key: the column that holds the step
+    :param keep_until: last step whose rows stay
+    """
+
+    def __init__(self, path: Path, key: str = "time/total_timesteps", keep_until: int = 0) -> None:
+        self.path, self.key = path, key
+        self.rows: list[dict[str, str]] = []
+        self.columns: list[str] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                # A kill in the middle of a line leaves a torn last row: its step is not a number, and it goes too.
+                self.rows = [
+                    row for row in csv.DictReader(file) if _is_step(row.get(key)) and int(row[key]) <= keep_until
+                ]
+            self.columns = list(self.rows[0]) if self.rows else []
+        self._rewrite()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row and write it out.
+
+        :param row: column to value
+        """
+        new = [column for column in row if column not in self.columns]
+        self.columns += new
+        self.rows.append({column: str(value) for column, value in row.items()})
+        if new:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(self.rows[-1])
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(temporary, self.path)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Write one line of Stable-Baselines3's logger."""
+        self.append({k: v for k, v in sorted(key_values.items()) if "csv" not in (key_excluded.get(k) or ())})
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _is_step(text: str | None) -> bool:
+    return text is not None and text.isdigit()
+
+
+class TensorBoardFile(TensorBoardOutputFormat):
+    """TensorBoard events that hide what an earlier, interrupted process wrote beyond the step it is resumed from."""
+
+    def __init__(self, folder: str, keep_until: int) -> None:
+        self.writer = SummaryWriter(log_dir=folder, purge_step=keep_until + 1 if keep_until else None)
+        self._is_closed = False
+
+
+def run_logger(folder: Path, *, keep_until: int = 0, table: bool = False) -> Logger:
+    """Build the logger of a run folder: TensorBoard events and ``progress.csv``.
+
+    :param folder: the run's folder
+    :param keep_until: last environment step whose rows stay; 0 for a new run
+    :param table: also print Stable-Baselines3's table to the terminal
+    :return: the logger, for ``agent.set_logger``
+    """
+    import sys
+
+    formats: list[KVWriter] = [
+        TensorBoardFile(str(folder), keep_until),
+        CSVFile(folder / "progress.csv", keep_until=keep_until),
+    ]
+    if table:
+        formats.append(HumanOutputFormat(sys.stdout))
+    return Logger(str(folder), formats)

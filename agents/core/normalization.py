@@ -1,0 +1,104 @@
+"""Stable-Baselines3's ``VecNormalize`` on stored transitions: stored raw, normalised when sampled, as the peer does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from .spaces import ObservationCodec
+
+
+class BatchNormalizer:
+    """Reads the running statistics of a ``VecNormalize`` and applies them to encoded observations and to rewards.
+
+    :param vec_normalize: the wrapper whose statistics count
+    :param codec: how observations are encoded
+    :param device: where batches are
+    """
+
+    def __init__(self, vec_normalize: VecNormalize, codec: ObservationCodec, device: torch.device) -> None:
+        self.source, self.codec, self.device = vec_normalize, codec, device
+
+    def obs(self, obs: Tensor) -> Tensor:
+        """Normalise encoded observations.
+
+        :param obs: raw, (B, D)
+        :return: normalised with the current statistics, (B, D)
+        """
+        if not self.source.norm_obs or self.codec.is_image:
+            return obs
+        columns = []
+        for key, part in zip(self.codec.parts, torch.split(obs, self._sizes(), 1), strict=True):
+            statistics = self._statistics().get(key)
+            columns.append(part if statistics is None else self._apply(part, statistics))
+        return torch.cat(columns, 1)
+
+    def rewards(self, rewards: Tensor) -> Tensor:
+        """Normalise rewards.
+
+        :param rewards: raw, (B,)
+        :return: scaled with the current statistics, (B,)
+        """
+        if not self.source.norm_reward:
+            return rewards
+        scale = 1 / np.sqrt(self.source.ret_rms.var + self.source.epsilon)
+        return (rewards * float(scale)).clamp(-self.source.clip_reward, self.source.clip_reward)
+
+    def _sizes(self) -> list[int]:
+        return [int(np.prod(part.shape)) for part in self.codec.parts.values()]
+
+    def _statistics(self) -> dict[str, RunningMeanStd]:
+        statistics = self.source.obs_rms
+        return dict(statistics) if isinstance(statistics, dict) else {"": statistics}
+
+    def _apply(self, part: Tensor, statistics: RunningMeanStd) -> Tensor:
+        mean, std = statistics.mean.ravel(), np.sqrt(statistics.var.ravel() + self.source.epsilon)
+        shift, scale = (torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in (mean, 1 / std))
+        return ((part - shift) * scale).clamp(-self.source.clip_obs, self.source.clip_obs)
+
+
+SETTINGS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+
+
+def normalizer_state(source: VecNormalize) -> dict[str, Any]:
+    """Copy the statistics and settings of a ``VecNormalize``.
+
+    :param source: the wrapper
+    :return: plain data
+    """
+    state: dict[str, Any] = {name: getattr(source, name) for name in SETTINGS}
+    state["ret_rms"] = _moments(source.ret_rms)
+    if source.norm_obs:
+        rms = source.obs_rms
+        state["obs_rms"] = {k: _moments(v) for k, v in rms.items()} if isinstance(rms, dict) else _moments(rms)
+    return state
+
+
+def load_normalizer_state(target: VecNormalize, state: Mapping[str, Any]) -> None:
+    """Put back what :func:`normalizer_state` copied.
+
+    :param target: a wrapper around the same observation space
+    :param state: statistics and settings
+    """
+    for name in SETTINGS:
+        setattr(target, name, state[name])
+    _set_moments(target.ret_rms, state["ret_rms"])
+    if state["norm_obs"]:
+        live: Any = target.obs_rms
+        if isinstance(live, dict):
+            for key, moments in state["obs_rms"].items():
+                _set_moments(live[key], moments)
+        else:
+            _set_moments(live, state["obs_rms"])
+
+
+def _moments(rms: RunningMeanStd) -> dict[str, Any]:
+    return {"mean": np.array(rms.mean), "var": np.array(rms.var), "count": float(rms.count)}
+
+
+def _set_moments(rms: RunningMeanStd, moments: Mapping[str, Any]) -> None:
+    rms.mean, rms.var, rms.count = np.array(moments["mean"]), np.array(moments["var"]), moments["count"]

@@ -1,0 +1,188 @@
+"""Soft actor-critic.
+
+Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel, Levine: "Soft Actor-Critic Algorithms and
+Applications", arXiv 1812.05905. The equations below are the ones that Stable-Baselines3's SAC implements; a test holds
+ten updates of the two against each other.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, final
+
+import torch
+from torch import Tensor
+
+from .core.compile import compiled
+from .core.config import Count, OffPolicyConfig, Range
+from .core.networks import Critics, SquashedGaussianActor, Temperature
+from .core.off_policy import OffPolicyAgent
+from .core.stores import Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(OffPolicyConfig):
+    """Hyper-parameters of SAC. Names and defaults are Stable-Baselines3's."""
+
+    ent_coef: Annotated[float, Range(0)] | str = "auto"
+    """Entropy temperature: a number keeps it fixed, "auto" learns it from 1, "auto_0.1" learns it from 0.1."""
+
+    target_entropy: float | str = "auto"
+    """Entropy, in nats, that a learned temperature steers towards; "auto" is minus the number of action dimensions."""
+
+    target_update_interval: Count = 1
+    """Gradient steps between moves of the target critics."""
+
+    n_critics: Count = 2
+    """Critics, of whose values the least is used."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.ent_coef, str):
+            self.initial_alpha()
+        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
+            raise ValueError(f"SACConfig.target_entropy must be a number or 'auto', got {self.target_entropy!r}")
+
+    def initial_alpha(self) -> float:
+        """:return: the temperature to start from."""
+        if not isinstance(self.ent_coef, str):
+            return float(self.ent_coef)
+        kind, _, initial = self.ent_coef.partition("_")
+        try:
+            value = float(initial or 1.0)
+        except ValueError:
+            value = -1.0
+        if kind != "auto" or not 0 < value < float("inf"):
+            raise ValueError(
+                f"SACConfig.ent_coef must be a number, 'auto' or 'auto_<positive number>', got {self.ent_coef!r}"
+            )
+        return value
+
+
+def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """J(alpha) = E[-log(alpha) (log pi(a|s) + target entropy)]: raises alpha while the entropy is below its target.
+
+    :param log_alpha: scalar
+    :param log_prob: of actions drawn from the current policy, (B,)
+    :param target_entropy: in nats
+    :return: scalar
+    """
+    return -(log_alpha * (log_prob.detach() + target_entropy)).mean()
+
+
+def soft_target(
+    batch: Transitions,
+    actor: SquashedGaussianActor,
+    target_critics: Critics,
+    alpha: Tensor,
+    gamma: float,
+    noise: Tensor,
+) -> Tensor:
+    """y = r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s')), a' ~ pi(.|s').
+
+    A truncated row bootstraps: only termination ends the sum.
+
+    :param batch: transitions, B rows
+    :param actor: the policy
+    :param target_critics: the slow critics
+    :param alpha: temperature, scalar
+    :param gamma: discount per step
+    :param noise: standard normal, (B, A)
+    :return: regression targets without gradient, (B,)
+    """
+    with torch.no_grad():
+        next_actions, next_log_prob = actor.sample(batch.next_obs, noise)  # (B, A), (B,)
+        next_q = target_critics(batch.next_obs, next_actions).amin(0)  # (E, B) -> (B,)
+        return batch.rewards + gamma * torch.where(batch.terminated, 0.0, next_q - alpha * next_log_prob)
+
+
+def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
+    """J(Q) = 1/2 sum_i E[(Q_i(s, a) - y)^2].
+
+    :param critics: E of them
+    :param batch: transitions, B rows
+    :param target: (B,)
+    :return: scalar
+    """
+    q: Tensor = critics(batch.obs, batch.actions)  # (E, B)
+    return 0.5 * (q - target).square().mean(1).sum()
+
+
+def actor_loss(critics: Critics, obs: Tensor, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """J(pi) = E[alpha log pi(a|s) - min_i Q_i(s, a)], a reparametrised.
+
+    :param critics: E of them; no gradient reaches their weights
+    :param obs: (B, *O)
+    :param actions: drawn from the policy, differentiable, (B, A)
+    :param log_prob: their log densities, (B,)
+    :param alpha: temperature, scalar
+    :return: scalar
+    """
+    q: Tensor = critics(obs, actions, frozen=True)  # (E, B)
+    return (alpha * log_prob - q.amin(0)).mean()
+
+
+@final
+class SAC(OffPolicyAgent[SACConfig]):
+    """Soft actor-critic: off-policy, stochastic, maximising return plus entropy (arXiv 1812.05905).
+
+    Each update does, in this order, with fresh noise::
+
+        alpha  <- descend -log(alpha) (log pi(a|s) + target entropy)           (learned temperature only)
+        y       = r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s')),   a' ~ pi(.|s')
+        Q_i    <- descend 1/2 (Q_i(s, a) - y)^2
+        pi     <- descend alpha log pi(a|s) - min_i Q_i(s, a),   a ~ pi(.|s)
+        Q'_i   <- (1 - tau) Q'_i + tau Q_i
+
+    Deviations from the paper, shared with Stable-Baselines3: the temperature loss multiplies log(alpha), not alpha.
+    Parameters as :class:`~headway.agents.core.base.ActorCriticAgent`, hyper-parameters as :class:`SACConfig`.
+    """
+
+    config_class = SACConfig
+    config: SACConfig
+
+    def _build(self) -> None:
+        cfg, codec = self.config, self.codec
+        actor = SquashedGaussianActor(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation)
+        critics = Critics(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation, cfg.n_critics)
+        self.actor = self.track("actor", actor)
+        self.critics = self.track("critics", critics, target=True)
+        if isinstance(cfg.ent_coef, str):
+            self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
+        self._fixed_alpha = torch.tensor(cfg.initial_alpha(), device=self.device)
+        auto = cfg.target_entropy == "auto"
+        self.target_entropy = -float(self.scaler.size) if auto else float(cfg.target_entropy)
+        self._soft_target = compiled(soft_target, cfg.compile, self.device)
+        self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
+        self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
+
+    def _act(self, obs: Tensor, deterministic: bool, generator: torch.Generator) -> Tensor:
+        if deterministic:
+            return self.actor.module.mode(obs)
+        noise = torch.randn(len(obs), self.scaler.size, generator=generator, device=self.device)
+        return self.actor.module.sample(obs, noise)[0]
+
+    def _update(self) -> dict[str, Tensor]:
+        cfg, batch = self.config, self.sample()
+        noise = self.noise(2, cfg.batch_size, self.scaler.size)
+        actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
+        assert target_critics is not None
+
+        actions, log_prob = actor.sample(batch.obs, noise[0])
+        metrics: dict[str, Tensor] = {}
+        alpha = self._fixed_alpha
+        if isinstance(cfg.ent_coef, str):
+            alpha = self.temperature.module.alpha
+            metrics["ent_coef_loss"] = temperature_loss(
+                self.temperature.module.log_alpha, log_prob, self.target_entropy
+            )
+            self.temperature.minimise(metrics["ent_coef_loss"])
+
+        target = self._soft_target(batch, actor, target_critics, alpha, cfg.gamma, noise[1])
+        metrics["critic_loss"] = self._critic_loss(critics, batch, target)
+        self.critics.minimise(metrics["critic_loss"])
+
+        metrics["actor_loss"] = self._actor_loss(critics, batch.obs, actions, log_prob, alpha)
+        self.actor.minimise(metrics["actor_loss"])
+
+        if (self._n_updates + 1) % cfg.target_update_interval == 0:
+            self.critics.follow(cfg.tau)
+        return metrics | {"ent_coef": alpha}

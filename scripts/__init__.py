@@ -1,0 +1,1 @@
+"""The command line: ``headway train``, ``evaluate``, ``benchmark``, ``agents``, ``envs``."""

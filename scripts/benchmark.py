@@ -1,0 +1,209 @@
+"""``headway benchmark``: timings side by side with a peer, in one process, in turn, so that a slow minute hits both.
+
+``speed``: gradient updates per second and environment steps per second of a whole ``learn()``, ours against
+Stable-Baselines3's, each at its own best number of threads.
+"""
+
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import stable_baselines3
+import torch
+import tyro
+from stable_baselines3.common.logger import Logger
+
+from .. import agents
+from ..agents.core.files import versions
+from ..agents.core.off_policy import OffPolicyAgent
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """Updates/s and steps/s of SAC and TD3, ours against Stable-Baselines3's, in turn: A B A B …"""
+
+    agents: tuple[str, ...] = ("sac", "td3")
+    """Which agents to time."""
+
+    env: str = "HalfCheetah-v5"
+    """Environment that gives the data, and is stepped by learn()."""
+
+    rounds: int = 7
+    """Rounds per thread count; medians over rounds are compared. Range: [1, inf)."""
+
+    updates: int = 150
+    """Gradient updates per round and side, batch 256, two hidden layers of 256. Range: [1, inf)."""
+
+    steps: int = 300
+    """Environment steps, with one update each, of a whole learn() per round and side. Range: [1, inf)."""
+
+    threads: tuple[int, ...] = ()
+    """Thread counts to try for each side; by default 1 and the number of cores."""
+
+    compile: str = "off"
+    """Our compile switch: off, default, reduce-overhead or max-autotune."""
+
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    json: Path | None = None
+    """Also write every measurement to this file."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "updates", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for name in self.agents:
+            if name not in PEERS:
+                raise ValueError(
+                    f"--agents {name}: Stable-Baselines3 has no peer to time; choose from {', '.join(PEERS)}"
+                )
+
+
+PEERS: dict[str, Any] = {"sac": stable_baselines3.SAC, "td3": stable_baselines3.TD3}
+WARM_UP = 1_000
+"""Environment steps that fill the stores before anything is timed."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity of one side at one thread count.
+
+    :param agent: "sac" or "td3"
+    :param quantity: "updates/s" or "learn steps/s"
+    :param side: "headway" or "sb3"
+    :param threads: torch threads
+    :param rates: one per round
+    """
+
+    agent: str
+    quantity: str
+    side: str
+    threads: int
+    rates: list[float]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.rates)
+
+
+class _Side:
+    """One implementation, warmed up and ready to be timed."""
+
+    def __init__(self, model: Any, update: Callable[[int], Any]) -> None:
+        self.model, self._update = model, update
+        model.set_logger(Logger(None, []))
+        model.learn(WARM_UP)
+
+    def updates(self, count: int) -> float:
+        """:return: updates per second."""
+        return self._rate(lambda: self._update(count), count)
+
+    def learning(self, steps: int) -> float:
+        """:return: environment steps per second of ``learn``, with one update each."""
+        return self._rate(lambda: self.model.learn(steps, log_interval=None, reset_num_timesteps=False), steps)
+
+    def _rate(self, work: Callable[[], Any], count: int) -> float:
+        start = time.perf_counter()
+        work()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return count / (time.perf_counter() - start)
+
+
+def _sides(name: str, options: SpeedOptions) -> dict[str, _Side]:
+    ours: OffPolicyAgent[Any] = agents.AGENTS[name.upper()](  # type: ignore[assignment]
+        "MlpPolicy", options.env, seed=0, device=options.device, buffer_size=100_000, compile=options.compile
+    )
+
+    def update(count: int) -> None:
+        ours._pending_updates = count
+        ours._train()
+
+    peer = PEERS[name]("MlpPolicy", options.env, seed=0, device=options.device, buffer_size=100_000)
+    return {"headway": _Side(ours, update), "sb3": _Side(peer, lambda count: peer.train(count, peer.batch_size))}
+
+
+def measure(name: str, options: SpeedOptions) -> list[Measurement]:
+    """Time one agent on both sides, at every thread count, in turn.
+
+    :param name: "sac" or "td3"
+    :param options: how much to time
+    :return: every measurement
+    """
+    sides = _sides(name, options)
+    counts = options.threads or tuple(sorted({1, torch.get_num_threads()}))
+    found = {
+        (quantity, side, threads): Measurement(name, quantity, side, threads, [])
+        for quantity in ("updates/s", "learn steps/s")
+        for threads in counts
+        for side in sides
+    }
+    for _ in range(options.rounds):
+        for (quantity, side, threads), measurement in found.items():
+            torch.set_num_threads(threads)
+            timed = sides[side]
+            rate = timed.updates(options.updates) if quantity == "updates/s" else timed.learning(options.steps)
+            measurement.rates.append(rate)
+    return list(found.values())
+
+
+def speed(options: SpeedOptions) -> list[Measurement]:
+    """Run ``headway benchmark speed``.
+
+    :param options: its arguments
+    :return: every measurement, as printed and written
+    """
+    cores = torch.get_num_threads()
+    measurements = []
+    for name in options.agents:
+        with contextlib.redirect_stdout(sys.stderr):
+            measurements += measure(name, options)
+    torch.set_num_threads(cores)
+    print(f"{options.env}, batch 256, networks 256x256, {options.rounds} rounds A B A B, device {options.device}")
+    print("medians over rounds [least, greatest], each side at its best thread count (t)\n")
+    print(f"{'agent':<6} {'quantity':<14} {'headway':>26} {'sb3':>26} {'ratio':>6}")
+    for name in options.agents:
+        for quantity in ("updates/s", "learn steps/s"):
+            best = [
+                max(
+                    (m for m in measurements if (m.agent, m.quantity, m.side) == (name, quantity, side)),
+                    key=lambda m: m.median,
+                )
+                for side in ("headway", "sb3")
+            ]
+            cells = [f"{b.median:.0f} [{min(b.rates):.0f}, {max(b.rates):.0f}] {b.threads}t" for b in best]
+            print(f"{name:<6} {quantity:<14} {cells[0]:>26} {cells[1]:>26} {best[0].median / best[1].median:>6.2f}")
+    if options.json is not None:
+        content = {
+            "command": sys.argv,
+            "machine": {"processor": platform.processor(), "cores": cores},
+            "versions": versions(),
+            "measurements": [asdict(m) | {"median": m.median} for m in measurements],
+        }
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    return measurements
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``headway benchmark``.
+
+    :param arguments: the command line after "benchmark"
+    :return: exit code
+    :raises ValueError: an unknown benchmark
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: headway benchmark speed [--flags]\n\n" + (SpeedOptions.__doc__ or ""))
+        return 0
+    if arguments[0] != "speed":
+        raise ValueError(f"there is no benchmark {arguments[0]!r}: known: speed")
+    speed(tyro.cli(SpeedOptions, args=list(arguments[1:]), prog="headway benchmark speed"))
+    return 0

@@ -1,0 +1,106 @@
+"""The console command ``headway``."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+USAGE = """\
+headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium interfaces
+
+  headway train AGENT --env ID [--flags]     train; --help lists every flag with default, range and unit
+  headway train --resume RUN                 go on with an interrupted run
+  headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV
+  headway benchmark speed [--flags]          updates/s and steps/s, side by side with Stable-Baselines3
+  headway agents                             what can be trained
+  headway envs [TEXT]                        registered environments, those containing TEXT
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    :param arguments: the command line without the program's name; that of the process by default
+    :return: exit code
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    # A mistake of the user's ends in one line that says what to do; HEADWAY_TRACEBACK=1 shows where it was noticed.
+    try:
+        return _dispatch(arguments[0], arguments[1:])
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        if os.environ.get("HEADWAY_TRACEBACK"):
+            raise
+        print(f"headway: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    if command == "train":
+        return _train(rest)
+    if command == "evaluate":
+        return _evaluate(rest)
+    if command == "benchmark":
+        from .benchmark import main as benchmark
+
+        return benchmark(rest)
+    if command == "agents":
+        return _agents()
+    if command == "envs":
+        return _envs(rest)
+    from ..agents.core.config import nearest
+
+    raise ValueError(f"there is no command {command!r}: {nearest(command, COMMANDS)}")
+
+
+COMMANDS = ("train", "evaluate", "benchmark", "agents", "envs")
+
+
+def _train(rest: list[str]) -> int:
+    from .options import parse_train
+    from .train import train
+
+    if rest[:1] in (["-h"], ["--help"]):
+        print(
+            "usage: headway train AGENT --env ID [--flags]\n\n`headway train AGENT --help` lists the flags. Agents:\n"
+        )
+        return _agents()
+    name, arguments = ("", rest) if not rest or rest[0].startswith("-") else (rest[0], rest[1:])
+    if not name and "--resume" not in rest:
+        raise ValueError("which agent? headway train AGENT --env ID (`headway agents` lists them)")
+    return train(parse_train(name, arguments))
+
+
+def _evaluate(rest: list[str]) -> int:
+    import tyro
+
+    from .evaluate import EvaluateOptions, evaluate
+
+    evaluate(tyro.cli(EvaluateOptions, args=rest, prog="headway evaluate"))
+    return 0
+
+
+def _agents() -> int:
+    from ..agents import AGENTS
+
+    for name, agent in sorted(AGENTS.items()):
+        print(f"  {name.lower():<8} {(agent.__doc__ or '').splitlines()[0]}")
+    return 0
+
+
+def _envs(rest: list[str]) -> int:
+    import gymnasium
+
+    from .. import envs  # noqa: F401  (registers Headway's own)
+
+    text = rest[0].lower() if rest else ""
+    ids = sorted(env_id for env_id in gymnasium.registry if text in env_id.lower())
+    print("\n".join(ids) or f"no environment id contains {text!r}")
+    return 0 if ids else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""``headway evaluate``: how good a saved policy is."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import imageio
+import numpy as np
+import tyro
+from gymnasium import Env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from .. import agents
+from ..agents import ActorCriticAgent
+from ..agents.core.archive import list_checkpoints, read_archive, unpack
+from ..agents.core.normalization import load_normalizer_state
+from ..envs import make
+from .statistics import Summary, summarise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Evaluate a saved policy: mean, standard deviation, IQM with its 95 % bootstrap interval, episode length."""
+
+    path: tyro.conf.Positional[Path]
+    """A saved policy, or a run folder (its best policy, or else its final one)."""
+
+    episodes: int = 20
+    """Episodes to run. Range: [1, inf)."""
+
+    env: str | None = None
+    """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in."""
+
+    seed: int = 10_000
+    """Seed of the episodes; episode rows use seed, seed + 1, …"""
+
+    stochastic: bool = False
+    """Sample actions instead of taking the policy's mode."""
+
+    n_envs: int = 8
+    """Environments stepped together. Range: [1, inf)."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0, …"""
+
+    video: Path | None = None
+    """Record the first episode to this file (.mp4 or .gif)."""
+
+    csv: Path | None = None
+    """Write one line per episode to this file."""
+
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace files that exist."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "n_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for file in (self.video, self.csv):
+            if file is not None and file.exists() and not self.overwrite:
+                raise FileExistsError(f"{file} exists: choose another name or pass --overwrite")
+        if self.video is not None and self.video.suffix not in (".mp4", ".gif"):
+            raise ValueError(f"--video must end in .mp4 or .gif, got {self.video.name}")
+
+
+def evaluation_env(env_id: str, n_envs: int, render: bool = False) -> DummyVecEnv:
+    """Build environments for evaluation.
+
+    :param env_id: ``Id-v0`` or ``module:Id-v0``
+    :param n_envs: how many
+    :param render: to frames
+    :return: monitored environments
+    """
+
+    def build() -> Env[Any, Any]:
+        return Monitor(make(env_id, render_mode="rgb_array" if render else None))
+
+    return DummyVecEnv([build for _ in range(n_envs)])
+
+
+def run_episodes(
+    agent: ActorCriticAgent[Any], env: VecEnv, episodes: int, seed: int, deterministic: bool = True
+) -> tuple[list[float], list[int]]:
+    """Run episodes from seeded starts.
+
+    :param agent: the agent
+    :param env: monitored environments; reseeded, so that equal policies get equal episodes
+    :param episodes: how many
+    :param seed: of the first row
+    :param deterministic: the mode of the policy instead of samples
+    :return: returns and lengths
+    """
+    env.seed(seed)
+    returns, lengths = evaluate_policy(
+        agent, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True
+    )
+    assert isinstance(returns, list)
+    assert isinstance(lengths, list)
+    return returns, lengths
+
+
+def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: int, deterministic: bool = True) -> int:
+    """Record one episode.
+
+    :param agent: the agent
+    :param env: one environment that renders to arrays
+    :param path: .mp4 or .gif
+    :param seed: of the episode
+    :param deterministic: the mode of the policy instead of samples
+    :return: number of frames
+    """
+    env.seed(seed)
+    obs, done, frames = env.reset(), False, []
+    while not done:
+        frames.append(np.asarray(env.get_images()[0]))
+        actions, _ = agent.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
+        obs, _, dones, _ = env.step(actions)
+        done = bool(dones[0])
+    fps = env.get_attr("metadata")[0].get("render_fps", 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    if path.suffix == ".gif":
+        imageio.mimsave(temporary, frames, duration=1000 / fps, loop=0)  # type: ignore[arg-type]
+    else:
+        imageio.mimsave(temporary, frames, fps=fps, macro_block_size=1)  # type: ignore[arg-type]
+    temporary.replace(path)
+    return len(frames)
+
+
+def policy_file(path: Path) -> Path:
+    """The policy meant by a file or a run folder.
+
+    :param path: file, with or without ".zip", or run folder
+    :return: the file
+    :raises FileNotFoundError: there is none
+    """
+    if path.is_dir():
+        candidates = [path / "best.zip", path / "final.zip", *list_checkpoints(path / "checkpoints")]
+        for candidate in candidates:
+            if candidate.exists():
+                return candidate
+        raise FileNotFoundError(f"{path} holds no best.zip, final.zip or checkpoint yet")
+    if not path.exists() and not (path := path.with_name(f"{path.name}.zip")).exists():
+        raise FileNotFoundError(f"there is no policy at {path.with_suffix('')} or {path}")
+    return path
+
+
+def normalised(env: VecEnv, path: Path) -> VecEnv:
+    """Put the observation statistics that a policy was trained with around an environment, if it was with any.
+
+    :param env: the environment
+    :param path: the policy's file
+    :return: the environment, wrapped and frozen where needed
+    """
+    archive = read_archive(path)
+    state = archive.manifest.get("normalizer")
+    if state is None:
+        return env
+    wrapped = VecNormalize(env, training=False)
+    load_normalizer_state(wrapped, unpack(state, archive.members["normalizer"]))
+    wrapped.norm_reward = False
+    return wrapped
+
+
+def evaluate(options: EvaluateOptions) -> Summary:
+    """Run ``headway evaluate``.
+
+    :param options: its arguments
+    :return: what was printed
+    """
+    path = policy_file(options.path)
+    agent = agents.load(path, device=options.device)
+    env_id = options.env or agent.env_id
+    if env_id is None:
+        raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
+    deterministic = not options.stochastic
+    env = normalised(evaluation_env(env_id, min(options.n_envs, options.episodes)), path)
+    agent.attach_env(env)
+    print(f"{path}: {type(agent).__name__} after {agent.num_timesteps:,} steps, in {env_id}")
+    returns, lengths = run_episodes(agent, env, options.episodes, options.seed, deterministic)
+    env.close()
+    summary = summarise(returns, lengths)
+    print(summary)
+    if options.csv is not None:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        with options.csv.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["episode", "return", "length"])
+            writer.writerows(zip(range(len(returns)), returns, lengths, strict=True))
+        print(f"episodes written to {options.csv}")
+    if options.video is not None:
+        filmed = normalised(evaluation_env(env_id, 1, render=True), path)
+        frames = record_video(agent, filmed, options.video, options.seed, deterministic)
+        filmed.close()
+        print(f"{frames} frames written to {options.video}")
+    return summary

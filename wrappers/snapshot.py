@@ -1,0 +1,671 @@
+"""Bit-exact saving and restoring of environments, however they are wrapped and vectorised.
+
+:func:`capture` walks over an environment's attributes and returns everything that changes as plain data, which needs no
+pickle to be written to a file; :func:`restore` writes such data into an environment that was built the same way. The
+restored environment goes on exactly as the saved one would have: same observations, rewards and episodes, bit for bit.
+
+What is walked: ``__dict__`` and ``__slots__`` of Python objects, containers, arrays, tensors, random generators,
+MuJoCo's ``MjData``, the workers of ``SubprocVecEnv`` and ``AsyncVectorEnv``. A class with ``state()`` and
+``load_state(state)`` is asked instead. Whatever keeps its state out of Python's sight (a lock, a socket, an iterator, a
+C++ simulator) is refused with its path.
+
+What is left alone, because it is not state or is made again with the environment:
+
+- code: functions, methods, modules, classes, specs, compiled patterns; what a closure remembers is out of reach;
+- Gymnasium spaces, so the generator behind ``space.sample()`` is not saved: draw warm-up actions from one of your own;
+- ``MjModel`` and views into MuJoCo's memory: an environment that edits its model must save the edits itself;
+- renderers, windows, loggers, and files that are only written to;
+- class attributes, and the process-wide generators (``numpy.random.seed``, ``random.seed``, ``torch.manual_seed``).
+
+Episode statistics that hold durations read the clock, and are the one thing that differs after a restore.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pathlib
+import random
+import struct
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from enum import Enum, Flag
+from typing import Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+import gymnasium as gym
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+import torch
+from gymnasium.core import ActType, ObsType
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import EzPickle, RecordConstructorArgs
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector.async_vector_env import AsyncState
+from numpy.random import MT19937, PCG64, PCG64DXSM, SFC64, Generator, Philox, RandomState, SeedSequence
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from torch import Tensor
+
+T = TypeVar("T")
+State: TypeAlias = dict[str, Any]
+"""None, bool, int, float, str, bytes, NumPy scalars, arrays of numbers or booleans, tensors, and lists, tuples and
+str-keyed dicts of those. Each dict is a node of the walk and has a ``kind``; everything else stands for itself.
+"""
+
+
+class StateNotSavable(ValueError):
+    """Part of an environment keeps its state where it cannot be read; the message says which part, and what to do."""
+
+
+_INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
+_LEAVES = frozenset({types.NoneType, bool, int, float, str, bytes})
+_NUMERIC = "biufc"  # kinds of NumPy dtype
+_MISSING = object()
+_BIT_GENERATORS = {cls.__name__: cls for cls in (MT19937, PCG64, PCG64DXSM, Philox, SFC64)}
+_CONTAINERS = {cls.__qualname__: cls for cls in (list, tuple, dict, set, frozenset, deque, OrderedDict, torch.Size)}
+_BY_ARGUMENTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    complex: lambda value: (value.real, value.imag),
+    range: lambda value: (value.start, value.stop, value.step),
+    slice: lambda value: (value.start, value.stop, value.step),
+    pathlib.PosixPath: lambda value: (str(value),),
+    pathlib.WindowsPath: lambda value: (str(value),),
+}
+_VALUES = (Enum, tuple, frozenset, np.generic, *_BY_ARGUMENTS)  # immutable: equal is as good as identical
+_ONLY_IN_PLACE = frozenset({"object", "protocol", "workers", "mujoco"})  # kinds that are never made, only written into
+
+_NOT_STATE_TYPES = (
+    *(type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType),
+    *(functools.partial, functools._lru_cache_wrapper, np.ufunc, np.dtype, torch.dtype, torch.device),
+    *(gym.Space, EnvSpec),
+)
+# By name, so that optional packages need not be imported. Drawing and logging follow the simulation and never steer it;
+# what games keep their state in (pygame's Rect, Vector2 and Sprite) is not in this list.
+_NOT_STATE_NAMES = (
+    *("gymnasium.envs.mujoco.mujoco_rendering.", "mujoco.renderer.", "mujoco.rendering.", "mujoco.viewer."),
+    *("mujoco._render.", "mujoco._structs.Mjv", "glfw.", "OpenGL.", "matplotlib.", "tkinter.", "moviepy."),
+    *("pygame.surface.Surface", "pygame.time.Clock", "pygame.font.", "pygame.mixer."),
+    *("mujoco._structs.MjModel", "mujoco._structs.MjOption", "mujoco._specs."),  # constant
+    "mujoco._structs._Mj",  # views, such as data.body("torso")
+    *("logging.", "stable_baselines3.common.logger.", "stable_baselines3.common.monitor.ResultsWriter"),
+    *("torch.utils.tensorboard.", "typing.", "re.Pattern", "numba."),
+)
+# Python objects around something of the operating system's: copying their attributes would hijack a file descriptor.
+_OUTSIDE = frozenset({"multiprocessing", "subprocess", "threading", "socket", "asyncio", "concurrent", "ctypes", "ray"})
+_NOT_STATE_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
+    (VecEnvWrapper, frozenset({"class_attributes"})),
+    (DummyVecEnv, frozenset({"actions"})),  # the caller's array, read only between step_async and step_wait
+    (SubprocVecEnv, frozenset({"remotes", "work_remotes", "processes"})),
+    (AsyncVectorEnv, frozenset({"parent_pipes", "processes", "error_queue"})),
+    (RecordConstructorArgs, frozenset({"_saved_kwargs"})),
+    (EzPickle, frozenset({"_ezpickle_args", "_ezpickle_kwargs"})),
+)
+
+
+def _name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _refuse(path: str, value: object, why: str) -> NoReturn:
+    remedy = "give its class state() and load_state(state), or keep it out of the environment's attributes"
+    raise StateNotSavable(f"{path} is a {_name(value)}, {why}; {remedy}")
+
+
+def _mismatch(path: str, saved: str, live: object) -> NoReturn:
+    found = "nothing" if live is _MISSING else f"a {_name(live)}"
+    remedy = "build the environment as the saved one was, and reset() it first if it makes its parts only then"
+    raise ValueError(f"{path} was saved from a {saved}, but there is {found} to write into; {remedy}")
+
+
+def _is_leaf(value: object) -> bool:
+    return type(value) in _LEAVES or (isinstance(value, np.generic) and value.dtype.kind in _NUMERIC)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or (type(value) is np.ndarray and value.dtype.kind in _NUMERIC)
+
+
+def _per_class(function: Callable[[type], T]) -> Callable[[type], T]:
+    return functools.lru_cache(maxsize=4096)(function)
+
+
+@_per_class
+def _is_not_state_type(cls: type) -> bool:
+    return issubclass(cls, _NOT_STATE_TYPES) or f"{cls.__module__}.{cls.__qualname__}".startswith(_NOT_STATE_NAMES)
+
+
+def _is_not_state(value: object) -> bool:
+    if isinstance(value, io.IOBase):  # a file that is read has a position, which is state: not skipped, hence refused
+        return value.closed or not value.readable()
+    return _is_not_state_type(type(value))
+
+
+def _has_protocol(value: object) -> bool:
+    # On the class: SB3's wrappers pass their inner environment's methods off as theirs, and CartPole's `state` is data.
+    return all(callable(getattr(type(value), name, None)) for name in ("state", "load_state"))
+
+
+def _plain_copy(value: Any, path: str) -> Any:
+    """Deep copy of plain data; anything else is refused."""
+    if _is_leaf(value):
+        return value
+    if _is_array(value):
+        return value.detach().clone() if isinstance(value, Tensor) else value.copy(order="K")
+    if type(value) in (list, tuple):
+        return type(value)(_plain_copy(item, f"{path}[{i}]") for i, item in enumerate(value))
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {key: _plain_copy(item, f"{path}[{key!r}]") for key, item in value.items()}
+    _refuse(path, value, "which is not plain data")
+
+
+def _same_bits(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor):
+        one, two = (x.detach().cpu().reshape(-1).view(torch.uint8).numpy() for x in (one, two))
+    return bool(one.tobytes() == two.tobytes())
+
+
+def _find_class(node: State, live: object, base: type) -> type | None:
+    """The class that a node names: the live object's, else one already imported. Nothing is imported or called."""
+    cls: Any = type(live)
+    if cls.__qualname__ != node["type"]:
+        cls = sys.modules.get(node["module"])
+        for name in node["type"].split("."):
+            cls = getattr(cls, name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, base) else None
+
+
+@_per_class
+def _slots(cls: type) -> tuple[tuple[str, Any], ...]:
+    """Name and descriptor of each slot, base classes first."""
+    bases = [vars(base).items() for base in reversed(cls.__mro__) if "__slots__" in vars(base)]
+    return tuple(item for base in bases for item in base if isinstance(item[1], types.MemberDescriptorType))
+
+
+@_per_class
+def _is_python(cls: type) -> bool:
+    """Whether instances have room for nothing but slots, ``__dict__`` and weak references: pickle's own rule."""
+    words = len(_slots(cls)) + (cls.__dictoffset__ > 0) + (cls.__weakrefoffset__ > 0)
+    fits = cls.__itemsize__ == 0 and cls.__basicsize__ == object.__basicsize__ + words * struct.calcsize("P")
+    return fits and cls.__module__.partition(".")[0] not in _OUTSIDE
+
+
+@_per_class
+def _ignored(cls: type) -> frozenset[str]:
+    return frozenset[str]().union(*(names for owner, names in _NOT_STATE_ATTRIBUTES if issubclass(cls, owner)))
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    """Attributes in ``__slots__`` and ``__dict__``, without those that are known not to be state."""
+    found: dict[str, Any] = {}
+    for name, slot in _slots(type(value)):
+        with suppress(AttributeError):  # a slot that was never filled
+            found[name] = slot.__get__(value)
+    found.update(getattr(value, "__dict__", {}))
+    return {name: item for name, item in found.items() if name not in _ignored(type(value))}
+
+
+class _Stream(NamedTuple):
+    """How one library's random generators are made from their source (bit generator or device), read and written."""
+
+    cls: type
+    source: Callable[[Any], str]
+    make: Callable[[str], Any]
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object]
+
+
+def _read_generator(generator: Any) -> State:
+    # What the seed sequence has spawned belongs to the stream: it decides what Generator.spawn() returns next.
+    bits, seeds = generator.bit_generator.__getstate__()
+    return {"bits": bits, "seeds": seeds.state if type(seeds) is SeedSequence else None}
+
+
+def _write_generator(generator: Any, state: State) -> None:
+    seeds = None if state["seeds"] is None else SeedSequence(**state["seeds"])
+    generator.bit_generator.__setstate__((state["bits"], seeds))
+
+
+_STREAMS = {
+    "numpy": _Stream(
+        Generator,
+        lambda generator: type(generator.bit_generator).__name__,
+        lambda bits: Generator(_BIT_GENERATORS[bits]()),
+        _read_generator,
+        _write_generator,
+    ),
+    "numpy_legacy": _Stream(
+        RandomState,
+        lambda generator: str(generator.get_state(legacy=False)["bit_generator"]),
+        lambda bits: RandomState(_BIT_GENERATORS[bits]()),
+        lambda generator: generator.get_state(legacy=False),
+        RandomState.set_state,
+    ),
+    "python": _Stream(
+        random.Random, lambda _: "MT19937", lambda _: random.Random(), random.Random.getstate, random.Random.setstate
+    ),
+    "torch": _Stream(
+        torch.Generator,
+        lambda generator: str(generator.device),
+        torch.Generator,
+        torch.Generator.get_state,
+        torch.Generator.set_state,
+    ),
+}
+
+_fixed_arrays: WeakKeyDictionary[mujoco.MjModel, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def _mujoco_arrays(data: mujoco.MjData) -> tuple[str, ...]:
+    """Names of the arrays whose size the model fixes.
+
+    Contacts and constraint rows (``contact``, ``efc_*``) live in an arena that starts empty, and are left out: they are
+    rebuilt at the next step. ``plugin_data`` holds pointers, which mean nothing elsewhere.
+    """
+    names = _fixed_arrays.get(data.model)
+    if names is None:
+        fresh = mujoco.MjData(data.model)
+        arrays = {name: getattr(fresh, name) for name in dir(fresh) if not name.startswith("_")}
+        names = tuple(
+            n for n, a in arrays.items() if _is_array(a) and a.size and a.flags.writeable and n != "plugin_data"
+        )
+        _fixed_arrays[data.model] = names
+    return names
+
+
+def _check_workers(venv: Any, path: str) -> None:
+    busy = venv._state is not AsyncState.DEFAULT if isinstance(venv, AsyncVectorEnv) else venv.waiting
+    if busy:
+        raise StateNotSavable(f"{path} is in the middle of a step; wait for its result first")
+    if isinstance(venv, AsyncVectorEnv) and venv.autoreset_mode is not AutoresetMode.SAME_STEP:
+        remedy = "build it with autoreset_mode=AutoresetMode.SAME_STEP"
+        raise StateNotSavable(f"{path}: its workers remember which episodes ended where nothing can reach it; {remedy}")
+
+
+def _ask_workers(venv: Any, path: str, method: str) -> list[Any]:
+    try:
+        return list(venv.env_method(method) if isinstance(venv, SubprocVecEnv) else venv.call(method))
+    except (EOFError, OSError) as error:  # SB3's worker ends with its environment's exception
+        raise StateNotSavable(f"{path}: a worker ended in {method}(); its error output says why") from error
+
+
+def _tell_workers(venv: Any, path: str, states: list[Any]) -> None:
+    try:
+        if isinstance(venv, SubprocVecEnv):
+            for i, state in enumerate(states):
+                venv.env_method("load_state", state, indices=i)
+        else:  # call() sends the same arguments to everyone, so this is its own protocol with one state for each
+            for pipe, state in zip(venv.parent_pipes, states, strict=True):
+                pipe.send(("_call", ("load_state", (state,), {})))
+            venv._state = AsyncState.WAITING_CALL
+            venv.call_wait()
+    except (EOFError, OSError) as error:
+        raise ValueError(f"{path}: a worker ended in load_state(); its error output says why") from error
+
+
+class _Saver:
+    """Turns objects into nodes: leaves and arrays are themselves, all else is a dict with its ``kind``."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[str, object]] = {}  # by id; the object is held so that its id is not given away
+
+    def save(self, value: Any, path: str) -> Any:
+        """Node for ``value``; a second way to the same mutable object becomes a reference to the first."""
+        if _is_leaf(value):
+            return value
+        if _is_not_state(value):
+            return {"kind": "skipped"}
+        if not isinstance(value, _VALUES):
+            if id(value) in self._seen:
+                return {"kind": "shared", "path": self._seen[id(value)][0]}
+            self._seen[id(value)] = path, value
+        if _is_array(value):
+            return _plain_copy(value, path)
+        if _has_protocol(value):
+            state = _plain_copy(value.state(), f"{path}.state()")
+            return {"kind": "protocol", "type": type(value).__qualname__, "state": state}
+        save = next((save for types_, save in self._SAVERS if isinstance(value, types_)), _Saver._save_object)
+        return save(self, value, path)
+
+    def _save_items(self, items: Iterable[Any], path: str) -> list[Any]:
+        return [v if type(v) in _LEAVES else self.save(v, f"{path}[{i}]") for i, v in enumerate(items)]
+
+    def _save_key(self, key: Any, path: str) -> Any:
+        if isinstance(key, (tuple, frozenset)):
+            for part in key:
+                self._save_key(part, path)
+        elif not _is_leaf(key) and not isinstance(key, Enum):
+            _refuse(f"a key in {path}", key, "which another process could not find again")
+        return self.save(key, path)
+
+    def _save_object(self, value: Any, path: str) -> State:
+        if not _is_python(type(value)):
+            _refuse(path, value, "whose state is out of Python's sight")
+        parts = {name: self.save(part, f"{path}.{name}") for name, part in _attributes(value).items()}
+        return {"kind": "object", "type": type(value).__qualname__, "attributes": parts}
+
+    def _save_workers(self, value: Any, path: str) -> State:
+        _check_workers(value, path)
+        # The names of the outermost wrapper: what a wrapper around a Snapshot holds would be lost without a word.
+        if not all({"state", "load_state"} <= set(names) for names in _ask_workers(value, path, "__dir__")):
+            remedy = "wrap each environment in headway.wrappers.Snapshot, as the outermost wrapper"
+            raise StateNotSavable(f"{path} is a {_name(value)}, whose environments live in other processes; {remedy}")
+        states = _plain_copy(_ask_workers(value, path, "state"), path)
+        return {**self._save_object(value, path), "kind": "workers", "states": states}
+
+    def _save_container(self, value: Any, path: str) -> State:
+        cls = type(value)
+        if getattr(value, "__dict__", None) or _slots(cls):
+            _refuse(path, value, "a container with attributes of its own")
+        if isinstance(value, tuple) and cls.__qualname__ not in _CONTAINERS and not hasattr(cls, "_make"):
+            _refuse(path, value, "a tuple that only its own class can make")
+        node: State = {"module": cls.__module__, "type": cls.__qualname__}
+        if isinstance(value, dict):
+            pairs = [[self._save_key(k, path), self.save(v, f"{path}[{k!r}]")] for k, v in value.items()]
+            return {"kind": "dict", **node, "items": pairs}
+        if isinstance(value, (set, frozenset)):
+            return {"kind": "set", **node, "items": [self._save_key(item, path) for item in value]}
+        if isinstance(value, deque):
+            node["maxlen"] = value.maxlen
+        return {"kind": "tuple" if isinstance(value, tuple) else "list", **node, "items": self._save_items(value, path)}
+
+    def _save_object_array(self, value: Any, path: str) -> State:
+        if value.dtype.kind not in "OUS" or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
+            _refuse(path, value, f"of dtype {value.dtype}, not a plain array of numbers, text or objects")
+        array = np.asarray(value)
+        node = {"kind": "array", "dtype": array.dtype.str, "shape": list(array.shape), "scalar": array is not value}
+        return {**node, "items": self._save_items(array.ravel().tolist(), path)}
+
+    def _save_enum(self, value: Enum, path: str) -> State:
+        member = value.value if isinstance(value, Flag) else value.name
+        return {"kind": "enum", "module": type(value).__module__, "type": type(value).__qualname__, "member": member}
+
+    def _save_by_arguments(self, value: Any, path: str) -> State:
+        arguments = self._save_items(_BY_ARGUMENTS[type(value)](value), path)
+        return {"kind": "arguments", "type": type(value).__qualname__, "items": arguments}
+
+    def _save_stream(self, value: Any, path: str) -> State:
+        library = next((name for name, stream in _STREAMS.items() if type(value) is stream.cls), None)
+        if library is None:  # a subclass, refused there
+            return self._save_object(value, path)
+        stream = _STREAMS[library]
+        source = stream.source(value)
+        if library.startswith("numpy") and source not in _BIT_GENERATORS:
+            _refuse(path, value, f"which draws from an unknown {source}")
+        return {"kind": "stream", "library": library, "source": source, "state": _plain_copy(stream.read(value), path)}
+
+    def _save_mujoco(self, value: mujoco.MjData, path: str) -> State:
+        if value.model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+            _refuse(path, value, "whose model lets bodies sleep on contacts that cannot be restored")
+        vector = np.empty(mujoco.mj_stateSize(value.model, _INTEGRATION))
+        mujoco.mj_getState(value.model, value, vector, _INTEGRATION)
+        derived = {name: getattr(value, name).copy() for name in _mujoco_arrays(value)}
+        return {"kind": "mujoco", "integration": vector, "derived": derived}
+
+    _SAVERS: ClassVar[tuple[tuple[type | tuple[type, ...], Callable[..., State]], ...]] = (
+        (Enum, _save_enum),
+        ((list, tuple, dict, set, frozenset, deque), _save_container),
+        ((np.ndarray, np.generic), _save_object_array),
+        (tuple(_BY_ARGUMENTS), _save_by_arguments),
+        (tuple(stream.cls for stream in _STREAMS.values()), _save_stream),
+        (mujoco.MjData, _save_mujoco),
+        ((SubprocVecEnv, AsyncVectorEnv), _save_workers),
+    )
+
+
+class _Loader:
+    """Writes nodes into live objects, and makes plain data anew where nothing fits to be written into."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, Any] = {}  # by path, for shared objects
+        self._claimed: dict[int, Any] = {}  # by id: written into for one node, so not for another
+        self._written: list[tuple[str, Any, Any]] = []
+
+    def load(self, node: Any, live: Any, path: str) -> Any:
+        """What ``node`` stands for: ``live`` where that can be written into; ``_MISSING`` if skipped and not there."""
+        if node is None and _is_not_state(live):  # a renderer, say, opened after the capture
+            return live
+        if _is_array(node):
+            return self._load_array(node, live, path)
+        if not isinstance(node, dict):
+            return node
+        load = self._LOADERS.get(node.get("kind", ""))
+        if load is None:
+            raise ValueError(f"{path}: a state of kind {node.get('kind')!r} is not known here")
+        return load(self, node, live, path)
+
+    def check(self) -> None:
+        """Refuse arrays that were written over through another array on the same memory."""
+        for path, live, node in self._written:
+            if not _same_bits(live, node):
+                raise ValueError(f"{path} shares memory with another array here, but did not when it was saved")
+
+    def _claim(self, path: str, live: Any, fits: bool, make: Callable[[], Any]) -> Any:
+        target = live if fits and id(live) not in self._claimed else make()
+        self._claimed[id(target)] = self._done[path] = target
+        return target
+
+    def _claim_object(self, path: str, live: Any, name: str) -> Any:
+        return self._claim(path, live, type(live).__qualname__ == name, lambda: _mismatch(path, name, live))
+
+    def _claim_container(self, node: State, live: Any, path: str) -> Any:
+        def make() -> Any:
+            if node["type"] not in _CONTAINERS:
+                _mismatch(path, node["type"], live)
+            return deque(maxlen=node["maxlen"]) if "maxlen" in node else _CONTAINERS[node["type"]]()
+
+        fits = type(live).__qualname__ == node["type"] and getattr(live, "maxlen", None) == node.get("maxlen")
+        return self._claim(path, live, fits, make)
+
+    def _load_part(self, node: Any, live: Any, path: str) -> Any:
+        value = self.load(node, live, path)
+        if value is _MISSING:
+            _mismatch(path, "part that is not state", live)
+        return value
+
+    def _load_items(self, nodes: list[Any], old: list[Any], path: str) -> list[Any]:
+        if len(old) != len(nodes) and any(isinstance(node, dict) and node["kind"] in _ONLY_IN_PLACE for node in nodes):
+            raise ValueError(f"{path} was saved with {len(nodes)} elements, but there are {len(old)} to write into")
+        old = old + [_MISSING] * (len(nodes) - len(old))
+        return [
+            self._load_part(node, item, f"{path}[{i}]") for i, (node, item) in enumerate(zip(nodes, old, strict=False))
+        ]
+
+    def _load_skipped(self, node: State, live: Any, path: str) -> Any:
+        return live
+
+    def _load_shared(self, node: State, live: Any, path: str) -> Any:
+        if node["path"] not in self._done:
+            raise ValueError(f"{path} was the same object as {node['path']}, which is not there now")
+        return self._done[node["path"]]
+
+    def _load_array(self, node: Any, live: Any, path: str) -> Any:
+        kind = Tensor if isinstance(node, Tensor) else np.ndarray
+        fits = isinstance(live, kind) and (node.shape, node.dtype) == (live.shape, live.dtype)
+        fits = fits and (kind is Tensor or live.flags.writeable)
+        target = self._claim(path, live, fits, lambda: _plain_copy(node, path))
+        if target is live:
+            self._written.append((path, live, node))
+            with torch.no_grad():
+                live.copy_(node) if kind is Tensor else np.copyto(live, node)
+        return target
+
+    def _load_object_array(self, node: State, live: Any, path: str) -> Any:
+        array = np.empty(node["shape"], node["dtype"])
+        fits = isinstance(live, np.ndarray) and (live.shape, live.dtype) == (array.shape, array.dtype)
+        target = self._claim(path, live, fits and live.flags.writeable, lambda: array)
+        items = self._load_items(node["items"], live.ravel().tolist() if fits else [], path)
+        for index, item in zip(np.ndindex(target.shape), items, strict=True):
+            target[index] = item
+        return target[()] if node["scalar"] else target
+
+    def _load_list(self, node: State, live: Any, path: str) -> Any:
+        old = list(live) if isinstance(live, (list, deque)) else []
+        target = self._claim_container(node, live, path)
+        items = self._load_items(node["items"], old, path)
+        target.clear()
+        target.extend(items)
+        return target
+
+    def _load_tuple(self, node: State, live: Any, path: str) -> Any:
+        items = self._load_items(node["items"], list(live) if isinstance(live, tuple) else [], path)
+        cls: Any = _CONTAINERS.get(node["type"]) or _find_class(node, live, tuple)
+        if cls is None:
+            _mismatch(path, node["type"], live)
+        return getattr(cls, "_make", cls)(items)
+
+    def _load_set(self, node: State, live: Any, path: str) -> Any:
+        items = [self._load_part(item, _MISSING, f"a key in {path}") for item in node["items"]]
+        if node["type"] == "frozenset":
+            return frozenset(items)
+        target = self._claim_container(node, live, path)
+        target.clear()
+        target.update(items)
+        return target
+
+    def _load_dict(self, node: State, live: Any, path: str) -> Any:
+        old = dict(live) if isinstance(live, dict) else {}
+        target = self._claim_container(node, live, path)
+        items = {}
+        for key_node, item in node["items"]:
+            key = self._load_part(key_node, _MISSING, f"a key in {path}")
+            items[key] = self._load_part(item, old.get(key, _MISSING), f"{path}[{key!r}]")
+        target.clear()
+        for key, item in items.items():
+            target[key] = item
+        return target
+
+    def _load_enum(self, node: State, live: Any, path: str) -> Any:
+        cls: Any = _find_class(node, live, Enum)
+        if cls is None:
+            _mismatch(path, node["type"], live)
+        return cls(node["member"]) if issubclass(cls, Flag) else cls[node["member"]]
+
+    def _load_by_arguments(self, node: State, live: Any, path: str) -> Any:
+        cls = next(cls for cls in _BY_ARGUMENTS if cls.__qualname__ == node["type"])
+        return cls(*self._load_items(node["items"], [], path))
+
+    def _load_stream(self, node: State, live: Any, path: str) -> Any:
+        stream = _STREAMS[node["library"]]
+        fits = type(live) is stream.cls and stream.source(live) == node["source"]
+        target = self._claim(path, live, fits, lambda: stream.make(node["source"]))
+        stream.write(target, _plain_copy(node["state"], path))
+        return target
+
+    def _load_mujoco(self, node: State, live: Any, path: str) -> Any:
+        target = self._claim_object(path, live, "MjData")
+        arrays = {name: getattr(live, name) for name in _mujoco_arrays(live)}
+        vector, derived = node["integration"], node["derived"]
+        if vector.size != mujoco.mj_stateSize(live.model, _INTEGRATION) or derived.keys() != arrays.keys():
+            raise ValueError(f"{path} was saved from another MuJoCo model, or with another version of MuJoCo")
+        for name, array in arrays.items():
+            if array.shape != derived[name].shape:
+                raise ValueError(f"{path}.{name} was saved with shape {derived[name].shape}, but has {array.shape}")
+        # No mj_forward: the derived arrays lag a sub-step behind the positions, and the solver's warm start must stay.
+        mujoco.mj_setState(live.model, live, vector, _INTEGRATION)
+        for name, array in arrays.items():
+            np.copyto(array, derived[name])
+        return target
+
+    def _load_protocol(self, node: State, live: Any, path: str) -> Any:
+        target = self._claim_object(path, live, node["type"])
+        target.load_state(_plain_copy(node["state"], path))
+        return target
+
+    def _load_object(self, node: State, live: Any, path: str) -> Any:
+        target: object = self._claim_object(path, live, node["type"])
+        slots, old, saved = dict(_slots(type(target))), _attributes(target), node["attributes"]
+        for name in old:
+            if name not in saved and not _is_not_state(old[name]):  # made after the capture, as by a first step
+                slots[name].__delete__(target) if name in slots else vars(target).pop(name)
+        for name, part in saved.items():
+            before = old.get(name, _MISSING)
+            value = self.load(part, before, f"{path}.{name}")
+            if value is not before:  # past __setattr__, which may refuse or register
+                slots[name].__set__(target, value) if name in slots else vars(target).update({name: value})
+        return target
+
+    def _load_workers(self, node: State, live: Any, path: str) -> Any:
+        target = self._load_object(node, live, path)
+        _check_workers(target, path)
+        if len(node["states"]) != target.num_envs:
+            raise ValueError(f"{path} was saved with {len(node['states'])} environments, but has {target.num_envs}")
+        _tell_workers(target, path, node["states"])
+        return target
+
+    _LOADERS: ClassVar[dict[str, Callable[..., Any]]] = {
+        "skipped": _load_skipped,
+        "shared": _load_shared,
+        "list": _load_list,
+        "tuple": _load_tuple,
+        "set": _load_set,
+        "dict": _load_dict,
+        "array": _load_object_array,
+        "enum": _load_enum,
+        "arguments": _load_by_arguments,
+        "stream": _load_stream,
+        "mujoco": _load_mujoco,
+        "protocol": _load_protocol,
+        "object": _load_object,
+        "workers": _load_workers,
+    }
+
+
+def capture(env: object) -> State:
+    """Everything that changes in an environment, as plain data.
+
+    :param env: a Gymnasium or SB3 environment, single or vectorised, with any wrappers; any other mutable object too
+    :return: a deep copy, for :func:`restore`. Its dicts must keep their order, since shared objects come once, the first time
+    :raises StateNotSavable: if part of the environment holds state that cannot be read; the message names the part
+    """
+    state: State = _Saver().save(env, "env")
+    return state
+
+
+def restore(env: object, state: State) -> None:
+    """Put an environment into a captured state.
+
+    Objects, containers and arrays are written in place, so that views of them stay valid. That includes an observation
+    which the environment handed out and still holds: copy what you keep. No object of a class is made, so a list of
+    objects must have the length it had. After an error the environment is partly restored: reset it, or restore again.
+
+    :param env: an environment built like the captured one, new or used
+    :param state: what :func:`capture` returned; it can be used again
+    :raises ValueError: if the state does not fit; the message names the part
+    """
+    loader = _Loader()
+    if loader.load(state, env, "env") is not env:
+        raise ValueError(f"env is a {_name(env)}, which this state cannot be written into")
+    loader.check()
+
+
+class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
+    """Gives an environment ``state()`` and ``load_state(state)``, which other processes can reach.
+
+    ``SubprocVecEnv`` and ``AsyncVectorEnv`` ask their workers through it, so make it the outermost wrapper there:
+    ``make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=Snapshot)``. It changes nothing else.
+
+    :param env: the environment
+    """
+
+    def __init__(self, env: gym.Env[ObsType, ActType]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def state(self) -> State:
+        """State of the wrapped environment.
+
+        :return: as from :func:`capture`
+        :raises StateNotSavable: if part of the environment holds state that cannot be read
+        """
+        return capture(self.env)
+
+    def load_state(self, state: State) -> None:
+        """Put the wrapped environment into a state.
+
+        :param state: what :meth:`state` returned, here or in an environment built the same way
+        :raises ValueError: if the state does not fit
+        """
+        restore(self.env, state)
