@@ -143,9 +143,10 @@ def _is_not_state(value: object) -> bool:
     return _is_not_state_type(type(value))
 
 
-def _has_protocol(value: object) -> bool:
+@_per_class
+def _has_protocol(cls: type) -> bool:
     # On the class: SB3's wrappers pass their inner environment's methods off as theirs, and CartPole's `state` is data.
-    return all(callable(getattr(type(value), name, None)) for name in ("state", "load_state"))
+    return all(callable(getattr(cls, name, None)) for name in ("state", "load_state"))
 
 
 def _plain_copy(value: Any, path: str) -> Any:
@@ -268,9 +269,8 @@ def _mujoco_arrays(data: mujoco.MjData) -> tuple[str, ...]:
     if names is None:
         fresh = mujoco.MjData(data.model)
         arrays = {name: getattr(fresh, name) for name in dir(fresh) if not name.startswith("_")}
-        names = tuple(
-            n for n, a in arrays.items() if _is_array(a) and a.size and a.flags.writeable and n != "plugin_data"
-        )
+        del arrays["plugin_data"]
+        names = tuple(name for name, a in arrays.items() if _is_array(a) and a.size and a.flags.writeable)
         _fixed_arrays[data.model] = names
     return names
 
@@ -282,6 +282,10 @@ def _check_workers(venv: Any, path: str) -> None:
     if isinstance(venv, AsyncVectorEnv) and venv.autoreset_mode is not AutoresetMode.SAME_STEP:
         remedy = "build it with autoreset_mode=AutoresetMode.SAME_STEP"
         raise StateNotSavable(f"{path}: its workers remember which episodes ended where nothing can reach it; {remedy}")
+    # The names of the outermost wrapper: what a wrapper around a Snapshot holds would be lost without a word.
+    if not all({"state", "load_state"} <= set(names) for names in _ask_workers(venv, path, "__dir__")):
+        remedy = "wrap each environment in headway.wrappers.Snapshot, as the outermost wrapper"
+        raise StateNotSavable(f"{path} is a {_name(venv)}, whose environments live in other processes; {remedy}")
 
 
 def _ask_workers(venv: Any, path: str, method: str) -> list[Any]:
@@ -323,7 +327,7 @@ class _Saver:
             self._seen[id(value)] = path, value
         if _is_array(value):
             return _plain_copy(value, path)
-        if _has_protocol(value):
+        if _has_protocol(type(value)):
             state = _plain_copy(value.state(), f"{path}.state()")
             return {"kind": "protocol", "type": type(value).__qualname__, "state": state}
         save = next((save for types_, save in self._SAVERS if isinstance(value, types_)), _Saver._save_object)
@@ -336,7 +340,7 @@ class _Saver:
         if isinstance(key, (tuple, frozenset)):
             for part in key:
                 self._save_key(part, path)
-        elif not _is_leaf(key) and not isinstance(key, Enum):
+        elif not isinstance(key, (Enum, np.generic)) and not _is_leaf(key):
             _refuse(f"a key in {path}", key, "which another process could not find again")
         return self.save(key, path)
 
@@ -348,20 +352,18 @@ class _Saver:
 
     def _save_workers(self, value: Any, path: str) -> State:
         _check_workers(value, path)
-        # The names of the outermost wrapper: what a wrapper around a Snapshot holds would be lost without a word.
-        if not all({"state", "load_state"} <= set(names) for names in _ask_workers(value, path, "__dir__")):
-            remedy = "wrap each environment in headway.wrappers.Snapshot, as the outermost wrapper"
-            raise StateNotSavable(f"{path} is a {_name(value)}, whose environments live in other processes; {remedy}")
         states = _plain_copy(_ask_workers(value, path, "state"), path)
         return {**self._save_object(value, path), "kind": "workers", "states": states}
 
-    def _save_container(self, value: Any, path: str) -> State:
+    def _save_container(self, value: Any, path: str) -> Any:
         cls = type(value)
         if getattr(value, "__dict__", None) or _slots(cls):
             _refuse(path, value, "a container with attributes of its own")
         if isinstance(value, tuple) and cls.__qualname__ not in _CONTAINERS and not hasattr(cls, "_make"):
             _refuse(path, value, "a tuple that only its own class can make")
-        node: State = {"module": cls.__module__, "type": cls.__qualname__}
+        if cls is tuple and all(map(_is_leaf, value)):
+            return value
+        node: State = {"type": cls.__qualname__}
         if isinstance(value, dict):
             pairs = [[self._save_key(k, path), self.save(v, f"{path}[{k!r}]")] for k, v in value.items()]
             return {"kind": "dict", **node, "items": pairs}
@@ -369,7 +371,9 @@ class _Saver:
             return {"kind": "set", **node, "items": [self._save_key(item, path) for item in value]}
         if isinstance(value, deque):
             node["maxlen"] = value.maxlen
-        return {"kind": "tuple" if isinstance(value, tuple) else "list", **node, "items": self._save_items(value, path)}
+        elif isinstance(value, tuple):
+            return {"kind": "tuple", **node, "module": cls.__module__, "items": self._save_items(value, path)}
+        return {"kind": "list", **node, "items": self._save_items(value, path)}
 
     def _save_object_array(self, value: Any, path: str) -> State:
         if value.dtype.kind not in "OUS" or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
@@ -404,7 +408,7 @@ class _Saver:
         derived = {name: getattr(value, name).copy() for name in _mujoco_arrays(value)}
         return {"kind": "mujoco", "integration": vector, "derived": derived}
 
-    _SAVERS: ClassVar[tuple[tuple[type | tuple[type, ...], Callable[..., State]], ...]] = (
+    _SAVERS: ClassVar[tuple[tuple[type | tuple[type, ...], Callable[..., Any]], ...]] = (
         (Enum, _save_enum),
         ((list, tuple, dict, set, frozenset, deque), _save_container),
         ((np.ndarray, np.generic), _save_object_array),
@@ -469,9 +473,7 @@ class _Loader:
         if len(old) != len(nodes) and any(isinstance(node, dict) and node["kind"] in _ONLY_IN_PLACE for node in nodes):
             raise ValueError(f"{path} was saved with {len(nodes)} elements, but there are {len(old)} to write into")
         old = old + [_MISSING] * (len(nodes) - len(old))
-        return [
-            self._load_part(node, item, f"{path}[{i}]") for i, (node, item) in enumerate(zip(nodes, old, strict=False))
-        ]
+        return [self._load_part(node, old[i], f"{path}[{i}]") for i, node in enumerate(nodes)]
 
     def _load_skipped(self, node: State, live: Any, path: str) -> Any:
         return live
@@ -484,7 +486,7 @@ class _Loader:
     def _load_array(self, node: Any, live: Any, path: str) -> Any:
         kind = Tensor if isinstance(node, Tensor) else np.ndarray
         fits = isinstance(live, kind) and (node.shape, node.dtype) == (live.shape, live.dtype)
-        fits = fits and (kind is Tensor or live.flags.writeable)
+        fits = fits and not (live.is_inference() if kind is Tensor else not live.flags.writeable)
         target = self._claim(path, live, fits, lambda: _plain_copy(node, path))
         if target is live:
             self._written.append((path, live, node))
@@ -511,10 +513,12 @@ class _Loader:
 
     def _load_tuple(self, node: State, live: Any, path: str) -> Any:
         items = self._load_items(node["items"], list(live) if isinstance(live, tuple) else [], path)
-        cls: Any = _CONTAINERS.get(node["type"]) or _find_class(node, live, tuple)
-        if cls is None:
+        if node["type"] in ("tuple", "Size"):
+            return _CONTAINERS[node["type"]](items)
+        cls: Any = _find_class(node, live, tuple)
+        if not hasattr(cls, "_make"):
             _mismatch(path, node["type"], live)
-        return getattr(cls, "_make", cls)(items)
+        return cls._make(items)
 
     def _load_set(self, node: State, live: Any, path: str) -> Any:
         items = [self._load_part(item, _MISSING, f"a key in {path}") for item in node["items"]]
@@ -532,7 +536,8 @@ class _Loader:
         for key_node, item in node["items"]:
             key = self._load_part(key_node, _MISSING, f"a key in {path}")
             items[key] = self._load_part(item, old.get(key, _MISSING), f"{path}[{key!r}]")
-        target.clear()
+        if list(target) != list(items):
+            target.clear()
         for key, item in items.items():
             target[key] = item
         return target
@@ -583,15 +588,21 @@ class _Loader:
         for name, part in saved.items():
             before = old.get(name, _MISSING)
             value = self.load(part, before, f"{path}.{name}")
-            if value is not before:  # past __setattr__, which may refuse or register
-                slots[name].__set__(target, value) if name in slots else vars(target).update({name: value})
+            if value is before:
+                continue
+            if name not in slots and not hasattr(target, "__dict__"):
+                _mismatch(f"{path}.{name}", _name(value), _MISSING)
+            # Past __setattr__, which may refuse or do more than set.
+            slots[name].__set__(target, value) if name in slots else vars(target).update({name: value})
         return target
 
     def _load_workers(self, node: State, live: Any, path: str) -> Any:
+        if type(live).__qualname__ != node["type"]:
+            _mismatch(path, node["type"], live)
+        if len(node["states"]) != live.num_envs:
+            raise ValueError(f"{path} was saved with {len(node['states'])} environments, but has {live.num_envs}")
+        _check_workers(live, path)
         target = self._load_object(node, live, path)
-        _check_workers(target, path)
-        if len(node["states"]) != target.num_envs:
-            raise ValueError(f"{path} was saved with {len(node['states'])} environments, but has {target.num_envs}")
         _tell_workers(target, path, node["states"])
         return target
 
@@ -617,7 +628,7 @@ def capture(env: object) -> State:
     """Everything that changes in an environment, as plain data.
 
     :param env: a Gymnasium or SB3 environment, single or vectorised, with any wrappers; any other mutable object too
-    :return: a deep copy, for :func:`restore`. Its dicts must keep their order, since shared objects come once, the first time
+    :return: a deep copy, for :func:`restore`. Keep its dicts in order: a shared object is described only once, at first
     :raises StateNotSavable: if part of the environment holds state that cannot be read; the message names the part
     """
     state: State = _Saver().save(env, "env")

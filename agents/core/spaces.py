@@ -186,9 +186,19 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
 
 
 def _bound_to_json(bound: np.ndarray[Any, Any]) -> Any:
-    """One number where all are equal (an image has thousands), else nested lists."""
-    return bound.flat[0].item() if bound.size and (bound == bound.flat[0]).all() else bound.tolist()
+    """One number where all are equal (an image has thousands), else nested lists; infinities as strings."""
+    equal = bound.size > 0 and bool((bound == bound.flat[0]).all())
+    return _plain(bound.flat[0].item() if equal else bound.tolist())
+
+
+def _plain(bound: Any) -> Any:
+    if isinstance(bound, list):
+        return [_plain(item) for item in bound]
+    return str(bound) if bound in (float("inf"), float("-inf")) else bound
 
 
 def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.broadcast_to(np.asarray(bound, dtype), shape).copy()
+    numbers = np.asarray(bound)
+    if numbers.dtype.kind == "U":  # some are written as "inf"
+        numbers = numbers.astype(np.float64)
+    return np.broadcast_to(numbers.astype(dtype), shape).copy()
