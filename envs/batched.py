@@ -26,6 +26,8 @@ class BatchedEnv(VectorEnv[Obs, Tensor, Tensor]):
     - ``info["episode"]``: ``{"r": (N,), "l": (N,)}``, return and length in steps, meaningful where a row ended
     - ``info["dummy"]`` (N,) bool, optional: rows that only did a delayed reset and are no transition
 
+    What a step returned stays as it is: the next step writes into tensors of its own.
+
     Row ``i`` of a batch reset with seed ``s`` draws what a single environment reset with ``s + i`` draws.
     """
 

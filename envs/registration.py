@@ -20,26 +20,28 @@ def make(env_id: str, *, render_mode: str | None = None, **kwargs: Any) -> gym.E
     """
     module, _, name = env_id.rpartition(":")
     if module:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as cause:
-            raise ValueError(
-                f"environment {env_id!r}: there is no module {cause.name!r}: "
-                "install it, or run from the folder that holds it with PYTHONPATH=."
-            ) from cause
+        _import(module, env_id)
     try:
         return gym.make(name, render_mode=render_mode, **kwargs)
     except error.UnregisteredEnv as cause:
         raise ValueError(f"there is no environment {env_id!r}: {_nearest_ids(name)}") from cause
-    except error.DependencyNotInstalled as cause:
+    except (error.DependencyNotInstalled, ModuleNotFoundError) as cause:
         raise ValueError(f"environment {env_id!r} needs a package that is not installed: {_one_line(cause)}") from cause
-    except (error.Error, TypeError, ImportError) as cause:
-        raise ValueError(f"environment {env_id!r} cannot be made: {_one_line(cause)}") from cause
+    except Exception as cause:  # the environment's own code: anything can happen in it
+        raise ValueError(f"environment {env_id!r} cannot be made: {_described(cause)}") from cause
 
 
 def supports_rgb(env_id: str) -> bool:
-    """Whether an environment with a known id can draw itself into arrays."""
-    spec = gym.registry.get(env_id.rpartition(":")[2])
+    """Whether an environment can draw itself into arrays; False too where the id is not known.
+
+    :param env_id: as for :func:`make`
+    :return: whether ``make(env_id, render_mode="rgb_array")`` can be rendered
+    :raises ValueError: the module in front of the id is missing or broken
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module, env_id)
+    spec = gym.registry.get(name)
     if spec is None or spec.entry_point is None:
         return False
     cls: Any = spec.entry_point
@@ -49,6 +51,20 @@ def supports_rgb(env_id: str) -> bool:
         except (ImportError, AttributeError):
             return False
     return "rgb_array" in getattr(cls, "metadata", {}).get("render_modes", ())
+
+
+def _import(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as cause:
+        raise ValueError(
+            f"environment {env_id!r}: there is no module {cause.name!r}: "
+            "install it, or run from the folder that holds it with PYTHONPATH=."
+        ) from cause
+    except Exception as cause:  # the module's own code: anything can happen in it
+        raise ValueError(
+            f"environment {env_id!r}: module {module!r} cannot be imported: {_described(cause)}"
+        ) from cause
 
 
 def _nearest_ids(name: str) -> str:
@@ -61,3 +77,7 @@ def _nearest_ids(name: str) -> str:
 
 def _one_line(cause: BaseException) -> str:
     return " ".join(str(cause).split())
+
+
+def _described(cause: BaseException) -> str:
+    return f"{type(cause).__name__}: {_one_line(cause)}"

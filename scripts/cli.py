@@ -1,6 +1,7 @@
 """The console command ``headway``."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,14 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     # A mistake of the user's ends in one line that says what to do; HEADWAY_TRACEBACK=1 shows where it was noticed.
     try:
-        return _dispatch(arguments[0], arguments[1:])
+        code = _dispatch(arguments[0], arguments[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the output, `head` for one, has seen enough. What is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, TypeError, OSError, MemoryError) as error:
         if os.environ.get("HEADWAY_TRACEBACK"):
             raise
-        print(f"headway: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"headway: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130
+        print("headway: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _dispatch(command: str, rest: list[str]) -> int:
@@ -68,18 +76,18 @@ def _train(rest: list[str]) -> int:
             "usage: headway train AGENT --env ID [--flags]\n\n`headway train AGENT --help` lists the flags. Agents:\n"
         )
         return _agents()
-    name, arguments = ("", rest) if not rest or rest[0].startswith("-") else (rest[0], rest[1:])
-    if not name and "--resume" not in rest:
-        raise ValueError("which agent? headway train AGENT --env ID (`headway agents` lists them)")
-    return train(parse_train(name, arguments))
+    name, arguments = ("", rest) if not rest or rest[0].startswith("-") else (rest[0].lower(), rest[1:])
+    run = parse_train(name, arguments)
+    return 0 if run is None else train(run)
 
 
 def _evaluate(rest: list[str]) -> int:
-    import tyro
-
     from .evaluate import EvaluateOptions, evaluate
+    from .options import parse_flags
 
-    evaluate(tyro.cli(EvaluateOptions, args=rest, prog="headway evaluate"))
+    options = parse_flags(EvaluateOptions, rest, "headway evaluate")
+    if options is not None:
+        evaluate(options)
     return 0
 
 

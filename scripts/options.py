@@ -1,19 +1,25 @@
 """From an agent's configuration class to a command line: a flag per field, defaults from presets and files."""
 
-import argparse
+import contextlib
 import dataclasses
+import difflib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import torch
 import tyro
 import yaml
 
 from ..agents import AGENTS, ActorCriticAgent
-from ..agents.core.config import AgentConfig, Range, describe, nearest
+from ..agents.core.config import AgentConfig, FieldInfo, Range, _matches, describe, nearest
 from ..agents.presets import preset, preset_names
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +32,13 @@ class TrainOptions:
     total_timesteps: Annotated[int, Range(1, unit="environment steps")] = 100_000
     """Length of the run, over all environments together."""
 
-    seed: Annotated[int, Range(0)] = 0
+    seed: Annotated[int, Range(0, 4_000_000_000)] = 0
     """Seed of every random stream; equal seeds give equal runs."""
 
     n_envs: Annotated[int, Range(1)] = 1
     """Environments stepped together."""
 
-    vec: str = "dummy"
+    vec: Literal["dummy", "subproc"] = "dummy"
     """How several environments are stepped: dummy (in turn, in this process) or subproc (a process each)."""
 
     device: str = "auto"
@@ -60,7 +66,7 @@ class TrainOptions:
     """Episodes per evaluation (before and after training: twice as many)."""
 
     checkpoint_every: Annotated[int, Range(0, unit="environment steps")] = 10_000
-    """Distance between checkpoints; 0 writes one only when the run is interrupted."""
+    """Distance between checkpoints; 0 writes one only when the run is interrupted, and at its end."""
 
     keep_checkpoints: Annotated[int, Range(1)] = 2
     """Newest checkpoints that are kept."""
@@ -76,12 +82,25 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name, info in describe(type(self)).items():
-            value = getattr(self, name)
+            value, flag = getattr(self, name), _flag(name)
+            if not _matches(value, info.annotation):
+                wanted = getattr(info.annotation, "__name__", str(info.annotation).replace("typing.", ""))
+                raise ValueError(f"{flag} must be {wanted}, got {value!r}")
             for interval in info.ranges:
                 if value not in interval:
-                    raise ValueError(f"--{name.replace('_', '-')} must lie in {interval}, got {value}")
-        if self.vec not in ("dummy", "subproc"):
-            raise ValueError(f"--vec must be dummy or subproc, got {self.vec!r}")
+                    raise ValueError(f"{flag} must lie in {interval}, got {value}")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know or does not find; it would otherwise fall back to the CPU in silence.
+
+    :param name: the value of ``--device``
+    :raises ValueError: with the devices there are
+    """
+    count = torch.cuda.device_count()
+    found = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if name not in found:
+        raise ValueError(f"--device {name}: there is no such device here; choose from {', '.join(found)}")
 
 
 EXECUTION = ("device", "threads", "progress", "video", "total_timesteps", "keep_checkpoints")
@@ -100,6 +119,10 @@ class Run:
     agent_class: type[ActorCriticAgent[Any]]
     config: AgentConfig
     options: TrainOptions
+
+    def values(self) -> dict[str, Any]:
+        """:return: every option and hyper-parameter by name."""
+        return vars(self.options) | vars(self.config)
 
     def to_dict(self) -> dict[str, Any]:
         """:return: the run in JSON's terms, as ``config.json`` holds it."""
@@ -120,83 +143,177 @@ def agent_class(name: str) -> type[ActorCriticAgent[Any]]:
     return known[name]
 
 
-def parse_train(name: str, arguments: Sequence[str]) -> Run:
+def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     """Parse ``headway train NAME …``.
 
     :param name: the agent, in lower case; "" when the run to resume tells
     :param arguments: the rest of the command line
-    :return: the resolved run
+    :return: the resolved run; None if ``--help`` was asked for, and printed
     :raises ValueError: a value, preset or file that does not fit; the message says what would
     """
     early = _early(arguments)
-    if early.resume is not None:
-        return _resumed(name, Path(early.resume), arguments)
+    if "resume" in early:
+        return _resumed(name, Path(early["resume"]), arguments)
+    if not name:
+        raise ValueError("which agent? headway train AGENT --env ID (`headway agents` lists them)")
     cls = agent_class(name)
-    flags = _flags_class(cls)
-    defaults = _preset_values(name, early, cls) | _file_values(early.config, flags)
-    run = _parse(cls, flags, arguments, defaults)
-    if not run.options.env:
+    in_file = _file_values(early["config"], cls) if "config" in early else {}
+    early = {key: str(in_file[key]) for key in ("env", "preset") if key in in_file} | early
+    run = _parse(cls, arguments, _preset_values(name, early, cls) | in_file)
+    if run is not None and not run.options.env:
         raise ValueError("which environment? pass --env Id-v0 (`headway envs` lists them)")
     return run
 
 
-def _early(arguments: Sequence[str]) -> argparse.Namespace:
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _early(arguments: Sequence[str]) -> dict[str, str]:
     """Read the few flags that decide the other flags' defaults."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--env", "--preset", "--config", "--resume"):
-        parser.add_argument(flag, default=None)
-    return parser.parse_known_args([a.replace("_", "-", 2) if a.startswith("--") else a for a in arguments])[0]
+    found = {}
+    for token, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, given, value = token.partition("=")
+        name = flag.removeprefix("--")
+        if flag.startswith("--") and name in ("env", "preset", "config", "resume"):
+            value = value if given else following
+            if not value or (not given and value.startswith("-")):
+                raise ValueError(f"{flag} needs a value")
+            found[name] = value
+    return found
 
 
-def _preset_values(name: str, early: argparse.Namespace, cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
-    chosen = early.preset or "auto"
+def _preset_values(name: str, early: Mapping[str, str], cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
+    chosen = early.get("preset", "auto")
     if chosen == "auto":
-        env_id = (early.env or "").rpartition(":")[2]
+        env_id = early.get("env", "").rpartition(":")[2]
         chosen = env_id if env_id in preset_names(name) else "default"
-    return preset(name, chosen, cls.config_class)
+    return _as_meant(preset(name, chosen, cls.config_class), cls)
 
 
-def _file_values(file: str | None, flags: type) -> dict[str, Any]:
-    if file is None:
-        return {}
-    values = yaml.safe_load(Path(file).read_text()) or {}
+def _file_values(file: str, cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(file).read_text()) or {}
+    except FileNotFoundError as cause:
+        raise FileNotFoundError(f"--config {file}: there is no such file") from cause
+    except yaml.YAMLError as cause:
+        raise ValueError(f"{file} is not YAML: {cause}") from cause
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold names and values, one 'name: value' per line")
-    known = {field.name for field in dataclasses.fields(flags)}
+    known = _fields(cls).keys() - {"config", "resume"}
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in values:
         if key not in known:
-            raise ValueError(f"{file} has an unknown key {key!r}: {nearest(str(key), known)}")
-    return values
+            raise ValueError(f"{file} has an unknown key {key!r}: {nearest(key, known)}")
+    return _as_meant(values, cls)
+
+
+def _as_meant(values: Mapping[str, Any], cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
+    """Undo what YAML 1.1 makes of ``3e-4`` (a text), ``off`` (False) and ``none`` (a text); make paths of texts."""
+    known = _fields(cls)
+    return {key: _value_as_meant(value, _plain_types(known[key].annotation)) for key, value in values.items()}
+
+
+def _plain_types(annotation: Any) -> tuple[Any, ...]:
+    """The types in a union and the values in a Literal, at any depth of it."""
+    parts = get_args(annotation)
+    return tuple(plain for part in parts for plain in _plain_types(part)) if parts else (annotation,)
+
+
+def _value_as_meant(value: Any, types: tuple[Any, ...]) -> Any:
+    if value is False and "off" in types:
+        return "off"
+    if isinstance(value, str) and Path in types:
+        return Path(value)
+    if isinstance(value, str) and NoneType in types and value.lower() == "none":
+        return None
+    if isinstance(value, str) and float in types:
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _fields(cls: type[ActorCriticAgent[Any]]) -> dict[str, FieldInfo]:
+    """Every option and every hyper-parameter of an agent."""
+    return {**describe(TrainOptions), **describe(cls.config_class)}
 
 
 def _flags_class(cls: type[ActorCriticAgent[Any]]) -> type:
-    """A dataclass with every option and every hyper-parameter, each with its documentation, range and unit as help."""
+    """A dataclass of them, each with its documentation, range and unit as help."""
     rows = []
-    for source in (TrainOptions, cls.config_class):
-        for info in describe(source).values():
-            annotation: Any = info.annotation
-            annotation = Annotated[annotation, tyro.conf.arg(help=info.help)]
-            rows.append((info.name, annotation, dataclasses.field(default=info.default)))
+    for info in _fields(cls).values():
+        annotation: Any = info.annotation
+        annotation = Annotated[annotation, tyro.conf.arg(help=info.help)]
+        rows.append((info.name, annotation, dataclasses.field(default=info.default)))
     return dataclasses.make_dataclass(f"{cls.__name__}Flags", rows, frozen=True, kw_only=True)
 
 
-def _parse(cls: type[ActorCriticAgent[Any]], flags: type, arguments: Sequence[str], defaults: Mapping[str, Any]) -> Run:
-    config = cls.config_class.from_dict({k: v for k, v in defaults.items() if k in describe(cls.config_class)})
-    options = {k: v for k, v in defaults.items() if k in describe(TrainOptions)}
-    parsed = tyro.cli(
-        flags,
-        args=list(arguments),
-        default=flags(**(vars(config) | options)),
-        prog=f"headway train {cls.__name__.lower()}",
-        description=f"Train {cls.__name__}. {cls.__doc__.splitlines()[0] if cls.__doc__ else ''}",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(flags)}
+def parse_flags(
+    flags: type[T], arguments: Sequence[str], prog: str, *, default: T | None = None, description: str | None = None
+) -> T | None:
+    """Parse a command line into a dataclass.
+
+    :param flags: the dataclass
+    :param arguments: the command line
+    :param prog: name of the command, for its help
+    :param default: values of the flags that are not given, instead of the dataclass's own
+    :param description: for the help, instead of the dataclass's docstring
+    :return: the dataclass filled in; None if ``--help`` was asked for, and printed
+    :raises ValueError: an unknown flag (the nearest ones are named) or a value of the wrong type
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(
+                flags,
+                args=list(arguments),
+                prog=prog,
+                description=description,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise ValueError(f"{_first_sentence(complaint.getvalue())}; see {prog} --help") from None
+    if unknown:
+        known = [_flag(field.name) for field in dataclasses.fields(flags)]  # type: ignore[arg-type]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0].replace("_", "-"), known, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help"
+        raise ValueError(f"{prog} takes no {unknown[0].partition('=')[0]}: {hint}")
+    return parsed
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro has to say, without the frame, the title and the footnotes it puts around it."""
+    lines = [line.strip(" │") for line in box.splitlines()[1:]]
+    body: list[str] = []
+    for line in lines:
+        if body and (not line or line[0] in "─-"):
+            break
+        if line and line[0] not in "─-":
+            body.append(line)
+    return " ".join(body).rstrip(".")
+
+
+def _run(cls: type[ActorCriticAgent[Any]], values: Mapping[str, Any]) -> Run:
+    options, config = describe(TrainOptions), describe(cls.config_class)
     return Run(
         cls,
-        cls.config_class.from_dict({k: values[k] for k in describe(cls.config_class)}),
-        TrainOptions(**{k: values[k] for k in describe(TrainOptions)}),
+        cls.config_class.from_dict({key: value for key, value in values.items() if key in config}),
+        TrainOptions(**{key: value for key, value in values.items() if key in options}),
     )
+
+
+def _parse(cls: type[ActorCriticAgent[Any]], arguments: Sequence[str], defaults: Mapping[str, Any]) -> Run | None:
+    parsed = parse_flags(
+        flags := _flags_class(cls),
+        arguments,
+        f"headway train {cls.__name__.lower()}",
+        default=flags(**_run(cls, defaults).values()),
+        description=f"Train {cls.__name__}. {cls.__doc__.splitlines()[0] if cls.__doc__ else ''}",
+    )
+    return None if parsed is None else _run(cls, vars(parsed))
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -219,22 +336,22 @@ def read_run(folder: Path) -> dict[str, Any]:
     return read
 
 
-def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run:
+def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run | None:
     """The run in a folder, with the few changes that leave it the same run."""
     saved = read_run(folder)
     cls = agent_class(saved["agent"].lower())
     if name and cls is not agent_class(name):
         raise ValueError(f"{folder} is a run of {saved['agent'].lower()}, not {name}")
-    before = {**saved["options"], **saved["config"]}
-    for key in ("config", "run_dir", "resume"):
-        before[key] = None if before[key] is None else Path(before[key])
-    run = _parse(cls, _flags_class(cls), arguments, before)
-    after = {**dataclasses.asdict(run.options), **run.config.to_dict()}
-    stored = cls.config_class.from_dict(saved["config"]).to_dict()
-    for key, value in after.items():
-        if key not in (*EXECUTION, "resume") and value != stored.get(key, before[key]):
+    known = _fields(cls)
+    before = _as_meant({k: v for k, v in {**saved["options"], **saved["config"]}.items() if k in known}, cls)
+    run = _parse(cls, arguments, before)
+    if run is None:
+        return None
+    original = _run(cls, before).values()
+    for key, value in run.values().items():
+        if key not in (*EXECUTION, "resume") and value != original[key]:
             raise ValueError(
-                f"--{key.replace('_', '-')} is {stored.get(key, before[key])} in {folder} and cannot become {value}: "
+                f"{_flag(key)} is {original[key]} in {folder} and cannot become {value}: "
                 "that would be another run; leave the flag out, or start one without --resume"
             )
     return run

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..envs import BatchedEnv, make
 from ..envs.batched import Info, Obs
-from .sb3 import BatchedVecEnv
+from .sb3 import DUMMY, BatchedVecEnv
 from .snapshot import capture, restore
 
 AnyEnv = str | gym.Env[Any, Any] | VecEnv | VectorEnv[Any, Any, Any]
@@ -109,7 +109,8 @@ class _Adapter(BatchedEnv):
 class VecEnvBatch(_Adapter):
     """A Stable-Baselines3 ``VecEnv`` as a batch.
 
-    ``info["sb3"]`` carries its list of info dicts, for callbacks. Under a ``VecNormalize``, ``obs`` is normalised, to
+    ``info["sb3"]`` carries its list of info dicts, for callbacks. Rows that these mark as delayed resets, as those of a
+    :class:`BatchedVecEnv` may be, are marked in ``info["dummy"]``. Under a ``VecNormalize``, ``obs`` is normalised, to
     act on, and ``info["raw"]`` holds ``(obs, rewards)`` as the environment gave them, to store; ``final_obs`` is raw
     too (of a finished row it is un-normalised again, as Stable-Baselines3 does, so exact unless ``clip_obs`` cut it).
 
@@ -131,35 +132,50 @@ class VecEnvBatch(_Adapter):
         if options is not None:
             self.env.set_options(options)
         self._returns[:], self._lengths[:] = 0, 0
-        obs = _tensors(self.env.reset())
-        return obs, {"raw": (_tensors(self.normalizer.get_original_obs()), None)} if self.normalizer else {}
+        array_obs = self.env.reset()
+        return _tensors(array_obs), {"raw": (_tensors(self._raw(array_obs)), None)} if self.normalizer else {}
 
     def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """See :meth:`BatchedEnv.step`."""
         array_obs, array_rewards, dones, infos = self.env.step(actions.cpu().numpy())
-        truncated = np.array(
-            [done and bool(i.get("TimeLimit.truncated")) for done, i in zip(dones, infos, strict=True)]
-        )
+        dones = np.array(dones, bool)
+        truncated = dones & [bool(i.get("TimeLimit.truncated")) for i in infos]
+        dummy = np.array([DUMMY in i for i in infos])
         obs, rewards = _tensors(array_obs), torch.from_numpy(np.array(array_rewards, np.float32))
         info: Info = {"sb3": infos}
-        raw, raw_rewards = array_obs, array_rewards
+        if dummy.any():
+            info["dummy"] = torch.from_numpy(dummy)
+        raw, raw_rewards = self._raw(array_obs), array_rewards
         if self.normalizer:
-            raw, raw_rewards = self.normalizer.get_original_obs(), self.normalizer.get_original_reward()
+            raw_rewards = self.normalizer.get_original_reward()
             info["raw"] = (_tensors(raw), torch.from_numpy(np.array(raw_rewards, np.float32)))
         if dones.any():
-            final = [i["terminal_observation"] if done else None for done, i in zip(dones, infos, strict=True)]
-            if self.normalizer:
-                final = [None if f is None else self.normalizer.unnormalize_obs(f) for f in final]
-            info["final_obs"] = _tensors(_overlay(raw, dones, final))
+            info["final_obs"] = _tensors(_overlay(raw, dones, self._terminal_rows(infos, dones)))
         else:
             info["final_obs"] = info["raw"][0] if self.normalizer else obs
-        info["episode"] = self._episode(raw_rewards, dones, infos)
+        info["episode"] = self._episode(np.where(dummy, 0, raw_rewards), ~dummy, dones, infos)
         return obs, rewards, torch.from_numpy(dones & ~truncated), torch.from_numpy(truncated), info
 
-    def _episode(self, rewards: Any, dones: Any, infos: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def render(self) -> Any:
+        """:return: one frame per row, where the environments draw arrays."""
+        return tuple(self.env.get_images()) if self.render_mode == "rgb_array" else self.env.render()
+
+    def _raw(self, obs: Any) -> Any:
+        """What the normaliser was given; that is ``obs`` itself, wrappers above included, if it leaves them alone."""
+        return self.normalizer.get_original_obs() if self.normalizer and self.normalizer.norm_obs else obs
+
+    def _terminal_rows(self, infos: list[dict[str, Any]], dones: np.ndarray[Any, Any]) -> list[Any]:
+        """The final observations, row by row, None where no episode ended."""
+        final = [i.get("terminal_observation") if done else None for done, i in zip(dones, infos, strict=True)]
+        _check_final(final, dones, "terminal_observation")
+        if self.normalizer:
+            return [None if f is None else self.normalizer.unnormalize_obs(f) for f in final]
+        return final
+
+    def _episode(self, rewards: Any, steps: Any, dones: Any, infos: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns and lengths; a Monitor's own account of a finished row has precedence, as in SB3."""
         self._returns += rewards
-        self._lengths += 1
+        self._lengths += steps
         returns, lengths = self._returns.copy(), self._lengths.copy()
         for row in np.flatnonzero(dones):
             if "episode" in infos[row]:
@@ -202,6 +218,8 @@ class VectorEnvBatch(_Adapter):
     def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Obs, Info]:
         """See :meth:`BatchedEnv.reset`."""
         self._ended[:], self._returns[:], self._lengths[:] = False, 0, 0
+        if isinstance(seed, list) and seed[0] is not None and seed == [seed[0] + i for i in range(self.num_envs)]:
+            seed = seed[0]  # the same, in the only form that every vector environment knows
         obs, _ = self.env.reset(seed=seed, options=options)
         return _tensors(obs), {}
 
@@ -239,11 +257,16 @@ class VectorEnvBatch(_Adapter):
 def _final_rows(info: dict[str, Any], ended: np.ndarray[Any, Any]) -> Any:
     """The final observations of a SAME_STEP environment, row by row."""
     final = info.get("final_obs")
-    if final is None:
-        raise ValueError(
-            f"rows {np.flatnonzero(ended).tolist()} ended, but the vector environment's info has no 'final_obs': "
-            "a SAME_STEP environment must give the observations that its resets replaced"
-        )
     if isinstance(final, dict):
         return [{key: part[row] for key, part in final.items()} for row in range(len(ended))]
+    _check_final([None] * len(ended) if final is None else final, ended, "final_obs")
     return final
+
+
+def _check_final(final: Any, ended: np.ndarray[Any, Any], name: str) -> None:
+    missing = [row for row in np.flatnonzero(ended).tolist() if final[row] is None]
+    if missing:
+        raise ValueError(
+            f"rows {missing} ended, but the vector environment's info has no {name!r} for them: "
+            "an environment that resets within the step must give the observations that its resets replaced"
+        )

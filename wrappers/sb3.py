@@ -21,8 +21,14 @@ def to_numpy(obs: Obs) -> Any:
     return obs.cpu().numpy().copy()
 
 
+DUMMY = "Autoreset.dummy"
+"""Key that marks, in a row's info dict, what ``info["dummy"]`` marks in a batch; not there otherwise."""
+
+
 def row_infos(info: Info, terminated: Tensor, truncated: Tensor) -> list[dict[str, Any]]:
-    """Build Stable-Baselines3's list of info dicts; only rows that ended get entries, so a large batch stays cheap.
+    """Build Stable-Baselines3's list of info dicts.
+
+    Only rows that ended, or only did a delayed reset, get entries, so a large batch stays cheap.
 
     :param info: what a batch's ``step`` returned
     :param terminated: (N,)
@@ -33,6 +39,9 @@ def row_infos(info: Info, terminated: Tensor, truncated: Tensor) -> list[dict[st
     infos: list[dict[str, Any]] = list(info["sb3"]) if native else [{} for _ in range(len(terminated))]
     ended = (terminated | truncated).nonzero().flatten().tolist()
     final: Any = to_numpy(info["final_obs"]) if ended and not native else None
+    if not native and "dummy" in info:
+        for row in info["dummy"].nonzero().flatten().tolist():
+            infos[row][DUMMY] = True
     for row in ended:
         episode = {"r": float(info["episode"]["r"][row]), "l": int(info["episode"]["l"][row]), "t": 0.0}
         infos[row].setdefault("episode", episode)
@@ -48,7 +57,8 @@ class BatchedVecEnv(VecEnv):
     """The adapter back: any batch for Stable-Baselines3's agents, callbacks and ``evaluate_policy``.
 
     This interface has no word for a delayed reset: of a batch that has them (``info["dummy"]``), a foreign agent would
-    store a step of zero reward between two episodes. Headway's agents read the batch itself and do not.
+    store a step of zero reward between two episodes. Headway's agents read the batch itself, or find the row marked in
+    its info dict where another wrapper stands between, and do not.
 
     :param batched: the batch
     """

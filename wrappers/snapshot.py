@@ -15,7 +15,8 @@ What is left alone, because it is not state or is made again with the environmen
 - Gymnasium spaces, so the generator behind ``space.sample()`` is not saved: draw warm-up actions from one of your own;
 - ``MjModel`` and views into MuJoCo's memory: an environment that edits its model must save the edits itself;
 - renderers, windows, loggers, and files that are only written to;
-- class attributes, and the process-wide generators (``numpy.random.seed``, ``random.seed``, ``torch.manual_seed``).
+- class attributes, and the process-wide generators (``numpy.random.seed``, ``random.seed``, ``torch.manual_seed``);
+- the order in which a set is iterated.
 
 Episode statistics that hold durations read the clock, and are the one thing that differs after a restore.
 """
@@ -33,6 +34,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum, Flag
+from pickle import PickleBuffer
 from typing import Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -75,7 +77,8 @@ _BY_ARGUMENTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     pathlib.WindowsPath: lambda value: (str(value),),
 }
 _VALUES = (Enum, tuple, frozenset, np.generic, *_BY_ARGUMENTS)  # immutable: equal is as good as identical
-_ONLY_IN_PLACE = frozenset({"object", "protocol", "workers", "mujoco"})  # kinds that are never made, only written into
+_ONLY_IN_PLACE = frozenset({"object", "protocol", "workers", "mujoco", "memory"})  # kinds that are never made anew
+_KEPT = _ONLY_IN_PLACE | {"stream", "skipped"}  # a container of these is part of the machinery, and keeps its identity
 
 _NOT_STATE_TYPES = (
     *(type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType),
@@ -110,13 +113,15 @@ def _name(value: object) -> str:
 
 
 def _refuse(path: str, value: object, why: str) -> NoReturn:
-    remedy = "give its class state() and load_state(state), or keep it out of the environment's attributes"
+    remedy = "give its class, or the class that holds it, state() and load_state(state)"
     raise StateNotSavable(f"{path} is a {_name(value)}, {why}; {remedy}")
 
 
 def _mismatch(path: str, saved: str, live: object) -> NoReturn:
     found = "nothing" if live is _MISSING else f"a {_name(live)}"
-    remedy = "build the environment as the saved one was, and reset() it first if it makes its parts only then"
+    remedy = (
+        "build the environment as the saved one was, and reset() and step() it first if it makes its parts only then"
+    )
     raise ValueError(f"{path} was saved from a {saved}, but there is {found} to write into; {remedy}")
 
 
@@ -162,10 +167,26 @@ def _plain_copy(value: Any, path: str) -> Any:
     _refuse(path, value, "which is not plain data")
 
 
-def _same_bits(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor):
-        one, two = (x.detach().cpu().reshape(-1).view(torch.uint8).numpy() for x in (one, two))
-    return bool(one.tobytes() == two.tobytes())
+def _is_pinned(array: Any) -> bool:
+    """Whether others are sure to use this array's memory: MuJoCo, another process, or what optimises a network."""
+    if isinstance(array, Tensor):
+        return type(array) is not Tensor or array.requires_grad
+    writeable = array.flags.writeable
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return writeable and not isinstance(array.base, (types.NoneType, Tensor, bytes, bytearray, PickleBuffer))
+
+
+def _memory(array: Any) -> tuple[int, int] | None:
+    """First address and the one after the last, of what can be written through this array."""
+    if isinstance(array, Tensor):
+        storage = array.untyped_storage() if array.layout is torch.strided else None
+        return (storage.data_ptr(), storage.data_ptr() + storage.nbytes()) if storage else None
+    return np.lib.array_utils.byte_bounds(array) if array.size and array.flags.writeable else None
+
+
+def _has_kind(nodes: Iterable[Any], kinds: frozenset[str]) -> bool:
+    return any(isinstance(node, dict) and node["kind"] in kinds for node in nodes)
 
 
 def _find_class(node: State, live: object, base: type) -> type | None:
@@ -312,8 +333,9 @@ def _tell_workers(venv: Any, path: str, states: list[Any]) -> None:
 class _Saver:
     """Turns objects into nodes: leaves and arrays are themselves, all else is a dict with its ``kind``."""
 
-    def __init__(self) -> None:
+    def __init__(self, pinned: frozenset[int] = frozenset()) -> None:
         self._seen: dict[int, tuple[str, object]] = {}  # by id; the object is held so that its id is not given away
+        self._pinned = pinned
 
     def save(self, value: Any, path: str) -> Any:
         """Node for ``value``; a second way to the same mutable object becomes a reference to the first."""
@@ -326,12 +348,25 @@ class _Saver:
                 return {"kind": "shared", "path": self._seen[id(value)][0]}
             self._seen[id(value)] = path, value
         if _is_array(value):
-            return _plain_copy(value, path)
+            array = _plain_copy(value, path)
+            return {"kind": "memory", "array": array} if id(value) in self._pinned or _is_pinned(value) else array
         if _has_protocol(type(value)):
             state = _plain_copy(value.state(), f"{path}.state()")
             return {"kind": "protocol", "type": type(value).__qualname__, "state": state}
         save = next((save for types_, save in self._SAVERS if isinstance(value, types_)), _Saver._save_object)
         return save(self, value, path)
+
+    def overlapping(self) -> frozenset[int]:
+        """Ids of the arrays seen that share memory with another one, as views do."""
+        arrays = [value for _, value in self._seen.values() if _is_array(value)]
+        spans = sorted((*memory, id(array)) for array in arrays if (memory := _memory(array)))
+        found, reach, widest = set(), 0, 0
+        for start, end, key in spans:
+            if start < reach:
+                found |= {widest, key}
+            if end > reach:
+                reach, widest = end, key
+        return frozenset(found)
 
     def _save_items(self, items: Iterable[Any], path: str) -> list[Any]:
         return [v if type(v) in _LEAVES else self.save(v, f"{path}[{i}]") for i, v in enumerate(items)]
@@ -420,31 +455,24 @@ class _Saver:
 
 
 class _Loader:
-    """Writes nodes into live objects, and makes plain data anew where nothing fits to be written into."""
+    """Writes nodes into live objects. Plain data is made anew: what is there may be in the hands of the caller."""
 
     def __init__(self) -> None:
         self._done: dict[str, Any] = {}  # by path, for shared objects
         self._claimed: dict[int, Any] = {}  # by id: written into for one node, so not for another
-        self._written: list[tuple[str, Any, Any]] = []
 
     def load(self, node: Any, live: Any, path: str) -> Any:
         """What ``node`` stands for: ``live`` where that can be written into; ``_MISSING`` if skipped and not there."""
         if node is None and _is_not_state(live):  # a renderer, say, opened after the capture
             return live
         if _is_array(node):
-            return self._load_array(node, live, path)
+            return self._claim(path, live, False, lambda: _plain_copy(node, path))
         if not isinstance(node, dict):
             return node
         load = self._LOADERS.get(node.get("kind", ""))
         if load is None:
             raise ValueError(f"{path}: a state of kind {node.get('kind')!r} is not known here")
         return load(self, node, live, path)
-
-    def check(self) -> None:
-        """Refuse arrays that were written over through another array on the same memory."""
-        for path, live, node in self._written:
-            if not _same_bits(live, node):
-                raise ValueError(f"{path} shares memory with another array here, but did not when it was saved")
 
     def _claim(self, path: str, live: Any, fits: bool, make: Callable[[], Any]) -> Any:
         target = live if fits and id(live) not in self._claimed else make()
@@ -454,14 +482,15 @@ class _Loader:
     def _claim_object(self, path: str, live: Any, name: str) -> Any:
         return self._claim(path, live, type(live).__qualname__ == name, lambda: _mismatch(path, name, live))
 
-    def _claim_container(self, node: State, live: Any, path: str) -> Any:
+    def _claim_container(self, node: State, live: Any, path: str, parts: Iterable[Any]) -> Any:
         def make() -> Any:
             if node["type"] not in _CONTAINERS:
                 _mismatch(path, node["type"], live)
             return deque(maxlen=node["maxlen"]) if "maxlen" in node else _CONTAINERS[node["type"]]()
 
+        keep = node["type"] not in _CONTAINERS or _has_kind(parts, _KEPT)
         fits = type(live).__qualname__ == node["type"] and getattr(live, "maxlen", None) == node.get("maxlen")
-        return self._claim(path, live, fits, make)
+        return self._claim(path, live, keep and fits, make)
 
     def _load_part(self, node: Any, live: Any, path: str) -> Any:
         value = self.load(node, live, path)
@@ -470,7 +499,7 @@ class _Loader:
         return value
 
     def _load_items(self, nodes: list[Any], old: list[Any], path: str) -> list[Any]:
-        if len(old) != len(nodes) and any(isinstance(node, dict) and node["kind"] in _ONLY_IN_PLACE for node in nodes):
+        if len(old) != len(nodes) and _has_kind(nodes, _ONLY_IN_PLACE):
             raise ValueError(f"{path} was saved with {len(nodes)} elements, but there are {len(old)} to write into")
         old = old + [_MISSING] * (len(nodes) - len(old))
         return [self._load_part(node, old[i], f"{path}[{i}]") for i, node in enumerate(nodes)]
@@ -483,29 +512,25 @@ class _Loader:
             raise ValueError(f"{path} was the same object as {node['path']}, which is not there now")
         return self._done[node["path"]]
 
-    def _load_array(self, node: Any, live: Any, path: str) -> Any:
-        kind = Tensor if isinstance(node, Tensor) else np.ndarray
-        fits = isinstance(live, kind) and (node.shape, node.dtype) == (live.shape, live.dtype)
-        fits = fits and not (live.is_inference() if kind is Tensor else not live.flags.writeable)
-        target = self._claim(path, live, fits, lambda: _plain_copy(node, path))
-        if target is live:
-            self._written.append((path, live, node))
-            with torch.no_grad():
-                live.copy_(node) if kind is Tensor else np.copyto(live, node)
+    def _load_memory(self, node: State, live: Any, path: str) -> Any:
+        array = node["array"]
+        kind = Tensor if isinstance(array, Tensor) else np.ndarray
+        fits = isinstance(live, kind) and (array.shape, array.dtype) == (live.shape, live.dtype)
+        target = self._claim(path, live, fits, lambda: _mismatch(path, "view of memory that others use", live))
+        with torch.no_grad():
+            target.copy_(array) if kind is Tensor else np.copyto(target, array)
         return target
 
     def _load_object_array(self, node: State, live: Any, path: str) -> Any:
-        array = np.empty(node["shape"], node["dtype"])
-        fits = isinstance(live, np.ndarray) and (live.shape, live.dtype) == (array.shape, array.dtype)
-        target = self._claim(path, live, fits and live.flags.writeable, lambda: array)
-        items = self._load_items(node["items"], live.ravel().tolist() if fits else [], path)
-        for index, item in zip(np.ndindex(target.shape), items, strict=True):
-            target[index] = item
-        return target[()] if node["scalar"] else target
+        array = self._claim(path, live, False, lambda: np.empty(node["shape"], node["dtype"]))
+        old = live.ravel().tolist() if isinstance(live, np.ndarray) else []
+        for index, item in zip(np.ndindex(array.shape), self._load_items(node["items"], old, path), strict=True):
+            array[index] = item
+        return array[()] if node["scalar"] else array
 
     def _load_list(self, node: State, live: Any, path: str) -> Any:
         old = list(live) if isinstance(live, (list, deque)) else []
-        target = self._claim_container(node, live, path)
+        target = self._claim_container(node, live, path, node["items"])
         items = self._load_items(node["items"], old, path)
         target.clear()
         target.extend(items)
@@ -524,20 +549,19 @@ class _Loader:
         items = [self._load_part(item, _MISSING, f"a key in {path}") for item in node["items"]]
         if node["type"] == "frozenset":
             return frozenset(items)
-        target = self._claim_container(node, live, path)
+        target = self._claim_container(node, live, path, ())
         target.clear()
         target.update(items)
         return target
 
     def _load_dict(self, node: State, live: Any, path: str) -> Any:
         old = dict(live) if isinstance(live, dict) else {}
-        target = self._claim_container(node, live, path)
+        target = self._claim_container(node, live, path, [item for _, item in node["items"]])
         items = {}
         for key_node, item in node["items"]:
             key = self._load_part(key_node, _MISSING, f"a key in {path}")
             items[key] = self._load_part(item, old.get(key, _MISSING), f"{path}[{key!r}]")
-        if list(target) != list(items):
-            target.clear()
+        target.clear()
         for key, item in items.items():
             target[key] = item
         return target
@@ -614,6 +638,7 @@ class _Loader:
         "set": _load_set,
         "dict": _load_dict,
         "array": _load_object_array,
+        "memory": _load_memory,
         "enum": _load_enum,
         "arguments": _load_by_arguments,
         "stream": _load_stream,
@@ -631,25 +656,30 @@ def capture(env: object) -> State:
     :return: a deep copy, for :func:`restore`. Keep its dicts in order: a shared object is described only once, at first
     :raises StateNotSavable: if part of the environment holds state that cannot be read; the message names the part
     """
-    state: State = _Saver().save(env, "env")
+    saver = _Saver()
+    state: State = saver.save(env, "env")
+    if pinned := saver.overlapping():  # known only when everything has been seen
+        state = _Saver(pinned).save(env, "env")
     return state
 
 
 def restore(env: object, state: State) -> None:
     """Put an environment into a captured state.
 
-    Objects, containers and arrays are written in place, so that views of them stay valid. That includes an observation
-    which the environment handed out and still holds: copy what you keep. No object of a class is made, so a list of
-    objects must have the length it had. After an error the environment is partly restored: reset it, or restore again.
+    Objects, random generators, MuJoCo's data and networks are written into. Arrays and plain containers are replaced,
+    since the environment's caller may hold the old ones (observations, actions, infos). Only arrays that share memory
+    with each other or with somebody else are written into, so that views in the environment stay views; a view kept
+    outside of it must be taken anew.
+
+    No object of a class is made. So an environment that makes its objects or views in ``reset()`` must have been reset,
+    and a list of objects must have the length it had. After an error the environment is partly restored: reset it.
 
     :param env: an environment built like the captured one, new or used
     :param state: what :func:`capture` returned; it can be used again
     :raises ValueError: if the state does not fit; the message names the part
     """
-    loader = _Loader()
-    if loader.load(state, env, "env") is not env:
+    if _Loader().load(state, env, "env") is not env:
         raise ValueError(f"env is a {_name(env)}, which this state cannot be written into")
-    loader.check()
 
 
 class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):

@@ -3,11 +3,11 @@
 A file holds ``<name>.safetensors`` members and then ``manifest.json``, stored without compression. There is no pickle
 in it, so reading a stranger's file runs no code. Three layers keep it whole:
 
-* the zip's own headers follow from the members' names, sizes and CRCs, so the reader rebuilds them and accepts a file
-  only if every byte agrees. That leaves no room for compression, encryption, overlapping or doubled members, or bytes
-  in front, behind or between, and members add up to the file's size before anything is allocated. All of them carry
-  zip64 records, small or large: one layout, which every test exercises;
-* the manifest lists each member's size and SHA-256 under ``files``;
+* the manifest lists each member's size, CRC and SHA-256 under ``files``;
+* the zip's own headers follow from that list, so the reader rebuilds them and accepts a file only if every byte agrees.
+  That leaves no room for compression, encryption, overlapping or doubled members, or bytes in front, behind or between,
+  and sizes add up to the file's before a member is read. Small files carry zip64 records like large ones: one layout,
+  which every test exercises;
 * the SHA-256 of the manifest is the zip's comment, the last bytes of the file. It could not stand in the manifest
   itself, a second member would need a checksum in turn, and a fixed-length ending shows any cut or addition at once.
 
@@ -45,7 +45,7 @@ Source: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
 FORMAT_VERSION = 1
 MAX_DEPTH = 64  # levels of nesting in a packed tree; our choice, far below Python's recursion limit
-MAX_MANIFEST_BYTES = 16 << 20  # parsed JSON takes some 30 times its text; our choice
+MAX_MANIFEST_BYTES = 16 << 20  # parsed JSON can take 50 times its text; our choice
 RESERVED_KEYS = ("format", "format_version", "files")
 
 _JSON_DEPTH = 3 * MAX_DEPTH + 20  # a "$dict" takes three levels, the rest is the manifest around a tree
@@ -329,7 +329,7 @@ def write_archive(
     :param path_or_file: the file's path, or a binary stream, which gets the bytes by ``write`` alone
     :param manifest: plain JSON data (see :func:`pack` for the rest), without ``RESERVED_KEYS``
     :param members: tensors by member name (letters, digits, ``_``, ``-``, ``.``) and tensor name
-    :raises OSError: if the file cannot be written; one line with cause and remedy. What stood at the path still does
+    :raises OSError: if it cannot be written; for a path one line with cause and remedy, and what stood there still does
     :raises ValueError: for a manifest or a name that a file cannot hold
     :raises TypeError: for a tensor that safetensors cannot hold, naming it
     """

@@ -83,12 +83,21 @@ def load_normalizer_state(target: VecNormalize, state: Mapping[str, Any]) -> Non
 
     :param target: a wrapper around the same observation space
     :param state: statistics and settings
+    :raises ValueError: ``target`` normalises other observations; it is then as it was
     """
+    live: Any = getattr(target, "obs_rms", None)
+    if state["norm_obs"]:
+        missing = sorted(state["obs_rms"].keys() - live.keys()) if isinstance(live, dict) else live is None
+        if missing:
+            which = f" {', '.join(missing)}" if isinstance(missing, list) else ""
+            raise ValueError(
+                f"this VecNormalize keeps no statistics of the observations{which}, the saved one did: "
+                "build it with the same norm_obs and norm_obs_keys"
+            )
     for name in SETTINGS:
         setattr(target, name, state[name])
     _set_moments(target.ret_rms, state["ret_rms"])
     if state["norm_obs"]:
-        live: Any = target.obs_rms
         if isinstance(live, dict):
             for key, moments in state["obs_rms"].items():
                 _set_moments(live[key], moments)

@@ -31,7 +31,7 @@ class ObservationCodec:
             where = f"observation key {key!r}" if key else "the observation space"
             if not isinstance(part, spaces.Box):
                 raise ValueError(
-                    f"{where} is {part}; only Box, or a Dict of Boxes, can be read: "
+                    f"{where} is {_shown(part)}; only Box, or a Dict of Boxes, can be read: "
                     "wrap the environment in gymnasium.wrappers.FlattenObservation"
                 )
             if key and is_image_space(part):
@@ -118,13 +118,24 @@ class ActionScaler:
     def __init__(self, space: spaces.Box, device: torch.device) -> None:
         self.shape = tuple(space.shape)
         self.size = int(np.prod(self.shape))
-        low, high = (torch.as_tensor(b, dtype=torch.float32, device=device).flatten() for b in (space.low, space.high))
-        self.low, self.high = low, high
+        bounds = (_inner_float32(space.low, np.inf), _inner_float32(space.high, -np.inf))
+        self.low, self.high = (torch.as_tensor(bound, device=device).flatten() for bound in bounds)
 
     def to_env(self, actions: Tensor) -> Tensor:
         """:return: actions (N, A) in [-1, 1] mapped to the environment's bounds, (N, *A)"""
         scaled = self.low + 0.5 * (actions + 1) * (self.high - self.low)
         return torch.clamp(scaled, self.low, self.high).reshape(-1, *self.shape)
+
+
+def _inner_float32(bound: np.ndarray[Any, Any], inwards: float) -> np.ndarray[Any, Any]:
+    """Round a float64 bound to the nearest float32 that is not outside of it."""
+    rounded = np.asarray(bound).astype(np.float32)
+    outside = rounded < bound if inwards > 0 else rounded > bound
+    return np.where(outside, np.nextafter(rounded, np.float32(inwards)), rounded)
+
+
+def _shown(space: spaces.Space[Any]) -> str:
+    return " ".join(str(space).split())
 
 
 def check_action_space(space: spaces.Space[Any], agent: str, alternatives: str) -> None:
@@ -133,17 +144,20 @@ def check_action_space(space: spaces.Space[Any], agent: str, alternatives: str) 
     :param space: the environment's action space
     :param agent: the agent's name
     :param alternatives: what to say about agents that could
-    :raises ValueError: not a Box, or a Box without finite bounds
+    :raises ValueError: not a Box, or one whose bounds are not finite in float32 or leave no room
     """
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"{agent} needs a Box action space, got {space}: {alternatives}")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(f"{agent} needs a Box action space, got {_shown(space)}: {alternatives}")
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        spans = np.abs([low, high, high - low])
+    if not (spans <= np.finfo(np.float32).max).all():  # NaN and infinity fail as well as what float32 cannot hold
         raise ValueError(
-            f"{agent} needs an action space with finite bounds, got {space}: "
-            "wrap the environment in gymnasium.wrappers.RescaleAction or declare the bounds"
+            f"{agent} needs an action space with finite bounds, got {_shown(space)}: "
+            "declare the bounds, or wrap the environment in gymnasium.wrappers.TransformAction with a bounded space"
         )
     if not (space.low < space.high).all():
-        raise ValueError(f"{agent} needs action bounds with low < high in every dimension, got {space}")
+        raise ValueError(f"{agent} needs action bounds with low < high in every dimension, got {_shown(space)}")
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -157,7 +171,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
         bounds = {name: _bound_to_json(getattr(space, name)) for name in ("low", "high")}
         return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
     if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
     if isinstance(space, spaces.Dict):
         return {"type": "Dict", "spaces": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
     raise ValueError(f"a {type(space).__name__} space cannot be saved: use Box, Discrete or a Dict of these")
@@ -177,10 +191,11 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
             low, high = (_bound_from_json(description[name], shape, dtype) for name in ("low", "high"))
             return spaces.Box(low, high, shape, dtype.type)
         if kind == "Discrete":
-            return spaces.Discrete(description["n"], start=description["start"])
+            dtype = np.dtype(description.get("dtype", "int64"))
+            return spaces.Discrete(description["n"], start=description["start"], dtype=dtype.type)
         if kind == "Dict":
-            return spaces.Dict({key: space_from_json(part) for key, part in description["spaces"]})
-    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+            return spaces.Dict([(key, space_from_json(part)) for key, part in description["spaces"]])  # order is kept
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
         raise ValueError(f"not the description of a space: {error}") from error
     raise ValueError(f"not the description of a space: type {kind!r}")
 
@@ -198,7 +213,4 @@ def _plain(bound: Any) -> Any:
 
 
 def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    numbers = np.asarray(bound)
-    if numbers.dtype.kind == "U":  # some are written as "inf"
-        numbers = numbers.astype(np.float64)
-    return np.broadcast_to(numbers.astype(dtype), shape).copy()
+    return np.broadcast_to(np.array(bound, dtype), shape).copy()  # reads the strings that stand for infinities too

@@ -382,6 +382,14 @@ def test_write_needs_nothing_but_write_and_starts_at_once(small):
         write_archive(pipe, content.manifest, content.members)
 
 
+def test_read_from_a_stream_that_gives_little_at_once(small):
+    class Slow(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 100))  # as a raw file may
+
+    assert same_archive(read_archive(Slow(small)), small_archive())
+
+
 def test_no_pickle_is_needed(tmp_path, monkeypatch, small):
     def refuse_pickle(*args, **kwargs):
         raise AssertionError("a pickle was opened")
