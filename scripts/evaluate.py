@@ -18,6 +18,7 @@ from ..agents import ActorCriticAgent
 from ..agents.core.archive import list_checkpoints, read_archive, unpack
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
+from .options import check_device
 from .statistics import Summary, summarise
 
 
@@ -35,7 +36,7 @@ class EvaluateOptions:
     """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in."""
 
     seed: int = 10_000
-    """Seed of the episodes; episode rows use seed, seed + 1, …"""
+    """Seed of the episodes; environment i of those stepped together starts from seed + i. Range: [0, inf)."""
 
     stochastic: bool = False
     """Sample actions instead of taking the policy's mode."""
@@ -55,10 +56,16 @@ class EvaluateOptions:
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace files that exist."""
 
-    def __post_init__(self) -> None:
-        for name in ("episodes", "n_envs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+    def check(self) -> None:
+        """Refuse what cannot be done before anything is.
+
+        :raises ValueError: a value out of its range, a device that is not there, a video format that is not known
+        :raises FileExistsError: a file would be overwritten
+        """
+        for name, least in (("episodes", 1), ("n_envs", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        check_device(self.device)
         for file in (self.video, self.csv):
             if file is not None and file.exists() and not self.overwrite:
                 raise FileExistsError(f"{file} exists: choose another name or pass --overwrite")
@@ -113,21 +120,21 @@ def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: in
     :return: number of frames
     """
     env.seed(seed)
-    obs, done, frames = env.reset(), False, []
-    while not done:
-        frames.append(np.asarray(env.get_images()[0]))
-        actions, _ = agent.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
-        obs, _, dones, _ = env.step(actions)
-        done = bool(dones[0])
     fps = env.get_attr("metadata")[0].get("render_fps", 30)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    if path.suffix == ".gif":
-        imageio.mimsave(temporary, frames, duration=1000 / fps, loop=0)  # type: ignore[arg-type]
-    else:
-        imageio.mimsave(temporary, frames, fps=fps, macro_block_size=1)  # type: ignore[arg-type]
+    # H.264 wants even sides; a GIF wants milliseconds per frame, and to be told to repeat.
+    how = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
+    count, done, obs = 0, False, env.reset()
+    with imageio.get_writer(temporary, **how) as video:  # frame by frame: a long episode would not fit into memory
+        while not done:
+            video.append_data(np.asarray(env.get_images()[0]))  # type: ignore[attr-defined]
+            count += 1
+            actions, _ = agent.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
+            obs, _, dones, _ = env.step(actions)
+            done = bool(dones[0])
     temporary.replace(path)
-    return len(frames)
+    return count
 
 
 def policy_file(path: Path) -> Path:
@@ -171,6 +178,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
     :param options: its arguments
     :return: what was printed
     """
+    options.check()
     path = policy_file(options.path)
     agent = agents.load(path, device=options.device)
     env_id = options.env or agent.env_id

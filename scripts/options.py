@@ -172,7 +172,7 @@ def _flag(name: str) -> str:
 def _early(arguments: Sequence[str]) -> dict[str, str]:
     """Read the few flags that decide the other flags' defaults."""
     found = {}
-    for token, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for token, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, given, value = token.partition("=")
         name = flag.removeprefix("--")
         if flag.startswith("--") and name in ("env", "preset", "config", "resume"):
@@ -262,6 +262,7 @@ def parse_flags(
     :raises ValueError: an unknown flag (the nearest ones are named) or a value of the wrong type
     """
     complaint = io.StringIO()
+    parsed: T
     try:
         with contextlib.redirect_stderr(complaint):
             parsed, unknown = tyro.cli(
@@ -293,7 +294,7 @@ def _first_sentence(box: str) -> str:
             break
         if line and line[0] not in "─-":
             body.append(line)
-    return " ".join(body).rstrip(".")
+    return " ".join(body).removeprefix("Error parsing ").rstrip(".")
 
 
 def _run(cls: type[ActorCriticAgent[Any]], values: Mapping[str, Any]) -> Run:

@@ -1,11 +1,15 @@
 """``headway train``: train an agent into a run folder, watch it, stop it, go on with it."""
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,12 +26,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from tqdm import tqdm
 
 from ..agents import ActorCriticAgent
+from ..agents.core.archive import list_checkpoints
 from ..agents.core.files import versions
 from ..agents.core.logging import CSVFile, run_logger
 from ..envs import make
 from ..wrappers import Snapshot
 from .evaluate import evaluation_env, record_video, run_episodes
-from .options import Run
+from .options import EXECUTION, Run, check_device, read_run
 from .plot import learning_curve
 from .statistics import Summary, summarise
 
@@ -45,6 +50,10 @@ def training_env(env_id: str, n_envs: int, vec: str) -> VecEnv:
     """
 
     def build() -> Env[Any, Any]:
+        if vec == "subproc":
+            # A terminal's Ctrl-C reaches the workers too; they have to live on until their state is saved.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         env: Env[Any, Any] = Snapshot(Monitor(make(env_id)))
         return env
 
@@ -67,42 +76,53 @@ class TrainingCallback(BaseCallback):
     :param run: the resolved command
     :param folder: the run's folder
     :param evaluator: runs evaluation episodes
+    :param signals: that ask to stop
     :param best: best mean return so far
     """
 
-    def __init__(self, run: Run, folder: Path, evaluator: "Evaluator", best: float) -> None:
+    def __init__(self, run: Run, folder: Path, evaluator: "Evaluator", signals: "Signals", best: float) -> None:
         super().__init__()
-        self.run, self.folder, self.evaluator, self.best = run, folder, evaluator, best
+        self.run, self.folder, self.evaluator, self.signals, self.best = run, folder, evaluator, signals, best
         self.bar: tqdm[Any] | None = None
+        self.busy = False
 
     def _on_training_start(self) -> None:
+        if self.signals.received:  # before the agent could be asked
+            self._agent.request_stop()
         if self.run.options.progress:
-            agent = self.model
-            self.bar = tqdm(
-                total=agent._total_timesteps,
-                initial=agent.num_timesteps,
-                unit=" steps",
-                dynamic_ncols=True,
-                mininterval=0.2 if sys.stderr.isatty() else 10.0,
-            )
+            self.bar = progress_bar(self._agent._total_timesteps, self._agent.num_timesteps)
+            self._show_return()
+
+    def _show_return(self) -> None:
+        episodes = self._agent.ep_info_buffer
+        if self.bar is not None and episodes:
+            mean = np.mean([info["r"] for info in episodes])
+            self.bar.set_description_str(f"return {mean:,.1f} · ", refresh=False)
+
+    @property
+    def _agent(self) -> ActorCriticAgent[Any]:
+        assert isinstance(self.model, ActorCriticAgent)
+        return self.model
 
     def _due(self, every: int) -> bool:
+        # What the last step is due is left to the end of the run, when its gradient steps are done too.
         before = self.num_timesteps - self.training_env.num_envs
-        return every > 0 and self.num_timesteps // every > before // every
+        return every > 0 and self.num_timesteps // every > before // every and self._agent.remaining_timesteps > 0
 
     def _on_step(self) -> bool:
         options = self.run.options
+        self.busy = True
+        if self.locals["dones"].any():
+            self._show_return()
         if self.bar is not None:
             self.bar.update(self.training_env.num_envs)
         if self._due(options.log_every):
-            self.model.dump_logs()
-            returns = [info["r"] for info in self.model.ep_info_buffer or ()]
-            if self.bar is not None and returns:
-                self.bar.set_postfix_str(f"return {np.mean(returns):.1f}")
+            self._agent.dump_logs()
         if self._due(options.eval_every):
             self.evaluate(options.eval_episodes)
         if self._due(options.checkpoint_every):
             self.checkpoint()
+        self.busy = False
         return True
 
     def evaluate(self, episodes: int) -> Summary:
@@ -111,29 +131,48 @@ class TrainingCallback(BaseCallback):
         :param episodes: how many
         :return: their summary
         """
-        agent = self.model
-        assert isinstance(agent, ActorCriticAgent)
+        agent = self._agent
         summary = self.evaluator.evaluate(agent, episodes)
         agent.logger.record("eval/mean_reward", summary.mean)
         agent.logger.record("eval/mean_ep_length", summary.length)
         agent.logger.record("time/total_timesteps", agent.num_timesteps, exclude="tensorboard")
         agent.logger.dump(agent.num_timesteps)
         if summary.mean > self.best:
-            self.best = summary.mean
             agent.save(self.folder / "best.zip")
+            self.best = summary.mean
         return summary
 
     def checkpoint(self) -> Path:
         """:return: the checkpoint written."""
-        agent = self.model
-        assert isinstance(agent, ActorCriticAgent)
-        return agent.save_checkpoint(
+        return self._agent.save_checkpoint(
             self.folder / "checkpoints", extra={"best": self.best}, keep=self.run.options.keep_checkpoints
         )
 
-    def _on_training_end(self) -> None:
+    def close_bar(self) -> None:
+        """Leave the progress bar as it stands, and the cursor below it."""
         if self.bar is not None:
             self.bar.close()
+
+
+def progress_bar(total: int, done: int) -> "tqdm[Any]":
+    """Show progress, return, speed and time left on the standard error stream.
+
+    :param total: environment steps of the whole run
+    :param done: of these, steps that an earlier process did
+    :return: the bar; its description is the return
+    """
+    terminal = sys.stderr.isatty()
+    measured = terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=" steps",
+        bar_format="{percentage:3.0f}% |{bar}| {n:,}/{total:,} · {desc}{rate_noinv_fmt} · {remaining} left",
+        dynamic_ncols=measured,
+        ncols=None if measured else 100,
+        nrows=None if measured else 24,
+        mininterval=0.2 if terminal else 10.0,
+    )
 
 
 class Evaluator:
@@ -160,65 +199,133 @@ class Evaluator:
         returns, lengths = run_episodes(agent, self.env, episodes, self.seed)
         summary = summarise(returns, lengths)
         row = {name: getattr(summary, name) for name in ("mean", "std", "iqm", "low", "high", "length", "episodes")}
-        if not any(int(old["step"]) == agent.num_timesteps for old in self.file.rows):
-            self.file.append({"step": agent.num_timesteps, **row})
+        self.file.append({"step": agent.num_timesteps, **row})
         return summary
 
 
-@contextmanager
-def stopping_on_signals(agent: ActorCriticAgent[Any]) -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM ask the agent to stop where it can be continued; a second Ctrl-C ends at once.
+class Signals:
+    """Lets Ctrl-C and SIGTERM stop a run where it can be continued exactly.
 
-    :param agent: the agent that is learning
-    :return: the signals received so far
+    While an agent learns it is asked to stop after its step; a second Ctrl-C ends at once. Outside of learning every
+    signal ends at once, as a KeyboardInterrupt.
     """
-    received: list[int] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._agent: ActorCriticAgent[Any] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.received.append(number)
+        if self._agent is None or (len(self.received) > 1 and number == signal.SIGINT):
             raise KeyboardInterrupt
-        received.append(number)
-        agent.request_stop()
+        self._agent.request_stop()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    @property
+    def exit_code(self) -> int:
+        """That of a process which the first signal ended."""
+        return 128 + (self.received or [signal.SIGINT])[0]
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle them, until the context is left."""
+        previous = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def asking(self, agent: ActorCriticAgent[Any]) -> Iterator[None]:
+        """Hand them to an agent that learns, until the context is left.
+
+        :param agent: the agent
+        """
+        self._agent = agent
+        try:
+            yield
+        finally:
+            self._agent = None
 
 
-def new_folder(run: Run) -> Path:
-    """Make the folder of a new run.
+def run_folder(run: Run) -> Path:
+    """Where a run is, or will be, kept.
 
     :param run: the resolved command
     :return: the folder
-    :raises FileExistsError: it exists
+    :raises FileExistsError: the run is a new one, and the folder exists
     """
     options, name = run.options, run.agent_class.__name__.lower()
+    if options.resume is not None:
+        return options.resume
     env_name = options.env.rpartition(":")[2].replace("/", "-")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-s{options.seed}"
     folder = options.run_dir or Path("runs") / env_name / name / stamp
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as cause:
-        raise FileExistsError(
-            f"run folder {folder} exists: go on with it by --resume {folder}, or choose another --run-dir"
-        ) from cause
-    content = run.to_dict() | {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions()}
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    if folder.exists():
+        raise _exists(folder)
     return folder
 
 
-def _make_agent(run: Run, folder: Path) -> tuple[ActorCriticAgent[Any], bool]:
-    """Build the agent, from the newest checkpoint where the run is resumed and has one."""
-    options = run.options
-    env = training_env(options.env, options.n_envs, options.vec)
-    if options.resume is not None and any((folder / "checkpoints").glob("checkpoint-*.zip")):
-        return run.agent_class.resume(folder / "checkpoints", env, device=options.device), True
-    policy = policy_for(env.observation_space)
-    agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
-    return agent, False
+def _exists(folder: Path) -> FileExistsError:
+    return FileExistsError(
+        f"run folder {folder} exists: go on with it by --resume {folder}, or choose another --run-dir"
+    )
+
+
+def make_folder(run: Run, folder: Path) -> None:
+    """Make the folder of a new run, with its ``config.json`` in it from the first moment on.
+
+    :param run: the resolved command
+    :param folder: where
+    :raises FileExistsError: it exists
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as cause:
+        raise OSError(f"cannot make the run folder {folder}: {cause.strerror}; choose another --run-dir") from cause
+    content = run.to_dict() | {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions()}
+    write_config(temporary, content)
+    try:
+        if folder.exists():
+            raise OSError
+        temporary.rename(folder)
+    except OSError as cause:
+        (temporary / "config.json").unlink()
+        temporary.rmdir()
+        raise _exists(folder) from cause
+
+
+def write_config(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write a run's ``config.json``, all of it or nothing.
+
+    :param folder: the run's folder
+    :param content: what to write
+    """
+    temporary = folder / ".config.json.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(folder / "config.json")
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder, and clear away what a killed one was just writing.
+
+    :param folder: the run's folder
+    :raises ValueError: another process is training in it
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise ValueError(f"another process is training in {folder}: wait for it, or stop it") from cause
+        for leftover in folder.rglob(".*.tmp*"):
+            leftover.unlink()
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock, as when the process is killed
 
 
 def train(run: Run) -> int:
@@ -227,80 +334,138 @@ def train(run: Run) -> int:
     :param run: the resolved command
     :return: exit code: 0 when the run is complete, 128 + signal when it was interrupted
     """
-    options = run.options
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    make(options.env).close()  # an unknown id shall not leave a run folder behind
-    folder = options.resume or new_folder(run)
+    options, signals = run.options, Signals()
+    check_device(options.device)
     logging.basicConfig(format="headway: %(message)s", level=logging.WARNING)
-    agent, resumed = _make_agent(run, folder)
-    done = agent.num_timesteps
-    if resumed and options.total_timesteps <= done and not agent.remaining_timesteps:
+    with signals.installed(), contextlib.ExitStack() as stack:
+        try:
+            folder = run_folder(run)
+            if options.resume is not None:
+                stack.enter_context(sole_writer(folder))
+            if options.threads:
+                torch.set_num_threads(options.threads)
+            make(options.env).close()  # here rather than in a worker, so that an unknown id is answered in one line
+            env = training_env(options.env, options.n_envs, options.vec)
+            stack.callback(_close, env)
+            agent, resumed = _make_agent(run, folder, env)
+            if options.resume is None:
+                make_folder(run, folder)
+                stack.enter_context(sole_writer(folder))
+            return _train(agent, run, folder, signals, resumed)
+        except KeyboardInterrupt:
+            print("headway: interrupted", file=sys.stderr)
+            return signals.exit_code
+
+
+def _close(env: VecEnv) -> None:
+    with contextlib.suppress(OSError, EOFError):  # a worker that is gone needs no closing
+        env.close()
+
+
+def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[ActorCriticAgent[Any], bool]:
+    """Build the agent, from the newest checkpoint where the run is resumed and has one."""
+    options = run.options
+    if options.resume is not None and list_checkpoints(folder / "checkpoints"):
+        return run.agent_class.resume(folder / "checkpoints", env, device=options.device), True
+    policy = policy_for(env.observation_space)
+    agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
+    return agent, False
+
+
+def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signals, resumed: bool) -> int:
+    """Everything from the first line printed to the last."""
+    options, done, saved = run.options, agent.num_timesteps, read_run(folder)
+    finished = resumed and saved.get("finished") == done
+    if finished and options.total_timesteps <= done:
         print(f"{folder} is complete: {done:,} steps. Pass a larger --total-timesteps to train on.")
         return 0
-    agent.set_logger(run_logger(folder, keep_until=done))
-    evaluator = Evaluator(run, folder, done if resumed else -1)
-    callback = TrainingCallback(run, folder, evaluator, agent.resumed_extra["best"] if resumed else -np.inf)
+    saved["options"] |= {name: getattr(options, name) for name in EXECUTION}
+    write_config(folder, saved)
+    # Rows of the last step are written after it was saved: a run that was stopped in between writes them again.
+    keep = done if finished else min(done, agent._total_timesteps - 1)
+    agent.set_logger(run_logger(folder, keep_until=keep))
+    evaluator = Evaluator(run, folder, keep if resumed else -1)
+    best = agent.resumed_extra["best"] if resumed else -np.inf
+    callback = TrainingCallback(run, folder, evaluator, signals, best)
     _introduce(run, folder, agent, resumed)
-    if not resumed:
-        print(f"before training: {evaluator.evaluate(agent, 2 * options.eval_episodes)}")
-    return _learn(agent, run, folder, callback, resumed)
+    try:
+        return _learn(agent, run, callback, resumed)
+    finally:
+        agent.logger.close()
+        evaluator.env.close()
 
 
 def _introduce(run: Run, folder: Path, agent: ActorCriticAgent[Any], resumed: bool) -> None:
     options = run.options
-    threads = f", {torch.get_num_threads()} threads" if agent.device.type == "cpu" else ""
+    threads = f", {_count(torch.get_num_threads(), 'thread')}" if agent.device.type == "cpu" else ""
     print(
         f"{run.agent_class.__name__} in {options.env} · {options.total_timesteps:,} steps · seed {options.seed} · "
-        f"{options.n_envs} environment{'s' if options.n_envs > 1 else ''} · {agent.device}{threads}"
+        f"{_count(options.n_envs, 'environment')} · {agent.device}{threads}"
     )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
     print(f"hyper-parameters: {changes or 'the defaults'}")
-    print(f"run folder: {folder}   (tensorboard --logdir {folder})")
+    print(f"run folder: {folder}   (tensorboard --logdir {shlex.quote(str(folder))})")
     if resumed:
         print(f"resumed at step {agent.num_timesteps:,}")
 
 
-def _learn(agent: ActorCriticAgent[Any], run: Run, folder: Path, callback: TrainingCallback, resumed: bool) -> int:
-    total, started = run.options.total_timesteps, time.time()
-    with stopping_on_signals(agent) as signals:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _learn(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, resumed: bool) -> int:
+    options, signals, started = run.options, callback.signals, time.time()
+    command = f"headway train {run.agent_class.__name__.lower()} --resume {shlex.quote(str(callback.folder))}"
+    steps = options.total_timesteps - agent.num_timesteps * resumed
+    try:
+        if not resumed:
+            print(f"before training: {callback.evaluator.evaluate(agent, 2 * options.eval_episodes)}")
+        with signals.asking(agent):
+            agent.learn(steps, callback, None, reset_num_timesteps=not resumed)
+        callback.close_bar()
+        callback.busy = True
+        if not signals.received:
+            _finish(agent, run, callback, time.time() - started)
+            return 0
+        print(f"interrupted at step {agent.num_timesteps:,}: saved {callback.checkpoint()}\ngo on with: {command}")
+        return signals.exit_code
+    except BaseException as error:
+        callback.close_bar()
+        _save_what_is_whole(agent, callback, error)
+        print(f"go on with: {command}", file=sys.stderr)
+        if options.vec == "subproc" and isinstance(error, (EOFError, ConnectionError)):
+            raise ValueError("an environment's process ended; its own error output says why") from error
+        raise
+
+
+def _save_what_is_whole(agent: ActorCriticAgent[Any], callback: TrainingCallback, error: BaseException) -> None:
+    """Save a checkpoint after an error in an environment; after one in an update there is only half a state to save.
+
+    Nor is there one after an error of the callback's, a full disk say: what it had not yet done at its step would be
+    missing for good. The run then goes on from the checkpoint before, and does it again.
+    """
+    if isinstance(error, Exception) and agent.num_timesteps and not agent._pending_updates and not callback.busy:
+        agent.env_is_broken = True
         try:
-            agent.learn(
-                total - agent.num_timesteps if resumed else total, callback, None, reset_num_timesteps=not resumed
-            )
-        except BaseException:
-            # Whatever it was, the steps up to here are worth keeping.
-            if callback.bar is not None:
-                callback.bar.close()
-            if agent.num_timesteps:
-                print(f"saved {callback.checkpoint()}; go on with: {_resume_command(run, folder)}", file=sys.stderr)
-            raise
-        if agent.stop_requested:
-            print(f"interrupted at step {agent.num_timesteps:,}: saved {callback.checkpoint()}")
-            print(f"go on with: {_resume_command(run, folder)}")
-            return 128 + signals[0]
-        return _finish(agent, run, folder, callback, time.time() - started)
+            print(f"saved {callback.checkpoint()}", file=sys.stderr)
+        except OSError as failed:
+            print(f"headway: {failed}", file=sys.stderr)
 
 
-def _resume_command(run: Run, folder: Path) -> str:
-    return f"headway train {run.agent_class.__name__.lower()} --resume {folder}"
-
-
-def _finish(agent: ActorCriticAgent[Any], run: Run, folder: Path, callback: TrainingCallback, seconds: float) -> int:
-    options = run.options
+def _finish(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, seconds: float) -> None:
+    options, folder = run.options, callback.folder
+    callback.checkpoint()
     agent.dump_logs()
     agent.save(folder / "final.zip")
-    callback.checkpoint()
     after = callback.evaluate(2 * options.eval_episodes)
     curve = learning_curve(folder, f"{run.agent_class.__name__} in {options.env}, seed {options.seed}")
     if options.video:
         filmed = evaluation_env(options.env, 1, render=True)
         record_video(agent, filmed, folder / "final.mp4", callback.evaluator.seed)
         filmed.close()
-    agent.logger.close()
+    write_config(folder, read_run(folder) | {"finished": agent.num_timesteps})
     print(f"after training:  {after}")
     print(f"{agent.num_timesteps:,} steps in {seconds:.0f} s, {agent._n_updates:,} gradient steps")
     names = ["final.zip", "best.zip", curve.name, "evaluations.csv", "progress.csv"] + ["final.mp4"] * options.video
     print(f"in {folder}: {', '.join(names)}")
-    print(f"evaluate it: headway evaluate {folder / 'final.zip'}")
-    return 0
+    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}")

@@ -89,7 +89,7 @@ class BatchedVecEnv(VecEnv):
         assert self._actions is not None
         obs, rewards, terminated, truncated, info = self.batched.step(self._actions)
         infos = row_infos(info, terminated, truncated)
-        return to_numpy(obs), rewards.cpu().numpy(), (terminated | truncated).cpu().numpy(), infos
+        return to_numpy(obs), to_numpy(rewards), (terminated | truncated).cpu().numpy(), infos
 
     def state(self) -> Any:
         """See :meth:`BatchedEnv.state`."""

@@ -16,7 +16,7 @@ What is left alone, because it is not state or is made again with the environmen
 - ``MjModel`` and views into MuJoCo's memory: an environment that edits its model must save the edits itself;
 - renderers, windows, loggers, and files that are only written to;
 - class attributes, and the process-wide generators (``numpy.random.seed``, ``random.seed``, ``torch.manual_seed``);
-- the order in which a set is iterated.
+- the order in which a set is iterated, and the ``reset_infos`` that workers of ``SubprocVecEnv`` repeat until a reset.
 
 Episode statistics that hold durations read the clock, and are the one thing that differs after a restore.
 """
@@ -52,10 +52,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 State: TypeAlias = dict[str, Any]
 """None, bool, int, float, str, bytes, NumPy scalars, arrays of numbers or booleans, tensors, and lists, tuples and
-str-keyed dicts of those. Each dict is a node of the walk and has a ``kind``; everything else stands for itself.
+str-keyed dicts of those. A dict with a ``kind`` describes an object; everything else stands for itself.
 """
 
 
@@ -133,7 +133,7 @@ def _is_array(value: object) -> bool:
     return isinstance(value, Tensor) or (type(value) is np.ndarray and value.dtype.kind in _NUMERIC)
 
 
-def _per_class(function: Callable[[type], T]) -> Callable[[type], T]:
+def _per_class(function: Callable[[type], _T]) -> Callable[[type], _T]:
     return functools.lru_cache(maxsize=4096)(function)
 
 
@@ -516,6 +516,7 @@ class _Loader:
         array = node["array"]
         kind = Tensor if isinstance(array, Tensor) else np.ndarray
         fits = isinstance(live, kind) and (array.shape, array.dtype) == (live.shape, live.dtype)
+        fits = fits and (kind is Tensor or live.flags.writeable)
         target = self._claim(path, live, fits, lambda: _mismatch(path, "view of memory that others use", live))
         with torch.no_grad():
             target.copy_(array) if kind is Tensor else np.copyto(target, array)

@@ -1,6 +1,7 @@
 """Logging: metrics stay tensors until a line is written; CSV and TensorBoard can be continued at any step."""
 
 import csv
+import io
 import logging
 import os
 from collections.abc import Mapping
@@ -66,11 +67,9 @@ class CSVFile(KVWriter):
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = []
         if path.exists():
-            with path.open(newline="") as file:
-                # A kill in the middle of a line leaves a torn last row: its step is not a number, and it goes too.
-                self.rows = [
-                    row for row in csv.DictReader(file) if _is_step(row.get(key)) and int(row[key]) <= keep_until
-                ]
+            # A kill in the middle of a line leaves a torn last row, without the end of the line: it goes too.
+            whole = path.read_bytes().rpartition(b"\n")[0].decode()
+            self.rows = [row for row in csv.DictReader(io.StringIO(whole)) if int(row[key]) <= keep_until]
             self.columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
@@ -104,15 +103,15 @@ class CSVFile(KVWriter):
         """Nothing is held open."""
 
 
-def _is_step(text: str | None) -> bool:
-    return text is not None and text.isdigit()
-
-
 class TensorBoardFile(TensorBoardOutputFormat):
-    """TensorBoard events that hide what an earlier, interrupted process wrote beyond the step it is resumed from."""
+    """TensorBoard events that hide what an earlier, interrupted process wrote beyond the step it is resumed from.
+
+    :param folder: where the events go
+    :param keep_until: last step that stays visible
+    """
 
     def __init__(self, folder: str, keep_until: int) -> None:
-        self.writer = SummaryWriter(log_dir=folder, purge_step=keep_until + 1 if keep_until else None)
+        self.writer = SummaryWriter(log_dir=folder, purge_step=keep_until + 1)
         self._is_closed = False
 
 

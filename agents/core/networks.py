@@ -21,6 +21,9 @@ Activation = Literal["relu", "tanh", "elu"]
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Bounds on a squashed Gaussian's log standard deviation, as in Stable-Baselines3."""
 
+SATURATION = 1e-6
+"""Added to the slope of tanh inside its logarithm, as in Stable-Baselines3: keeps it finite where tanh rounds to 1."""
+
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -115,7 +118,17 @@ class StackedMLP(nn.Module):
             parameters = [p[:members] for p in parameters]
         if x.dim() == 2:
             x = x.expand(len(parameters[0]), -1, -1)
+        if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
+            return self._plain(x, parameters)
         return _StackedMLPFunction.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _plain(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The same, as a chain of separate operations."""
+        activate = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}[self.activation]
+        *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
+        for weight, bias in hidden:
+            x = activate(torch.baddbmm(bias, x, weight))
+        return torch.baddbmm(last[1], x, last[0])
 
 
 class Actor(nn.Module):
@@ -160,11 +173,10 @@ class SquashedGaussianActor(Actor):
         """
         mean, log_std = self.head(obs).chunk(2, -1)  # (B, A) each
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        u = mean + log_std.exp() * noise
-        # log(1 - tanh(u)^2) in a form that neither overflows nor loses digits for large |u|.
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))
+        actions = (mean + log_std.exp() * noise).tanh()
+        log_slope = (1 - actions.square() + SATURATION).log()
         log_prob = -0.5 * noise.square() - log_std - _HALF_LOG_2PI - log_slope
-        return u.tanh(), log_prob.sum(-1)
+        return actions, log_prob.sum(-1)
 
     def mode(self, obs: Tensor) -> Tensor:
         """:return: tanh of the mean, (B, A)"""

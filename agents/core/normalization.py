@@ -32,7 +32,7 @@ class BatchNormalizer:
         if not self.source.norm_obs or self.codec.is_image:
             return obs
         columns = []
-        for key, part in zip(self.codec.parts, torch.split(obs, self._sizes(), 1), strict=True):
+        for key, part in zip(self.codec.parts, torch.split(obs, self.codec.sizes, 1), strict=True):
             statistics = self._statistics().get(key)
             columns.append(part if statistics is None else self._apply(part, statistics))
         return torch.cat(columns, 1)
@@ -47,9 +47,6 @@ class BatchNormalizer:
             return rewards
         scale = 1 / np.sqrt(self.source.ret_rms.var + self.source.epsilon)
         return (rewards * float(scale)).clamp(-self.source.clip_reward, self.source.clip_reward)
-
-    def _sizes(self) -> list[int]:
-        return [int(np.prod(part.shape)) for part in self.codec.parts.values()]
 
     def _statistics(self) -> dict[str, RunningMeanStd]:
         statistics = self.source.obs_rms

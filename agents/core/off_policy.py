@@ -28,6 +28,10 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         super()._setup_model()
         self.store = self._make_store()
 
+    def _reset_env(self) -> None:
+        super()._reset_env()
+        self.store.cut()  # what was stored before is not followed by what comes now
+
     def _make_store(self) -> ReplayStore[Any]:
         """:return: the store; an agent that keeps more fields overrides this."""
         flag = FieldSpec((), torch.bool)

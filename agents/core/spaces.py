@@ -40,8 +40,8 @@ class ObservationCodec:
                     "keep one of the two with gymnasium.wrappers.FilterObservation or TransformObservation"
                 )
         self.parts: dict[str, Any] = dict(parts)
-        sizes = [int(np.prod(part.shape)) for part in self.parts.values()]
-        self.shape: tuple[int, ...] = tuple(space.shape) if self.is_image and space.shape else (sum(sizes),)
+        self.sizes = [int(np.prod(part.shape)) for part in self.parts.values()]
+        self.shape: tuple[int, ...] = tuple(space.shape) if self.is_image and space.shape else (sum(self.sizes),)
         self.dtype = torch.uint8 if self.is_image else torch.float32
 
     def encode(self, obs: Observation, device: torch.device) -> Tensor:
@@ -55,13 +55,15 @@ class ObservationCodec:
             assert isinstance(obs, Tensor)
             return obs.to(device, self.dtype)
         columns = [obs[key] for key in self.parts] if isinstance(obs, Mapping) else [obs]
-        flat = [column.to(device, self.dtype).flatten(1) for column in columns]
+        flat = [
+            column.to(device, self.dtype).reshape(len(column), size)
+            for column, size in zip(columns, self.sizes, strict=True)
+        ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def locate(self, column: int) -> str:
         """Name the place in the observation that a column of the encoded form came from, for error messages."""
-        for key, part in self.parts.items():
-            size = int(np.prod(part.shape))
+        for (key, part), size in zip(self.parts.items(), self.sizes, strict=True):
             if column < size:
                 index = ", ".join(str(int(i)) for i in np.unravel_index(column, part.shape)) if part.shape else ""
                 return f"observation{f'[{key!r}]' if key else ''}[{index}]"

@@ -1,6 +1,5 @@
 """Every way into a batch, against environments stepped and reset by hand."""
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,12 +15,14 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from headway.agents import SAC
 from headway.envs import BatchedEnv
 from headway.wrappers import BatchedVecEnv, Snapshot, StateNotSavable, as_batched, capture, restore
-from labelled import ENDS, HIGH, LOW, Labelled, Transition, episodes, flat, real_steps, truth
+from labelled import HIGH, LOW, Labelled, Transition, episodes, flat, real_steps, truth
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 # Python 3.12 and later warn of forks in a process with threads; the workers here do nothing with them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+Build = Callable[..., Any]
 
 STEPS = 30
 SEED = 7
@@ -151,7 +152,7 @@ PATHS = pytest.mark.parametrize("path", BUILDERS)
 
 
 @pytest.fixture
-def build() -> Iterator[Callable[[str, str], Any]]:
+def build() -> Iterator[Build]:
     """Build environments that are closed afterwards."""
     made = []
 
@@ -192,7 +193,7 @@ def assert_transitions(got: list[Transition], expected: list[Transition], path: 
 
 @PATHS
 @pytest.mark.parametrize("form", ["box", "dict"])
-def test_every_transition_of_every_row(path: str, form: str, build: Callable[[str, str], Any]) -> None:
+def test_every_transition_of_every_row(path: str, form: str, build: Build) -> None:
     batched = as_batched(build(path, form))
     n = batched.num_envs
     assert n == (1 if path in ("id", "env", "monitored env") else 3)
@@ -210,7 +211,9 @@ def test_every_transition_of_every_row(path: str, form: str, build: Callable[[st
         for row in (~dummy).nonzero().flatten().tolist():
             flags = bool(terminated[row]), bool(truncated[row])
             found[row].append(
-                Transition(at(before, row), actions[row].tolist(), float(rewards[row]), *flags, at(info["final_obs"], row))
+                Transition(
+                    at(before, row), actions[row].tolist(), float(rewards[row]), *flags, at(info["final_obs"], row)
+                )
             )
             if any(flags):
                 ended[row].append((float(info["episode"]["r"][row]), int(info["episode"]["l"][row])))
@@ -224,8 +227,7 @@ def test_every_transition_of_every_row(path: str, form: str, build: Callable[[st
         expected = list(truth(row, form, SEED + row, np.array(taken, np.float32)))
         assert len(expected) == real_steps(row, STEPS, is_delayed(path))
         assert_transitions(found[row], expected, path)
-        if path != "VecMonitor around NEXT_STEP":
-            assert ended[row] == list(itertools.islice(episodes(row), len(ended[row])))
+        assert ended[row] == list(itertools.islice(episodes(row), len(ended[row])))
         assert len(ended[row]) >= 4
         assert {flag for step in expected for flag in ("terminated", "truncated") if getattr(step, flag)} == {
             *("terminated", "truncated")
@@ -265,7 +267,7 @@ def assert_memory(agent: SAC, path: str, form: str) -> None:
 
 
 @PATHS
-def test_what_an_agent_remembers(path: str, build: Callable[[str, str], Any]) -> None:
+def test_what_an_agent_remembers(path: str, build: Build) -> None:
     agent = make_agent(build(path, "box"))
     agent.learn(60)
     assert_memory(agent, path, "box")
@@ -281,13 +283,13 @@ def test_what_an_agent_remembers(path: str, build: Callable[[str, str], Any]) ->
 
 
 @pytest.mark.parametrize("path", ["DummyVecEnv", "VecNormalize", "SyncVectorEnv NEXT_STEP", "native"])
-def test_what_an_agent_remembers_of_dicts(path: str, build: Callable[[str, str], Any]) -> None:
+def test_what_an_agent_remembers_of_dicts(path: str, build: Build) -> None:
     agent = make_agent(build(path, "dict"), "dict")
     agent.learn(60)
     assert_memory(agent, path, "dict")
 
 
-def test_what_an_agent_remembers_of_images(build: Callable[[str, str], Any]) -> None:
+def test_what_an_agent_remembers_of_images(build: Build) -> None:
     # SB3 turns images over to channels first with a wrapper around the batch, behind which dummy rows are marked.
     for path in ("DummyVecEnv", "SyncVectorEnv NEXT_STEP"):
         agent = make_agent(build(path, "image"), "image", buffer_size=90)
@@ -303,18 +305,26 @@ def test_images_under_a_reward_normalizer_are_stored_as_they_are_acted_on() -> N
     assert_memory(agent, "DummyVecEnv", "image")
 
 
-def test_under_vec_normalize_the_agent_acts_on_normalised_observations(build: Callable[[str, str], Any]) -> None:
+def test_an_agent_acts_on_normalised_observations(build: Build) -> None:
     env = build("VecNormalize", "box")
-    agent = make_agent(env)
-    seen = []
-    agent.explore = lambda obs: seen.append(obs) or torch.zeros(3, 2)  # type: ignore[method-assign]
-    agent.config = copy.replace(agent.config, learning_starts=0) if hasattr(copy, "replace") else _started(agent.config)
-    agent.collector._step = _checked_step(agent, env, seen)  # type: ignore[method-assign]
-    agent.learn(30)
-    assert len(seen) == 10
+    agent = make_agent(env, learning_starts=0, train_freq=20)
+    acted_on, shown = [], []
+
+    def explore(obs: torch.Tensor) -> torch.Tensor:
+        acted_on.append(obs.clone())
+        return torch.zeros(3, 2)
+
+    agent.explore = explore  # type: ignore[method-assign]
+    stepped = env.step_wait
+    env.step_wait = lambda: shown.append(env.normalize_obs(env.get_original_obs())) or stepped()
+    agent.learn(60)
+    # What the statistics of each moment made of it, which later ones would make something else of.
+    assert len(acted_on) == 20
+    np.testing.assert_array_equal(np.stack(acted_on), np.stack(shown))
+    assert not np.allclose(shown[5], env.normalize_obs(agent.store.state()["data.obs"].view(-1, 3, 5)[5].numpy()))
 
 
-def test_final_observations_are_those_of_the_episode_that_ended(build: Callable[[str, str], Any]) -> None:
+def test_final_observations_are_those_of_the_episode_that_ended(build: Build) -> None:
     batched = as_batched(build("SyncVectorEnv SAME_STEP", "dict"))
     batched.reset(seed=SEED)
     for _ in range(3):
@@ -322,3 +332,249 @@ def test_final_observations_are_those_of_the_episode_that_ended(build: Callable[
     assert terminated.tolist() == [True, False, False]
     assert info["final_obs"]["place"][0].tolist() == [0, 0, 3]
     assert obs["place"][0].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("path", ["DummyVecEnv", "SyncVectorEnv NEXT_STEP", "AsyncVectorEnv SAME_STEP", "native"])
+def test_seeds(path: str, build: Build) -> None:
+    batched = as_batched(build(path))
+
+    def draws(seed: Any) -> list[float]:
+        return batched.reset(seed=seed)[0][:, 4].tolist()
+
+    def single(seed: int) -> float:
+        return float(Labelled().reset(seed=seed)[0][4])
+
+    assert draws(5) == [single(5), single(6), single(7)]
+    assert draws([5, 6, 7]) == [single(5), single(6), single(7)]
+    assert draws([9, 5, 20]) == [single(9), single(5), single(20)]
+    streams = [np.random.default_rng(seed) for seed in (9, 5, 20)]
+    for stream in streams:
+        stream.integers(200)
+    continued = [int(stream.integers(200)) for stream in streams]
+    assert draws(None) == continued
+    draws([9, 5, 20])
+    assert draws([1, None, 1]) == [single(1), continued[1], single(1)]
+
+
+def test_seeds_in_a_row_suit_an_environment_that_takes_one_number(build: Build) -> None:
+    first = as_batched(build("VectorEnv of its own")).reset(seed=[5, 6, 7])[0]
+    assert first[:, 4].tolist() == [float(Labelled().reset(seed=seed)[0][4]) for seed in (5, 6, 7)]
+
+
+@pytest.mark.parametrize("path", ["DummyVecEnv", "VecNormalize", "SyncVectorEnv DISABLED"])
+def test_options_reach_the_environments(path: str, build: Build) -> None:
+    env = build(path)
+    batched = as_batched(env)
+    batched.reset(options={"way": "up"})
+    inner = env.envs if isinstance(env, SyncVectorEnv) else env.unwrapped.envs
+    assert [row.options for row in inner] == [{"way": "up"}] * 3
+    for _ in range(2):
+        batched.step(torch.zeros(3, 2))
+    assert inner[1].episode == 1
+    assert not inner[1].options  # the automatic reset takes none
+
+
+def test_a_reset_forgets_the_episodes_that_it_cuts_off(build: Build) -> None:
+    # Row 1 ends just before: its delayed reset is then due, and an immediate one has begun another episode already.
+    for path, second in (("SyncVectorEnv NEXT_STEP", 11.25), ("DummyVecEnv", 21.25), ("native", 21.25)):
+        batched = as_batched(build(path))
+        batched.reset(seed=0)
+        for _ in range(2):
+            batched.step(torch.zeros(3, 2))
+        batched.reset(seed=0)
+        info = batched.step(torch.zeros(3, 2))[4]
+        assert not info.get("dummy", torch.zeros(3)).any()
+        assert info["episode"]["l"].tolist() == [1, 1, 1]
+        assert info["episode"]["r"].tolist() == [11.0, second, 11.5]
+
+
+def record(step: Any) -> list[Any]:
+    """Everything that a step returned, comparable."""
+    obs, rewards, terminated, truncated, info = step
+    kept = {key: info.get(key) for key in ("final_obs", "episode", "dummy", "raw")}
+    return [*map(plain, (obs, rewards, terminated, truncated, kept))]
+
+
+def plain(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: plain(value) for key, value in part.items()}
+    return [plain(x) for x in part] if isinstance(part, tuple) else part.tolist() if hasattr(part, "tolist") else part
+
+
+def assert_plain(state: Any) -> None:
+    """Nothing in it but what a file of arrays and JSON can hold."""
+    if isinstance(state, dict):
+        assert all(type(key) is str for key in state)
+        state = list(state.values())
+    if isinstance(state, (list, tuple)):
+        for part in state:
+            assert_plain(part)
+    else:
+        plain_types = (type(None), bool, int, float, str, bytes, np.generic, np.ndarray, torch.Tensor)
+        assert isinstance(state, plain_types)
+        assert not isinstance(state, np.ndarray) or state.dtype.kind in "biufc"
+
+
+SAVABLE = [p for p in BUILDERS if not p.startswith("AsyncVectorEnv") or p.endswith("SAME_STEP")]
+
+
+@pytest.mark.parametrize("path", SAVABLE)
+def test_a_state_can_be_gone_back_to_from_any_step(path: str, build: Build) -> None:
+    batched, other = as_batched(build(path)), as_batched(build(path))
+    actions = draw_actions(12, batched.num_envs)
+    batched.reset(seed=SEED)
+    other.reset(seed=SEED + 50)
+    states, future = [], []
+    for action in actions:
+        states.append(batched.state())
+        future.append(record(batched.step(action)))
+    assert_plain(states[3])
+    if is_delayed(path):  # row 1 ends at the second step; state 2 lies between that end and its reset
+        assert future[1][3][1]
+        assert future[2][4]["dummy"][1]
+    for start in (11, 4, 2, 0, 7):
+        for target in (batched, other):
+            target.load_state(states[start])
+            assert [record(target.step(action)) for action in actions[start : start + 4]] == future[start : start + 4]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_states_out_of_reach_are_refused(mode: AutoresetMode, build: Build) -> None:
+    batched = as_batched(build(f"AsyncVectorEnv {mode.name}"))
+    batched.reset(seed=0)
+    with pytest.raises(StateNotSavable, match="SAME_STEP"):
+        batched.state()
+
+
+def test_cartpole_in_numpy() -> None:
+    """Gymnasium's own vector environment: whole actions, one stream for all rows, delayed resets."""
+    env = gym.make_vec("CartPole-v1", num_envs=3, vectorization_mode="vector_entry_point", max_episode_steps=12)
+    batched = as_batched(env)
+    obs, _ = batched.reset(seed=0)
+    lengths, seen = torch.zeros(3, dtype=torch.int64), set()
+    for step in range(80):
+        previous, waiting = obs, lengths == -1
+        if step == 40:
+            state, resumed = batched.state(), []
+        obs, rewards, terminated, truncated, info = batched.step(torch.tensor([1, step % 2, 0]))
+        if step >= 40:
+            resumed.append(record((obs, rewards, terminated, truncated, info)))
+        assert info["dummy"].tolist() == waiting.tolist()
+        lengths += 1
+        for row in range(3):
+            final = info["final_obs"][row]
+            if waiting[row]:
+                assert obs[row].abs().max() <= 0.05
+                assert rewards[row] == 0
+                continue
+            assert float(final[0]) == pytest.approx(float(previous[row, 0] + 0.02 * previous[row, 1]), abs=1e-6)
+            assert terminated[row] == (final[2].abs() > 12 * 2 * np.pi / 360)
+            assert truncated[row] == (lengths[row] == 12 and not terminated[row])
+            if terminated[row] or truncated[row]:
+                assert [info["episode"][key][row] for key in "rl"] == [lengths[row], lengths[row]]
+                seen.add("terminated" if terminated[row] else "truncated")
+                lengths[row] = -1
+    assert seen == {"terminated", "truncated"}
+    batched.load_state(state)
+    assert [record(batched.step(torch.tensor([1, step % 2, 0]))) for step in range(40, 80)] == resumed
+    batched.close()
+
+
+def test_what_is_returned_is_not_written_into_again(build: Build) -> None:
+    for path in ("VectorEnv of its own", "DummyVecEnv", "SyncVectorEnv NEXT_STEP"):
+        batched = as_batched(build(path, "dict"))
+        reset = batched.reset(seed=0)[0]
+        first = plain(reset)
+        steps = [batched.step(action) for action in draw_actions(1, 3)]
+        before = [record(step) for step in steps]
+        for action in draw_actions(8, 3):
+            batched.step(action)
+        assert plain(reset) == first
+        assert [record(step) for step in steps] == before
+
+
+def test_spaces_and_what_is_already_a_batch(build: Build) -> None:
+    for path in ("env", "DummyVecEnv", "SyncVectorEnv NEXT_STEP"):
+        batched = as_batched(build(path, "dict"))
+        single = Labelled(0, "dict")
+        assert batched.single_observation_space == single.observation_space
+        assert batched.single_action_space == single.action_space
+        assert batched.action_space == batch_space(single.action_space, batched.num_envs)
+        assert batched.observation_space == batch_space(single.observation_space, batched.num_envs)
+        assert batched.device == torch.device("cpu")
+    native = NativeBatch(2, "box")
+    assert as_batched(native) is native
+    assert as_batched(BatchedVecEnv(native)) is native
+
+
+def test_frames_are_given_by_row() -> None:
+    for env in (
+        DummyVecEnv([partial(Labelled, row, render_mode="rgb_array") for row in range(3)]),
+        SyncVectorEnv([partial(Labelled, row, render_mode="rgb_array") for row in range(3)]),
+    ):
+        batched = as_batched(env)
+        batched.reset(seed=0)
+        assert batched.render_mode == "rgb_array"
+        assert [frame.tolist() for frame in batched.render()] == [np.full((4, 6, 3), r + 1).tolist() for r in range(3)]
+        batched.close()
+
+
+def test_closing_the_batch_closes_the_environment() -> None:
+    for env in (DummyVecEnv(rows("box")), SyncVectorEnv(rows("box"))):
+        closed = []
+        for row in env.envs:
+            row.close = partial(closed.append, row)
+        batched = as_batched(env)
+        batched.close()
+        batched.close()
+        assert closed == env.envs
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_vector_environment_must_say_how_it_resets() -> None:
+    env = VectorOfItsOwn(2, "box")
+    for metadata in ({}, {"autoreset_mode": None}):
+        env.metadata = metadata
+        with pytest.raises(ValueError, match=r"VectorOfItsOwn does not say how it resets.*AutoresetMode$") as error:
+            as_batched(env)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["box", "dict"])
+@pytest.mark.parametrize("info", [{}, {"final_obs": np.array([None, None], object)}])
+def test_final_observations_must_be_there(form: str, info: dict[str, Any]) -> None:
+    class Forgetful(VectorOfItsOwn):
+        def step(self, actions: Any) -> Any:
+            return *super().step(actions)[:4], info
+
+    batched = as_batched(Forgetful(2, form))
+    batched.reset(seed=0)
+    batched.step(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"rows \[1\] ended, .* no 'final_obs' for them"):
+        batched.step(torch.zeros(2, 2))
+
+
+def test_terminal_observations_must_be_there() -> None:
+    class Forgetful(DummyVecEnv):
+        def step_wait(self) -> Any:
+            *results, infos = super().step_wait()
+            return *results, [{key: i[key] for key in i if key != "terminal_observation"} for i in infos]
+
+    batched = as_batched(Forgetful(rows("box")))
+    batched.reset(seed=0)
+    batched.step(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"rows \[1\] ended, .* no 'terminal_observation' for them"):
+        batched.step(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("env", [None, 3, object(), spaces.Discrete(2), Labelled])
+def test_what_is_no_environment_is_refused(env: Any) -> None:
+    with pytest.raises(TypeError, match=r"is no environment: give an id, a gymnasium\.Env, an SB3 VecEnv or"):
+        as_batched(env)
+
+
+def test_ids_that_are_unknown_are_refused() -> None:
+    with pytest.raises(ValueError, match="did you mean Pendulum-v1"):
+        as_batched("Pendulm-v1")

@@ -6,7 +6,8 @@ import io
 import random
 import socket
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -330,6 +331,18 @@ def test_workers_of_gymnasium_replay():
 
 
 @forks
+def test_a_state_of_other_workers_is_refused():
+    env = make_async()
+    state = capture(env)
+    with pytest.raises(ValueError, match=r"^env was saved from a AsyncVectorEnv"):
+        restore(dummy("CartPole-v1"), state)
+    state["states"].pop()
+    with pytest.raises(ValueError, match=r"^env was saved with 1 environments, but has 2"):
+        restore(env, state)
+    env.close()
+
+
+@forks
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
@@ -456,6 +469,8 @@ def test_what_cannot_be_read_is_refused_with_its_path(make):
         np.zeros(2, [("a", int)]),
         np.datetime64("2020"),
         {object(): 1},
+        type("Pair", (tuple,), {"__slots__": ()})((1, 2)),
+        np.random.Generator(type("Odd", (np.random.PCG64,), {})()),
         random.SystemRandom(),
         threading.Event(),
         mujoco.MjData(
@@ -570,12 +585,15 @@ def test_shared_objects_stay_shared_and_separate_ones_separate():
     assert apart.c[0] is apart.a
     assert apart.self is apart
 
-    state = capture(holder(a=np.zeros(2), b=np.ones(2), c=[1], d=[2], e=np.random.default_rng(1), f=random.Random(2)))
+    first, second = np.random.default_rng(1), np.random.default_rng(2)
+    state = capture(holder(a=np.zeros(2), b=np.ones(2), c=[1], d=[2], e=first, f=second, g=deque([random], 3)))
     both, rng = [3], np.random.default_rng(3)
-    joined = holder(a=one, b=one, c=both, d=both, e=rng, f=rng)
+    joined = holder(a=one, b=one, c=both, d=both, e=rng, f=rng, g=deque([random], 5))
     restore(joined, state)
     assert same([joined.a, joined.b, joined.c, joined.d], [np.zeros(2), np.ones(2), [1], [2]])
-    assert same([joined.e.random(), joined.f.random()], [np.random.default_rng(1).random(), random.Random(2).random()])
+    assert same([joined.e.random(), joined.f.random()], [first.random(), second.random()])
+    assert joined.g == deque([random])
+    assert joined.g.maxlen == 3
 
 
 def test_what_the_caller_holds_is_not_overwritten():
@@ -650,6 +668,18 @@ def test_attributes_made_after_the_capture_go_and_renderers_stay():
     assert "_np_random" not in vars(env) or env._np_random is None
 
 
+def local_classes():
+    """Values of classes that cannot be found by name."""
+
+    class Local(NamedTuple):
+        x: int
+
+    class Feeling(enum.Enum):
+        GOOD = 1
+
+    return Local([1]), Feeling.GOOD  # not a tuple of leaves, which would stand for itself
+
+
 @pytest.mark.parametrize(
     ("saved", "live", "message"),
     [
@@ -660,13 +690,31 @@ def test_attributes_made_after_the_capture_go_and_renderers_stay():
         (lambda: holder(sim=Asked()), lambda: holder(sim=3), r"env\.sim was saved from a Asked.*builtins\.int"),
         (lambda: holder(call=(np.sin, 1)), lambda: holder(call=None), r"env\.call\[0\] was saved from a part"),
         (lambda: [1], lambda: {}, r"env is a builtins\.dict"),
+        (lambda: holder(log=defaultdict(int)), lambda: holder(log={}), r"env\.log was saved from a defaultdict"),
+        (
+            lambda: holder(place=local_classes()[0]),
+            holder,
+            r"env\.place was saved from a .*Local, but there is nothing",
+        ),
+        (
+            lambda: holder(mood=local_classes()[1]),
+            holder,
+            r"env\.mood was saved from a .*Feeling, but there is nothing",
+        ),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_a_state_that_does_not_fit_is_refused_with_its_path(saved, live, message):
     state = capture(saved())
     with pytest.raises(ValueError, match=f"^{message}"):
         restore(live(), state)
+
+
+def test_slots_cannot_take_a_new_attribute():
+    state = capture(holder(sim=Slotted()))
+    state["attributes"]["sim"]["attributes"]["extra"] = 1
+    with pytest.raises(ValueError, match=r"^env\.sim\.extra was saved from a builtins\.int, but there is nothing"):
+        restore(holder(sim=Slotted()), state)
 
 
 def test_a_mujoco_state_of_another_size_is_refused():
@@ -699,7 +747,7 @@ def test_snapshot_is_reachable_through_wrappers_and_in_the_spec():
 
 scalars = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.complex_numbers()),
-    hnp.from_dtype(np.dtype("f4")),
+    *(hnp.from_dtype(np.dtype("f4")), st.slices(9), st.integers(0, 9).map(range), st.just(Path("a", "b"))),
 )
 keys = st.one_of(st.integers(), st.text(), st.booleans(), st.none(), st.tuples(st.integers(), st.text()))
 arrays = hnp.arrays(

@@ -1,0 +1,158 @@
+"""One agent's mathematics against Stable-Baselines3's: same weights, same batches, same noise, ten updates."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import stable_baselines3 as sb3
+import torch
+from headway.agents import SAC, TD3
+from headway.agents.core.networks import StackedMLP
+from headway.agents.core.stores import Transitions
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor, nn
+
+UPDATES, BATCH = 10, 64
+TOLERANCE = 1e-5
+"""On every parameter. Both sides compute in float32, but sum in another order, and Adam divides by small numbers."""
+
+
+class Batches:
+    """The same random batches in both libraries' forms."""
+
+    def __init__(self, obs_dim: int, action_dim: int) -> None:
+        rng = np.random.default_rng(0)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+        self.batches = []
+        for _ in range(UPDATES):
+            ended = torch.from_numpy(rng.random(BATCH) < 0.2)
+            truncated = torch.from_numpy(rng.random(BATCH) < 0.5) & ended
+            self.batches.append(
+                Transitions(
+                    obs=draw(BATCH, obs_dim),
+                    actions=draw(BATCH, action_dim).tanh(),
+                    rewards=draw(BATCH),
+                    terminated=ended & ~truncated,
+                    truncated=truncated,
+                    next_obs=draw(BATCH, obs_dim),
+                )
+            )
+        self.noise = [draw(2, BATCH, action_dim) for _ in range(UPDATES)]
+
+    def sb3(self, index: int) -> ReplayBufferSamples:
+        batch = self.batches[index]
+        dones = batch.terminated.float().unsqueeze(1)
+        return ReplayBufferSamples(batch.obs, batch.actions, batch.next_obs, dones, batch.rewards.unsqueeze(1))
+
+
+def linears(module: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+
+
+def copy_into(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> None:
+    """Copy a chain of linear layers into one member."""
+    with torch.no_grad():
+        for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
+            weight[member].copy_(layer.weight.T)
+            bias[member, 0].copy_(layer.bias)
+
+
+@torch.no_grad()
+def gap(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> float:
+    """Largest difference between one member and a chain of linear layers."""
+    found = 0.0
+    for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
+        found = max(
+            found,
+            float((weight[member] - layer.weight.T).abs().max()),
+            float((bias[member, 0] - layer.bias).abs().max()),
+        )
+    return found
+
+
+def gaussian_layers(actor: Any) -> list[nn.Linear]:
+    """Stable-Baselines3's actor has two heads where ours has one of twice the width."""
+    joint = nn.Linear(actor.mu.in_features, 2 * actor.mu.out_features)
+    with torch.no_grad():
+        joint.weight.copy_(torch.cat([actor.mu.weight, actor.log_std.weight]))
+        joint.bias.copy_(torch.cat([actor.mu.bias, actor.log_std.bias]))
+    return [*linears(actor.latent_pi), joint]
+
+
+COMPILING = pytest.mark.filterwarnings("ignore")  # what torch's own compiler warns of is not ours
+
+
+@pytest.mark.parametrize(
+    ("compile_mode", "ent_coef"), [("off", "auto"), ("off", 0.2), pytest.param("default", "auto", marks=COMPILING)]
+)
+def test_sac_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str, ent_coef: Any) -> None:
+    env = gym.make("Pendulum-v1")
+    ours = SAC("MlpPolicy", env, seed=0, device="cpu", compile=compile_mode, batch_size=BATCH, ent_coef=ent_coef)
+    peer = sb3.SAC("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", ent_coef=ent_coef, learning_starts=0)
+    peer.set_logger(Logger(None, []))
+    copy_into(ours.actor.module.mlp, 0, gaussian_layers(peer.actor))
+    assert ours.critics.target is not None
+    for member in range(2):
+        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
+        copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
+    data = Batches(3, 1)
+
+    for index in range(UPDATES):
+        monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])
+        monkeypatch.setattr(ours, "noise", lambda *shape, index=index: data.noise[index])
+        ours._update()
+        ours._n_updates += 1
+        # Stable-Baselines3 draws inside Normal.rsample: first for obs, then for next_obs.
+        draws = iter(data.noise[index])
+        monkeypatch.setattr(
+            "torch.distributions.Normal.rsample", lambda self, *shape, d=draws: self.loc + self.scale * next(d)
+        )
+        monkeypatch.setattr(peer.replay_buffer, "sample", lambda *a, index=index, **k: data.sb3(index))
+        peer.train(1, BATCH)
+
+    assert gap(ours.actor.module.mlp, 0, gaussian_layers(peer.actor)) < TOLERANCE
+    for member in range(2):
+        assert gap(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member])) < TOLERANCE
+        assert gap(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member])) < TOLERANCE
+    if ent_coef == "auto":
+        assert peer.log_ent_coef is not None
+        assert abs(ours.temperature.module.log_alpha.item() - peer.log_ent_coef.item()) < TOLERANCE
+        assert abs(peer.log_ent_coef.item()) > 1e-3  # it moved
+
+
+@pytest.mark.parametrize("compile_mode", ["off", pytest.param("default", marks=COMPILING)])
+def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -> None:
+    ours = TD3("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", compile=compile_mode, batch_size=BATCH)
+    peer = sb3.TD3("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs={"net_arch": [256, 256]})
+    peer.set_logger(Logger(None, []))
+    assert ours.actor.target is not None
+    assert ours.critics.target is not None
+    copy_into(ours.actor.module.mlp, 0, linears(peer.actor.mu))
+    copy_into(ours.actor.target.mlp, 0, linears(peer.actor_target.mu))
+    for member in range(2):
+        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
+        copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
+    data = Batches(3, 1)
+
+    for index in range(UPDATES):
+        monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])
+        monkeypatch.setattr(ours, "noise", lambda *shape, index=index: data.noise[index][0])
+        ours._update()
+        ours._n_updates += 1
+        monkeypatch.setattr(
+            torch.Tensor, "normal_", lambda self, mean, std, index=index: self.copy_(data.noise[index][0] * std)
+        )
+        monkeypatch.setattr(peer.replay_buffer, "sample", lambda *a, index=index, **k: data.sb3(index))
+        peer.train(1, BATCH)
+        monkeypatch.undo()
+
+    assert gap(ours.actor.module.mlp, 0, linears(peer.actor.mu)) < TOLERANCE
+    assert gap(ours.actor.target.mlp, 0, linears(peer.actor_target.mu)) < TOLERANCE
+    for member in range(2):
+        assert gap(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member])) < TOLERANCE
+        assert gap(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member])) < TOLERANCE

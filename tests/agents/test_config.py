@@ -1,0 +1,105 @@
+import json
+from dataclasses import FrozenInstanceError, dataclass, fields
+
+import pytest
+import yaml
+from headway.agents import AGENTS
+from headway.agents.core.config import AgentConfig, OffPolicyConfig, Range, describe, nearest
+from headway.agents.presets import preset, preset_names
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("agent", AGENTS.values())
+def test_every_field_is_documented(agent: type) -> None:
+    for info in describe(agent.config_class).values():  # type: ignore[attr-defined]
+        assert info.doc.endswith("."), info.name
+        assert info.help.startswith(info.doc)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_presets_are_valid_and_safe(agent: str) -> None:
+    names = preset_names(agent.lower())
+    assert names[0] == "default"
+    for name in names:
+        AGENTS[agent].config_class.from_dict(preset(agent.lower(), name, AGENTS[agent].config_class))
+
+
+def test_unknown_preset_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="no preset 'HalfCheeta-v5': did you mean HalfCheetah-v5"):
+        preset("sac", "HalfCheeta-v5", OffPolicyConfig)
+    monkeypatch.setattr("headway.agents.presets._read", lambda agent: {"default": {"gama": 1}})
+    with pytest.raises(ValueError, match="unknown key 'gama': did you mean gamma"):
+        preset("sac", "default", OffPolicyConfig)
+
+
+@settings(derandomize=True, max_examples=100)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "gamma": st.floats(0, 1),
+            "learning_rate": st.floats(1e-9, 1),
+            "net_arch": st.lists(st.integers(1, 512), max_size=4),
+            "batch_size": st.integers(1, 10**6),
+            "max_grad_norm": st.none() | st.floats(1e-3, 10),
+            "train_freq": st.integers(1, 10) | st.tuples(st.integers(1, 10), st.sampled_from(["step", "episode"])),
+            "activation": st.sampled_from(["relu", "tanh", "elu"]),
+        },
+    )
+)
+def test_round_trip_through_yaml_and_json(values: dict[str, object]) -> None:
+    config = OffPolicyConfig.from_dict(values)
+    assert OffPolicyConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert OffPolicyConfig.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+    assert OffPolicyConfig.from_dict(config.changes()) == config
+
+
+def test_configurations_are_frozen_and_hashable() -> None:
+    config = OffPolicyConfig(net_arch=[3, 4])  # type: ignore[arg-type]
+    assert config.net_arch == (3, 4)
+    assert hash(config) == hash(OffPolicyConfig(net_arch=(3, 4)))
+    with pytest.raises(FrozenInstanceError):
+        config.gamma = 0.5  # type: ignore[misc]
+
+
+def test_every_range_is_enforced_at_both_ends() -> None:
+    for info in describe(OffPolicyConfig).values():
+        for interval in info.ranges:
+            for bound, step in ((interval.low, -1), (interval.high, 1)):
+                if abs(bound) == float("inf") or info.name == "train_freq":
+                    continue
+                outside = bound + step if isinstance(info.default, int) else bound + step * 1e-3
+                value = (outside,) if isinstance(info.default, tuple) else outside
+                value = (int(outside),) if info.name == "net_arch" else value
+                with pytest.raises(ValueError, match=f"{info.name} must lie in"):
+                    OffPolicyConfig.from_dict({info.name: value})
+
+
+def test_range_reads_as_an_interval() -> None:
+    assert str(Range(0, 1, unit="s", open_low=True)) == "(0, 1] s"
+    assert str(Range(1)) == "[1, inf)"
+    assert 0 not in Range(0, open_low=True)
+    assert float("nan") not in Range()
+
+
+@pytest.mark.parametrize("value", [True, "3", None, 3.0])
+def test_types_are_not_coerced(value: object) -> None:
+    with pytest.raises(TypeError, match="batch_size must be int"):
+        AgentConfig(batch_size=value)  # type: ignore[arg-type]
+
+
+def test_nearest() -> None:
+    assert nearest("gama", ["gamma", "tau"]) == "did you mean gamma?"
+    assert nearest("zzz", ["gamma", "tau"]) == "known: gamma, tau"
+
+
+def test_inherited_fields_keep_their_documentation() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Child(OffPolicyConfig):
+        extra: int = 1
+        """Something of its own."""
+
+    assert describe(Child)["extra"].doc == "Something of its own."
+    assert describe(Child)["gamma"].doc == describe(AgentConfig)["gamma"].doc
+    assert [field.name for field in fields(Child)] == list(describe(Child))

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from headway.agents.core.modules import TrackedModules
+from torch import nn
+
+
+def tracked(target: bool = True, max_grad_norm: float | None = None) -> TrackedModules:
+    torch.manual_seed(0)
+    modules = TrackedModules(torch.device("cpu"))
+    modules.add("net", nn.Linear(3, 2), 1e-2, target=target, max_grad_norm=max_grad_norm)
+    return modules
+
+
+def test_minimise_touches_one_network_only() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 1)
+    modules = TrackedModules(torch.device("cpu"))
+    handle = modules.add("first", first, 1e-2)
+    modules.add("second", second, 1e-2)
+    before = second.weight.clone()
+    handle.minimise(second(first(torch.ones(4, 2))).sum())
+    assert torch.equal(second.weight, before)
+    assert second.weight.grad is None
+    assert first.weight.grad is not None
+
+
+def test_follow_moves_by_tau() -> None:
+    (handle,) = tracked()
+    assert handle.target is not None
+    with torch.no_grad():
+        handle.module.weight.fill_(1.0)
+        handle.target.weight.fill_(0.0)
+    handle.follow(0.25)
+    assert torch.equal(handle.target.weight, torch.full((2, 3), 0.25))
+    assert not any(parameter.requires_grad for parameter in handle.target.parameters())
+    handle.follow(1.0)
+    assert torch.equal(handle.target.weight, handle.module.weight)
+
+
+def test_gradients_are_clipped_by_norm() -> None:
+    (handle,) = tracked(max_grad_norm=0.1)
+    handle.minimise(1e3 * handle.module(torch.ones(4, 3)).square().sum())
+    norm = torch.cat([parameter.grad.flatten() for parameter in handle.parameters]).norm()
+    assert norm.item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_state_round_trip_continues_the_optimiser() -> None:
+    straight, broken = tracked(), tracked()
+    x = torch.randn(5, 3)
+
+    def step(modules: TrackedModules) -> None:
+        (handle,) = modules
+        handle.minimise(handle.module(x).square().sum())
+        handle.follow(0.1)
+
+    for _ in range(4):
+        step(straight)
+    for _ in range(2):
+        step(broken)
+    saved = {name: tensor.clone() for name, tensor in broken.state().items()}
+    fresh = tracked()
+    fresh.load_state(saved)
+    for _ in range(2):
+        step(fresh)
+    for name, tensor in straight.state().items():
+        assert torch.equal(tensor, fresh.state()[name]), name
+
+
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    modules = tracked()
+    before = {name: tensor.clone() for name, tensor in modules.state().items()}
+    for spoil in ({"net.online.weight": torch.zeros(1, 3)}, {"net.online.more": torch.zeros(1)}):
+        with pytest.raises(ValueError, match=r"net\.online"):
+            modules.load_state(modules.state() | spoil)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in modules.state().items())
+
+
+def test_learning_rate_reaches_every_optimiser() -> None:
+    modules = tracked()
+    modules.set_learning_rate(0.5)
+    assert [group["lr"] for handle in modules for group in handle.optimizer.param_groups] == [0.5]
+    assert set(modules.networks()) == {"net", "net_target"}

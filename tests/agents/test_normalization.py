@@ -1,0 +1,239 @@
+"""Batches normalised as Stable-Baselines3's VecNormalize normalises what it shows."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from headway.agents import SAC
+from headway.agents.core.normalization import BatchNormalizer, load_normalizer_state, normalizer_state
+from headway.agents.core.spaces import ObservationCodec
+from headway.agents.core.stores import Transitions
+from labelled import Labelled
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+CPU = torch.device("cpu")
+# The peer computes in float64 and rounds once. Here it is float32: the observation, the mean and their difference are
+# each rounded to 24 bits, all below 250 in size, before they are divided by deviations above 0.02 (or clipped).
+OBS_TOLERANCE = 3 * 250 * 2**-24 / 0.02
+
+
+def labelled(form: str = "box", n: int = 3) -> DummyVecEnv:
+    return DummyVecEnv([partial(Labelled, row, form) for row in range(n)])
+
+
+def advance(env: VecNormalize, steps: int, seed: int = 0) -> None:
+    """Let the statistics grow."""
+    env.action_space.seed(seed)
+    for _ in range(steps):
+        env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+
+
+def started(form: str = "box", **settings: Any) -> VecNormalize:
+    env = VecNormalize(labelled(form), **settings)
+    env.seed(1)
+    env.reset()
+    advance(env, 20)
+    return env
+
+
+def raw_batch(env: VecNormalize, size: int = 40) -> Any:
+    samples = [env.observation_space.sample() for _ in range(size)]
+    if isinstance(env.observation_space, spaces.Dict):
+        return {key: np.stack([sample[key] for sample in samples]) for key in env.observation_space.spaces}
+    return np.stack(samples)
+
+
+def encode(codec: ObservationCodec, obs: Any) -> torch.Tensor:
+    tensors = (
+        {key: torch.from_numpy(part) for key, part in obs.items()} if isinstance(obs, dict) else torch.from_numpy(obs)
+    )
+    return codec.encode(tensors, CPU)
+
+
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "box": ("box", {}),
+    "box, clipped": ("box", {"clip_obs": 0.7, "clip_reward": 0.3}),
+    "box, another epsilon": ("box", {"epsilon": 0.5, "gamma": 0.5}),
+    "box, rewards only": ("box", {"norm_obs": False}),
+    "box, observations only": ("box", {"norm_reward": False}),
+    "dict": ("dict", {}),
+    "dict, clipped": ("dict", {"clip_obs": 0.7}),
+    "dict, one key": ("dict", {"norm_obs_keys": ["place"]}),
+    "dict, the other key": ("dict", {"norm_obs_keys": ["deed"]}),
+}
+ALL_SETTINGS = pytest.mark.parametrize("name", SETTINGS)
+
+
+def build(name: str) -> VecNormalize:
+    form, settings = SETTINGS[name]
+    return started(form, **settings)
+
+
+@ALL_SETTINGS
+def test_batches_are_normalised_as_the_peer_does(name: str) -> None:
+    env = build(name)
+    codec = ObservationCodec(env.observation_space)
+    normalizer = BatchNormalizer(env, codec, CPU)
+    env.observation_space.seed(2)
+    obs, rewards = raw_batch(env), np.linspace(-60, 60, 40, dtype=np.float32)
+    for _ in range(2):  # with the statistics of this moment, which the second time are others
+        expected = encode(codec, env.normalize_obs(obs))
+        ours = normalizer.obs(encode(codec, obs))
+        assert (ours.dtype, ours.shape) == (torch.float32, (40, 5))
+        torch.testing.assert_close(ours, expected, atol=OBS_TOLERANCE, rtol=0)
+        # One multiplication by a rounded scale instead of one division: two roundings more.
+        expected_rewards = torch.from_numpy(env.normalize_reward(rewards))
+        torch.testing.assert_close(normalizer.rewards(torch.from_numpy(rewards)), expected_rewards, rtol=2**-22, atol=0)
+        before = ours, normalizer.rewards(torch.from_numpy(rewards))
+        advance(env, 5, seed=1)
+    assert torch.equal(before[0], normalizer.obs(encode(codec, obs))) == (not env.norm_obs)
+    assert torch.equal(before[1], normalizer.rewards(torch.from_numpy(rewards))) == (not env.norm_reward)
+    clipped = env.clip_obs if env.norm_obs else np.inf
+    assert ours[:, :2].abs().max() <= clipped or name == "dict, one key"
+
+
+def test_each_dimension_has_its_own_statistics() -> None:
+    env = started("dict", norm_obs_keys=["place"])
+    codec = ObservationCodec(env.observation_space)
+    assert list(codec.parts) == ["deed", "place"]
+    ours = BatchNormalizer(env, codec, CPU).obs(torch.full((1, 5), 2.0))[0]
+    assert ours[:2].tolist() == [2, 2]
+    rms = env.obs_rms["place"]
+    assert len(set(rms.mean)) == 3
+    expected = (2 - rms.mean) / np.sqrt(rms.var + env.epsilon)
+    torch.testing.assert_close(ours[2:], torch.from_numpy(expected).float(), atol=OBS_TOLERANCE, rtol=0)
+
+
+def test_an_observation_of_more_axes_is_flattened_as_its_statistics_are() -> None:
+    space = spaces.Box(-3, 3, (2, 3), np.float64, seed=0)
+
+    class Sampled(Labelled):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = space
+
+        def _observe(self, action: float) -> Any:
+            return space.sample() * [[1, 2, 3], [4, 5, 6]]
+
+    env = VecNormalize(DummyVecEnv([Sampled]))
+    env.reset()
+    advance(env, 10)
+    codec = ObservationCodec(env.observation_space)
+    obs = np.stack([space.sample() for _ in range(8)])
+    expected = torch.from_numpy(env.normalize_obs(obs)).flatten(1)
+    torch.testing.assert_close(
+        BatchNormalizer(env, codec, CPU).obs(encode(codec, obs)), expected, atol=OBS_TOLERANCE, rtol=0
+    )
+
+
+def test_images_are_left_alone() -> None:
+    env = VecNormalize(labelled("image"), norm_obs=False)
+    image_space = spaces.Box(0, 255, (3, 36, 40), np.uint8)
+    images = torch.randint(0, 256, (2, 3, 36, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert BatchNormalizer(env, ObservationCodec(image_space), CPU).obs(images) is images
+
+
+@ALL_SETTINGS
+def test_what_an_agent_samples(name: str) -> None:
+    form, settings = SETTINGS[name]
+    env = VecNormalize(labelled(form), **settings)
+    policy = "MultiInputPolicy" if form == "dict" else "MlpPolicy"
+    agent = SAC(policy, env, net_arch=(4,), learning_starts=1000, buffer_size=500, batch_size=64, seed=1, device="cpu")
+    agent.learn(60)
+    for _ in range(2):
+        stream = agent.generators["store"].get_state()
+        batch = agent.sample()
+        agent.generators["store"].set_state(stream)
+        raw: Transitions = agent.store.sample(64)
+        parts = {key: int(np.prod(part.shape)) for key, part in agent.codec.parts.items()}
+
+        def normalised(obs: torch.Tensor, parts: dict[str, int] = parts) -> torch.Tensor:
+            columns = torch.split(obs, list(parts.values()), 1)
+            if form == "box":
+                return encode(agent.codec, env.normalize_obs(columns[0].numpy()))
+            shaped = {
+                key: column.numpy().reshape(-1, *agent.codec.parts[key].shape)
+                for key, column in zip(parts, columns, strict=True)
+            }
+            return encode(agent.codec, env.normalize_obs(shaped))
+
+        torch.testing.assert_close(batch.obs, normalised(raw.obs), atol=OBS_TOLERANCE, rtol=0)
+        torch.testing.assert_close(batch.next_obs, normalised(raw.next_obs), atol=OBS_TOLERANCE, rtol=0)
+        expected = torch.from_numpy(env.normalize_reward(raw.rewards.numpy()))
+        torch.testing.assert_close(batch.rewards, expected, rtol=2**-22, atol=0)
+        for field in fields(Transitions):
+            if field.name not in ("obs", "next_obs", "rewards"):
+                assert torch.equal(getattr(batch, field.name), getattr(raw, field.name))
+        assert torch.equal(batch.obs, raw.obs) == (not env.norm_obs)
+        assert torch.equal(batch.rewards, raw.rewards) == (not env.norm_reward)
+        # Raw rewards are whole numbers and quarters: what is stored has not been divided by anything.
+        assert (raw.rewards * 4 == (raw.rewards * 4).round()).all()
+        agent.learn(30, reset_num_timesteps=False)
+
+
+def test_a_normaliser_that_no_longer_learns_still_normalises() -> None:
+    env = started()
+    env.training = False
+    codec = ObservationCodec(env.observation_space)
+    normalizer = BatchNormalizer(env, codec, CPU)
+    obs = encode(codec, raw_batch(env))
+    before = normalizer.obs(obs)
+    advance(env, 3)
+    assert torch.equal(normalizer.obs(obs), before)
+    assert not torch.equal(before, obs)
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+@ALL_SETTINGS
+def test_statistics_and_settings_go_round(name: str) -> None:
+    env = build(name)
+    state = normalizer_state(env)
+    form, _ = SETTINGS[name]
+    fresh = VecNormalize(labelled(form))
+    load_normalizer_state(fresh, state)
+    obs, rewards = raw_batch(env), np.linspace(-9, 9, 40)
+    for expected, ours in zip(flat(env.normalize_obs(obs)), flat(fresh.normalize_obs(obs)), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(fresh.normalize_reward(rewards), env.normalize_reward(rewards))
+    # A copy: neither follows the other.
+    saved = flat(fresh.normalize_obs(obs))
+    fresh.seed(5)
+    fresh.reset()
+    advance(fresh, 5)
+    again = VecNormalize(labelled(form))
+    load_normalizer_state(again, state)
+    for expected, ours in zip(saved, flat(again.normalize_obs(obs)), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def flat(obs: Any) -> list[Any]:
+    return [obs[key] for key in sorted(obs)] if isinstance(obs, dict) else [obs]
+
+
+@pytest.mark.parametrize(
+    ("target", "state", "named"),
+    [
+        (lambda: VecNormalize(labelled(), norm_obs=False), lambda: normalizer_state(started()), "of the observations,"),
+        (
+            lambda: VecNormalize(labelled("dict"), norm_obs_keys=["deed"]),
+            lambda: normalizer_state(started("dict")),
+            "of the observations place,",
+        ),
+    ],
+)
+def test_statistics_that_find_no_place_are_refused(
+    target: Callable[[], VecNormalize], state: Callable[[], dict[str, Any]], named: str
+) -> None:
+    env = target()
+    before = env.norm_obs, env.norm_obs_keys, float(env.ret_rms.var)
+    with pytest.raises(ValueError, match=r"same norm_obs and norm_obs_keys$") as error:
+        load_normalizer_state(env, state())
+    assert named in str(error.value)
+    assert (env.norm_obs, env.norm_obs_keys, float(env.ret_rms.var)) == before

@@ -1,0 +1,235 @@
+"""Kill a training process with SIGKILL at random moments, resume it each time, and compare with a run left alone.
+
+As a program: ``python tests/scripts/kill_resume.py --kills 20`` prints every kill and the differences, if any.
+"""
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from headway.agents.core.archive import list_checkpoints, read_archive, unpack
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+CLOCK = ("time/fps", "time/time_elapsed")
+"""Columns that tell how long something took."""
+
+MOMENTS = ("starting", "stepping", "writing")
+"""A kill comes while the process starts and loads, at any moment after that, or while a checkpoint is being written."""
+
+SMALL = """--env Hopper-v5 --net-arch 16 16 --batch-size 32 --learning-starts 100 --eval-episodes 2 --threads 1
+    --no-progress""".split()
+"""A run that is small in every respect; Hopper's first episodes are short, so many of them end."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What a kill hit.
+
+    :param moment: one of ``MOMENTS``, or "finishing"
+    :param checkpoint: step of the newest checkpoint, 0 if there was none
+    :param torn: a file was half written
+    """
+
+    moment: str
+    checkpoint: int
+    torn: bool
+
+
+def start(folder: Path, agent: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Start the run, or go on with it if there is something to go on with."""
+    command = [sys.executable, "-m", "headway.scripts.cli", "train", agent]
+    command += ["--resume", str(folder)] if folder.exists() else ["--run-dir", str(folder), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the end of a run that nobody kills.
+
+    :raises RuntimeError: it failed
+    """
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode}: {errors.decode()}")
+
+
+def newest(folder: Path) -> int:
+    """:return: step of the newest checkpoint, 0 if there is none."""
+    found = list_checkpoints(folder / "checkpoints")
+    return int(found[0].stem.rpartition("-")[2]) if found else 0
+
+
+def being_written(folder: Path) -> list[str]:
+    """:return: files that are not complete yet."""
+    return [path.name for path in folder.rglob(".*.tmp*")]
+
+
+def wait(process: "subprocess.Popen[bytes]", condition: Callable[[], object]) -> None:
+    """Watch closely until something is the case; it is also over when the process is."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.0005)
+
+
+def run_with_kills(
+    folder: Path, agent: str, arguments: Sequence[str], kills: int, seed: int, total: int, every: int
+) -> list[Kill]:
+    """Run to the end in spite of so many kills.
+
+    They are spread over the steps of the run: the first comes before the first checkpoint, the last while the run is
+    being finished, the moments of the others are drawn.
+
+    :param folder: the run's folder
+    :param agent: its name
+    :param arguments: of the first process; the others only resume
+    :param kills: how many, two at least
+    :param seed: of the moments
+    :param total: steps of the run
+    :param every: steps between checkpoints
+    :return: what was hit
+    """
+    rng = random.Random(seed)
+    steps = [0, *sorted(rng.randrange(total - 2 * every) for _ in range(kills - 2)), total]
+    hits = []
+    for number, step in enumerate(steps):
+        last = number == kills - 1
+        moment = "finishing" if last else MOMENTS[(number + 1) % 3] if number < 3 else rng.choice(MOMENTS)
+        process = start(folder, agent, arguments)
+        strike(process, folder, moment, step, rng)
+        process.kill()
+        process.communicate()
+        if process.returncode != -signal.SIGKILL:
+            raise RuntimeError(f"kill {number} ({moment}, step {step}) came too late: exit code {process.returncode}")
+        hits.append(Kill(moment, newest(folder), bool(being_written(folder))))
+    finish(start(folder, agent, arguments))
+    return hits
+
+
+def strike(process: "subprocess.Popen[bytes]", folder: Path, moment: str, step: int, rng: random.Random) -> None:
+    """Wait until it is time to kill."""
+    if moment == "starting":
+        time.sleep(rng.uniform(0, 2.5))
+    elif step == 0:  # before the first checkpoint, but after something is there
+        wait(process, lambda: (folder / "progress.csv").exists())
+        time.sleep(rng.uniform(0, 0.2))
+    else:
+        wait(process, lambda: newest(folder) >= step)
+        if moment == "writing":
+            wait(process, lambda: being_written(folder / "checkpoints"))
+        else:
+            time.sleep(rng.uniform(0, 0.2))
+
+
+def differences(one: Path, two: Path) -> list[str]:
+    """Compare two runs.
+
+    :param one: a run's folder
+    :param two: another's
+    :return: a line for each thing that is not the same
+    """
+    found = [
+        f"{name} differs" for name in ("final.zip", "best.zip", "evaluations.csv") if not _same_file(one, two, name)
+    ]
+    if _progress(one) != _progress(two):
+        found.append("progress.csv differs")
+    if _scalars(one) != _scalars(two):
+        found.append("TensorBoard's scalars differ")
+    names = [[path.name for path in list_checkpoints(run / "checkpoints")] for run in (one, two)]
+    if names[0] != names[1]:
+        return [*found, f"checkpoints differ: {names[0]}, {names[1]}"]
+    left = [run for run in (one, two) if being_written(run)]
+    found += [f"{run} holds half a file" for run in left]
+    return found + _tree_differences(*(_training(run) for run in (one, two)), "checkpoint")
+
+
+def _same_file(one: Path, two: Path, name: str) -> bool:
+    return (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def _progress(run: Path) -> list[dict[str, str]]:
+    with (run / "progress.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
+
+
+def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag not in CLOCK]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def _training(run: Path) -> dict[str, Any]:
+    """Everything in the newest checkpoint but what the clock said."""
+    archive = read_archive(list_checkpoints(run / "checkpoints")[0])
+    manifest = {key: value for key, value in archive.manifest.items() if key not in ("state", "store", "files")}
+    state = unpack(archive.manifest["state"], archive.members["state"])["training"]
+    store = unpack(archive.manifest["store"], archive.members["store"])
+    for episode in state["episodes"]:
+        del episode["t"]
+    del state["env"]  # holds the Monitor's clock; that the episodes to come are the same shows in everything else
+    return {"manifest": manifest, "state": state, "store": store, "networks": archive.members["networks"]}
+
+
+def _tree_differences(one: Any, two: Any, path: str) -> list[str]:
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return [line for key in one for line in _tree_differences(one[key], two[key], f"{path}/{key}")]
+    if isinstance(one, (list, tuple)) and type(one) is type(two) and len(one) == len(two):
+        return [
+            line
+            for i, pair in enumerate(zip(one, two, strict=True))
+            for line in _tree_differences(*pair, f"{path}/{i}")
+        ]
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        return [] if torch.equal(one, two) else [f"{path} differs"]
+    same = bool((one == two).all()) if hasattr(one, "shape") and hasattr(two, "shape") else one == two
+    return [] if same else [f"{path} differs"]
+
+
+def compare(
+    folder: Path, kills: int, seed: int, total: int, every: int, agent: str = "sac"
+) -> tuple[list[Kill], list[str]]:
+    """Make a run that is left alone and one that is killed, at the same time, and compare them.
+
+    :param folder: where to put both
+    :param kills: how many
+    :param seed: of the moments, and of the run
+    :param total: steps of the run
+    :param every: steps between checkpoints
+    :param agent: which agent
+    :return: what was hit, and the differences
+    """
+    spread = ["--checkpoint-every", str(every), "--log-every", str(every * 2 // 3), "--eval-every", str(every * 4)]
+    arguments = [*SMALL, *spread, "--total-timesteps", str(total), "--seed", str(seed)]
+    alone = start(folder / "alone", agent, arguments)
+    hits = run_with_kills(folder / "killed", agent, arguments, kills, seed, total, every)
+    finish(alone)
+    return hits, differences(folder / "alone", folder / "killed")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--agent", default="sac")
+    parser.add_argument("--total-timesteps", type=int, default=1500)
+    given = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as temporary:
+        began = time.time()
+        all_hits, found_differences = compare(
+            Path(temporary), given.kills, given.seed, given.total_timesteps, 50, given.agent
+        )
+        for number, hit in enumerate(all_hits):
+            print(f"kill {number}: {hit.moment}, newest checkpoint {hit.checkpoint}, half a file: {hit.torn}")
+        print(f"{len(all_hits)} kills in {time.time() - began:.0f} s")
+        print("\n".join(found_differences) or "no difference from the run left alone")
+    sys.exit(1 if found_differences else 0)
