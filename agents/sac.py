@@ -91,7 +91,8 @@ def soft_target(
     with torch.no_grad():
         next_actions, next_log_prob = actor.sample(batch.next_obs, noise)  # (B, A), (B,)
         next_q = target_critics(batch.next_obs, next_actions).amin(0)  # (E, B) -> (B,)
-        return batch.rewards + gamma * torch.where(batch.terminated, 0.0, next_q - alpha * next_log_prob)
+        soft_value = (next_q - alpha * next_log_prob).masked_fill(batch.terminated, 0.0)
+        return batch.rewards + gamma * soft_value
 
 
 def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def smoothed_target(
         eps = (noise * cfg.target_policy_noise).clamp(-cfg.target_noise_clip, cfg.target_noise_clip)
         next_actions = (target_actor.mode(batch.next_obs) + eps).clamp(-1, 1)  # (B, A)
         next_q: Tensor = target_critics(batch.next_obs, next_actions).amin(0)  # (E, B) -> (B,)
-        return batch.rewards + cfg.gamma * torch.where(batch.terminated, 0.0, next_q)
+        return batch.rewards + cfg.gamma * next_q.masked_fill(batch.terminated, 0.0)
 
 
 def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:

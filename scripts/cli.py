@@ -1,6 +1,7 @@
 """The console command ``headway``."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, MemoryError) as error:
         if os.environ.get("HEADWAY_TRACEBACK"):
             raise
-        print(f"headway: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        text = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
+        print(f"headway: error: {text or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("headway: interrupted", file=sys.stderr)
@@ -69,7 +71,6 @@ COMMANDS = ("train", "evaluate", "benchmark", "agents", "envs")
 
 def _train(rest: list[str]) -> int:
     from .options import parse_train
-    from .train import train
 
     if rest[:1] in (["-h"], ["--help"]):
         print(
@@ -78,7 +79,11 @@ def _train(rest: list[str]) -> int:
         return _agents()
     name, arguments = ("", rest) if not rest or rest[0].startswith("-") else (rest[0].lower(), rest[1:])
     run = parse_train(name, arguments)
-    return 0 if run is None else train(run)
+    if run is None:
+        return 0
+    from .train import train
+
+    return train(run)
 
 
 def _evaluate(rest: list[str]) -> int:

@@ -1,14 +1,12 @@
 """Figures."""
 
 import csv
+import textwrap
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 
 def read_columns(path: Path, *names: str) -> list[np.ndarray]:
@@ -30,17 +28,21 @@ def learning_curve(run: Path, title: str) -> Path:
     :param title: above the figure
     :return: the PNG written, ``learning_curve.png`` in the folder
     """
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
+    figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
+    axes = figure.subplots()
     steps, returns = read_columns(run / "progress.csv", "time/total_timesteps", "rollout/ep_rew_mean")
-    axes.plot(steps, returns, color="0.6", lw=1.2, label="training episodes (mean of the last 100)")
+    if len(steps):  # none while the first episode lasts
+        axes.plot(steps, returns, color="0.55", lw=1.2, label="training episodes (mean of the last 100)")
     steps, means, stds = read_columns(run / "evaluations.csv", "step", "mean", "std")
     axes.plot(steps, means, "o-", color="C0", ms=3.5, label="evaluation, deterministic (mean ± std)")
     axes.fill_between(steps, means - stds, means + stds, color="C0", alpha=0.2, lw=0)
-    axes.set(xlabel="environment steps", ylabel="return", title=title)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.set(xlabel="environment steps", ylabel="return", xlim=(0, None))
+    axes.set_title(textwrap.fill(title, 62), fontsize=11)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M: written out, long runs' labels would touch
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # where no curve can be
     path = run / "learning_curve.png"
     figure.savefig(path)
-    plt.close(figure)
     return path

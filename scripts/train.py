@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -33,7 +34,6 @@ from ..envs import make
 from ..wrappers import Snapshot
 from .evaluate import evaluation_env, record_video, run_episodes
 from .options import EXECUTION, Run, check_device, read_run
-from .plot import learning_curve
 from .statistics import Summary, summarise
 
 EVALUATION_SEED = 1_000_000
@@ -286,15 +286,14 @@ def make_folder(run: Run, folder: Path) -> None:
     except OSError as cause:
         raise OSError(f"cannot make the run folder {folder}: {cause.strerror}; choose another --run-dir") from cause
     content = run.to_dict() | {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions()}
-    write_config(temporary, content)
     try:
-        if folder.exists():
-            raise OSError
+        write_config(temporary, content)
+        if folder.exists():  # a rename would put up with an empty one
+            raise _exists(folder)
         temporary.rename(folder)
-    except OSError as cause:
-        (temporary / "config.json").unlink()
-        temporary.rmdir()
-        raise _exists(folder) from cause
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_config(folder: Path, content: Mapping[str, Any]) -> None:
@@ -365,11 +364,14 @@ def _close(env: VecEnv) -> None:
 def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[ActorCriticAgent[Any], bool]:
     """Build the agent, from the newest checkpoint where the run is resumed and has one."""
     options = run.options
-    if options.resume is not None and list_checkpoints(folder / "checkpoints"):
-        return run.agent_class.resume(folder / "checkpoints", env, device=options.device), True
-    policy = policy_for(env.observation_space)
-    agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
-    return agent, False
+    resumed = options.resume is not None and bool(list_checkpoints(folder / "checkpoints"))
+    if resumed:
+        agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device)
+    else:
+        policy = policy_for(env.observation_space)
+        agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
+    agent.env_id = options.env  # with the module in front, which whoever loads the policy has not imported yet
+    return agent, resumed
 
 
 def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signals, resumed: bool) -> int:
@@ -453,6 +455,8 @@ def _save_what_is_whole(agent: ActorCriticAgent[Any], callback: TrainingCallback
 
 
 def _finish(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, seconds: float) -> None:
+    from .plot import learning_curve  # takes a second to import, which --help and a mistake need not wait for
+
     options, folder = run.options, callback.folder
     callback.checkpoint()
     agent.dump_logs()

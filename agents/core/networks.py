@@ -9,8 +9,8 @@ Shapes: ``B`` batch, ``E`` ensemble, ``D`` observation features, ``A`` action, `
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,12 @@ class _StackedMLPFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: Activation, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, activation: Activation, frozen: bool, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[::2], parameters[1::2]
         layers = [x]  # inputs of the layers
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
             layers.append(_activate_(torch.baddbmm(bias, layers[-1], weight), activation))
-        ctx.activation = activation
+        ctx.activation, ctx.frozen = activation, frozen
         ctx.save_for_backward(*layers, *weights)
         return torch.baddbmm(biases[-1], layers[-1], weights[-1])
 
@@ -66,7 +66,7 @@ class _StackedMLPFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         depth = len(ctx.saved_tensors) // 2
         layers, weights = ctx.saved_tensors[:depth], ctx.saved_tensors[depth:]
-        needs_x, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        needs_x, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[3] and not ctx.frozen
         grads: list[Tensor | None] = [None] * (2 * depth)
         for k in reversed(range(depth)):
             if needs_weights:
@@ -76,7 +76,7 @@ class _StackedMLPFunction(torch.autograd.Function):
                 grad = _chain_(torch.bmm(grad, weights[k].transpose(1, 2)), layers[k], ctx.activation)
             elif needs_x:
                 grad = torch.bmm(grad, weights[0].transpose(1, 2))
-        return (grad if needs_x else None, None, *grads)
+        return (grad if needs_x else None, None, None, *grads)
 
 
 class StackedMLP(nn.Module):
@@ -102,6 +102,17 @@ class StackedMLP(nn.Module):
             bound = 1 / math.sqrt(fan_in)
             self.weights.append(nn.Parameter(torch.empty(ensemble, fan_in, fan_out).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.empty(ensemble, 1, fan_out).uniform_(-bound, bound)))
+        self._link()
+
+    def _link(self) -> None:
+        # The same parameters once more, in the order of use: walking a ParameterList costs as much as a small layer.
+        self._chain = tuple(p for pair in zip(self.weights, self.biases, strict=True) for p in pair)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moving to another device or type may replace the parameters."""
+        super()._apply(fn, recurse)
+        self._link()
+        return self
 
     def forward(self, x: Tensor, *, frozen: bool = False, members: int | None = None) -> Tensor:
         """Evaluate the members.
@@ -111,16 +122,14 @@ class StackedMLP(nn.Module):
         :param members: evaluate only so many, from the first; all by default
         :return: outputs, (E, B, outputs)
         """
-        parameters = [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
-        if frozen:
-            parameters = [p.detach() for p in parameters]
+        parameters: Sequence[Tensor] = self._chain
         if members is not None:
             parameters = [p[:members] for p in parameters]
         if x.dim() == 2:
             x = x.expand(len(parameters[0]), -1, -1)
         if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
-            return self._plain(x, parameters)
-        return _StackedMLPFunction.apply(x, self.activation, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+            return self._plain(x, [p.detach() for p in parameters] if frozen else parameters)
+        return _StackedMLPFunction.apply(x, self.activation, frozen, *parameters)  # type: ignore[no-untyped-call, no-any-return]
 
     def _plain(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The same, as a chain of separate operations."""
@@ -259,8 +268,8 @@ class Critics(nn.Module):
         :param frozen: differentiate with respect to the actions only, as an actor's loss does
         :return: values, (E, B)
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = self.features(obs)
+        features = self.features(obs)
+        features = features.detach() if frozen else features
         return self.mlp(torch.cat([features, actions], -1), frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
 
     def first(self, obs: Tensor, actions: Tensor) -> Tensor:
@@ -270,8 +279,7 @@ class Critics(nn.Module):
         :param actions: actions in [-1, 1], (B, A)
         :return: values, (B,)
         """
-        with torch.no_grad():
-            features = self.features(obs)
+        features = self.features(obs).detach()
         return self.mlp(torch.cat([features, actions], -1), frozen=True, members=1)[0].squeeze(-1)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,620 @@
+"""``headway train``: flags, files, signals, mistakes."""
+
+import csv
+import errno
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Command
+from headway import agents
+from headway.agents import AGENTS, SAC, SACConfig
+from headway.agents.core import archive
+from headway.agents.core.collectors import OffPolicyCollector
+from headway.agents.core.config import describe
+from headway.scripts import train as train_module
+from headway.scripts.options import TrainOptions, parse_train
+from headway.scripts.train import Evaluator, TrainingCallback
+from kill_resume import being_written, differences, newest
+
+TINY = shlex.split("--env worlds:Point-v0 --total-timesteps 60 --learning-starts 20 --batch-size 8 --net-arch 8")
+TINY += shlex.split("--eval-episodes 1 --eval-every 25 --log-every 10 --checkpoint-every 20 --threads 1 --no-progress")
+
+
+@pytest.fixture(autouse=True)
+def no_figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figure, which takes longer than the tiny run itself, where it is not what is tested."""
+    if "with_figure" not in request.fixturenames:
+        monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, title: run / "learning_curve.png")
+
+
+@pytest.fixture
+def with_figure() -> None:
+    """Draw it."""
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder, with its content, and every folder."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+# ---- a whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_says(headway: Command, tmp_path: Path, with_figure: None) -> None:
+    code, out, err = headway("train", "sac", *TINY)
+    assert (code, err) == (0, "")
+    (folder,) = (tmp_path / "runs" / "Point-v0" / "sac").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-s0", folder.name)
+    assert f"run folder: {folder.relative_to(tmp_path)}" in out
+    assert "SAC in worlds:Point-v0 · 60 steps · seed 0 · 1 environment · cpu, 1 thread\n" in out
+    assert "hyper-parameters: batch_size=8, net_arch=(8,), learning_starts=20\n" in out
+    for line in ("before training: return -", "after training:  return -", "60 steps in ", ", 40 gradient steps"):
+        assert line in out
+    for name in ("final.zip", "best.zip", "learning_curve.png", "evaluations.csv", "progress.csv"):
+        assert name in out
+        assert (folder / name).stat().st_size > 0
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["agent"], config["options"]["seed"], config["config"]["batch_size"]) == ("SAC", 0, 8)
+    assert config["versions"]["torch"] == torch.__version__
+    assert [row["step"] for row in rows(folder / "evaluations.csv")] == ["0", "25", "50", "60"]
+    assert [row["episodes"] for row in rows(folder / "evaluations.csv")] == ["2", "1", "1", "2"]
+    logged = [row["time/total_timesteps"] for row in rows(folder / "progress.csv") if row["train/n_updates"]]
+    assert logged == ["30", "40", "50", "60"]
+    assert agents.load(folder / "final.zip").num_timesteps == 60
+
+    command = out.rpartition("evaluate it: headway ")[2]
+    code, out, _ = headway(*shlex.split(command), "--episodes", 3)
+    assert code == 0
+    assert "after 60 steps, in worlds:Point-v0" in out  # with its module, which another process has not imported yet
+
+
+def test_progress_bar_shows_return_speed_and_time_left(headway: Command) -> None:
+    code, _, err = headway("train", "sac", *TINY, "--progress")
+    assert code == 0
+    last = err.strip().rpartition("\r")[2]
+    assert re.fullmatch(r"100% \|█+\| 60/60 · return -\d+\.\d · [ \d.]+ steps/s · 00:00 left", last), last
+
+
+# ---- flags -----------------------------------------------------------------------------------------------------------
+
+
+def finished(headway: Command, agent: str, *flags: object, folder: str) -> Path:
+    code, _, err = headway("train", agent, *TINY, *flags, "--run-dir", folder)
+    assert (code, err) == (0, "")
+    return Path(folder)
+
+
+def networks(folder: Path) -> dict[str, torch.Tensor]:
+    return archive.read_archive(folder / "final.zip").members["networks"]
+
+
+def same_networks(one: Path, two: Path) -> bool:
+    first, second = networks(one), networks(two)
+    return first.keys() == second.keys() and all(
+        first[k].shape == second[k].shape and torch.equal(first[k], second[k]) for k in first
+    )
+
+
+LEARNING: dict[str, dict[str, str]] = {
+    "sac": {
+        "learning_rate": "0.01",
+        "learning_rate_schedule": "linear",
+        "gamma": "0.5",
+        "batch_size": "4",
+        "net_arch": "4 4",
+        "activation": "tanh",
+        "max_grad_norm": "0.01",
+        "buffer_size": "16",
+        "learning_starts": "30",
+        "tau": "0.5",
+        "train_freq": "1 episode",
+        "gradient_steps": "2",
+        "ent_coef": "auto_0.1",
+        "target_entropy": "-3",
+        "target_update_interval": "3",
+        "n_critics": "3",
+    },
+    "td3": {
+        "action_noise_std": "0.5",
+        "policy_delay": "3",
+        "target_policy_noise": "0.4",
+        "target_noise_clip": "0.01",
+        "n_critics": "3",
+    },
+}
+"""Every hyper-parameter that changes what is learnt, at a value other than its default."""
+
+
+@pytest.mark.parametrize("agent", LEARNING)
+def test_every_hyper_parameter_changes_what_is_learnt(headway: Command, agent: str) -> None:
+    base = finished(headway, agent, folder="base")
+    assert same_networks(base, finished(headway, agent, folder="again"))
+    for name, value in LEARNING[agent].items():
+        changed = finished(headway, agent, f"--{name.replace('_', '-')}", *value.split(), folder=name)
+        assert not same_networks(base, changed), name
+        wanted = [int(part) if part.isdigit() else part for part in value.split()]
+        stored = json.loads((changed / "config.json").read_text())["config"][name]
+        assert stored == wanted or str(stored) == value or float(stored) == float(value), name
+
+
+def test_compile_reaches_the_losses(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def record(function: Callable[..., Any], mode: str, device: torch.device) -> Callable[..., Any]:
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr("headway.agents.sac.compiled", record)
+    finished(headway, "sac", "--compile", "default", folder="compiled")
+    assert modes == ["default"] * 3
+
+
+def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = finished(headway, "sac", folder="base")
+    assert not same_networks(base, finished(headway, "sac", "--seed", 1, folder="seed"))
+    manifest = archive.read_manifest(finished(headway, "sac", "--n-envs", 2, folder="n_envs") / "final.zip")
+    assert manifest["n_envs"] == 2
+    other = finished(
+        headway, "sac", "--env", "worlds:Wide-v0", "--total-timesteps", 30, "--device", "cpu", folder="env"
+    )
+    assert agents.load(other / "final.zip").observation_space.shape == (2,)
+    assert agents.load(other / "final.zip").num_timesteps == 30
+
+    flags = "--eval-every 15 --eval-episodes 3 --log-every 20 --checkpoint-every 10 --keep-checkpoints 4 --threads 2"
+    spaced = finished(headway, "sac", *flags.split(), "--video", folder="spaced")
+    assert torch.get_num_threads() == 2
+    assert [row["step"] for row in rows(spaced / "evaluations.csv")] == ["0", "15", "30", "45", "60"]
+    assert [row["episodes"] for row in rows(spaced / "evaluations.csv")] == ["6", "3", "3", "3", "6"]
+    logged = [row["time/total_timesteps"] for row in rows(spaced / "progress.csv") if row["rollout/ep_rew_mean"]]
+    assert logged == ["20", "40", "60"]
+    steps = [int(path.stem[-3:]) for path in archive.list_checkpoints(spaced / "checkpoints")]
+    assert steps == [60, 50, 40, 30]
+    assert (spaced / "final.mp4").stat().st_size > 0
+    assert not (base / "final.mp4").exists()
+    seldom = finished(headway, "sac", "--eval-every", 0, "--checkpoint-every", 0, folder="seldom")
+    assert [row["step"] for row in rows(seldom / "evaluations.csv")] == ["0", "60"]
+    assert newest(seldom) == 60
+    assert same_networks(base, seldom)  # what is watched does not change what is learnt
+
+
+def test_every_flag_is_in_a_test() -> None:
+    elsewhere = "resume run_dir progress vec preset config compile"  # each has a test of its own
+    options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
+    options += " keep_checkpoints log_every video"
+    assert {*elsewhere.split(), *options.split(), *LEARNING["sac"]} == {*describe(TrainOptions), *describe(SACConfig)}
+
+
+def test_help_gives_default_range_and_unit_of_every_field(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for name, agent in AGENTS.items():
+        code, out, err = headway("train", name.lower(), "--help")
+        assert (code, err) == (0, "")
+        text = re.sub(r"[\s│]", "", out)
+        for info in [*describe(TrainOptions).values(), *describe(agent.config_class).values()]:
+            default = " ".join(map(str, info.default)) if isinstance(info.default, tuple) else info.default or "''"
+            default = info.default if info.default in (None, 0, False) else default
+            assert info.doc, info.name
+            entry = f"{info.help} (default: {default})"
+            assert re.sub(r"\s", "", entry) in text, entry
+            assert f"--{info.name.replace('_', '-')}" in out
+            numeric = any(kind in str(info.annotation) for kind in ("int", "float"))
+            assert "Range: " in info.help or not numeric or info.name == "target_entropy", info.name
+            assert all(r.unit in info.help for r in info.ranges)
+
+
+def test_precedence_default_preset_file_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    presets = {
+        "default": {"gamma": 0.91, "tau": 0.01, "batch_size": 1, "learning_rate": "1e-4"},
+        "Point-v0": {"tau": 0.02, "batch_size": 2, "n_critics": 2},
+        "other": {"tau": 0.04},
+    }
+    monkeypatch.setattr("headway.agents.presets._read", lambda agent: presets)
+    file = Path("settings.yaml")
+    file.write_text("batch-size: 3\nn_critics: 3\nseed: 3\nmax_grad_norm: none\ncompile: off\nlearning_starts: 3\n")
+
+    def parse(*flags: str) -> Any:
+        run = parse_train("sac", flags)
+        assert run is not None
+        return run
+
+    run = parse("--env", "worlds:Point-v0", "--config", str(file), "--n-critics", "4", "--learning_starts=4")
+    assert run.config.buffer_size == 1_000_000  # the default
+    assert run.config.gamma == 0.91  # the preset's default
+    assert run.config.learning_rate == 1e-4  # which YAML reads as a text
+    assert run.config.tau == 0.02  # the environment's preset
+    assert run.config.batch_size == run.options.seed == 3  # the file
+    assert (run.config.max_grad_norm, run.config.compile) == (None, "off")
+    assert run.config.n_critics == run.config.learning_starts == 4  # the flag
+    assert parse("--env", "Hopper-v5").config.tau == 0.01
+    assert parse("--env=worlds:Point-v0", "--preset", "other").config.tau == 0.04
+    assert parse("--env", "worlds:Point-v0", "--preset=default").config.tau == 0.01
+    file.write_text("env: worlds:Point-v0\nrun_dir: my_runs/of_today\ntrain_freq: [2, episode]\nnet_arch: [3, 3]\n")
+    run = parse(f"--config={file}")
+    assert (run.options.env, run.options.run_dir) == ("worlds:Point-v0", Path("my_runs/of_today"))
+    assert (run.config.tau, run.config.train_freq, run.config.net_arch) == (0.02, (2, "episode"), (3, 3))
+    file.write_text("env: worlds:Point-v0\npreset: other\n")
+    assert parse("--config", str(file)).config.tau == 0.04
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A complete run, not to be changed."""
+    folder = tmp_path_factory.mktemp("complete") / "run"
+    from headway.scripts.cli import main
+
+    assert main(["train", "sac", *TINY, "--run-dir", str(folder)]) == 0
+    before = everything(folder)
+    yield folder
+    assert everything(folder) == before
+
+
+WRONG = [
+    ("sac", "which environment? pass --env"),
+    ("", "which agent? headway train AGENT --env ID"),
+    ("sca --env worlds:Point-v0", "there is no agent 'sca': did you mean sac?"),
+    ("sac --env Pendulm-v1", "there is no environment 'Pendulm-v1': did you mean Pendulum-v1"),
+    ("sac --env nowhere:Point-v0", "there is no module 'nowhere'"),
+    ("sac --env", "--env needs a value"),
+    ("sac --env --seed 3", "--env needs a value"),
+    ("sac --env CartPole-v1", "SAC needs a Box action space, got Discrete(2)"),
+    ("sac --env worlds:Point-v0 --gama 0.9", "takes no --gama: did you mean --gamma"),
+    ("sac --env worlds:Point-v0 --zzzzz=0.9", "takes no --zzzzz: see headway train sac --help"),
+    ("sac --env worlds:Point-v0 more", "takes no more: see headway train sac --help"),
+    ("sac --env worlds:Point-v0 --gamma 1.5", "SACConfig.gamma must lie in [0, 1], got 1.5"),
+    ("sac --env worlds:Point-v0 --gamma nan", "SACConfig.gamma must lie in [0, 1], got nan"),
+    ("sac --env worlds:Point-v0 --gamma high", "--gamma: could not convert string to float: 'high'"),
+    ("sac --env worlds:Point-v0 --gamma", "'--gamma'"),
+    ("sac --env worlds:Point-v0 --activation gelu", "'gelu' for argument '--activation'"),
+    ("sac --env worlds:Point-v0 --train-freq 1 day", "--train-freq"),
+    ("sac --env worlds:Point-v0 --ent-coef soft", "SACConfig.ent_coef must be a number, 'auto'"),
+    ("sac --env worlds:Point-v0 --net-arch 0", "SACConfig.net_arch must lie in [1, inf), got (0,)"),
+    ("sac --env worlds:Point-v0 --buffer-size 1000000000000000", "use a buffer_size of at most"),
+    ("sac --env worlds:Point-v0 --n-envs 0", "--n-envs must lie in [1, inf), got 0"),
+    ("sac --env worlds:Point-v0 --n-envs 2 --train-freq 1 episode", "train_freq in episodes needs one environment"),
+    (
+        "sac --env worlds:Point-v0 --total-timesteps 0",
+        "--total-timesteps must lie in [1, inf) environment steps, got 0",
+    ),
+    ("sac --env worlds:Point-v0 --seed -1", "--seed must lie in [0, 4e+09], got -1"),
+    ("sac --env worlds:Point-v0 --vec threads", "'threads' for argument '--vec'"),
+    (
+        "sac --env worlds:Point-v0 --device abacus",
+        "--device abacus: there is no such device here; choose from auto, cpu",
+    ),
+    ("sac --env worlds:Point-v0 --device cuda:99", "--device cuda:99: there is no such device here"),
+    ("sac --env worlds:Point-v0 --preset nothing", "agent sac has no preset 'nothing'"),
+    ("sac --env worlds:Point-v0 --config missing.yaml", "--config missing.yaml: there is no such file"),
+    ("sac --env worlds:Point-v0 --config key.yaml", "key.yaml has an unknown key 'gama': did you mean gamma?"),
+    ("sac --env worlds:Point-v0 --config broken.yaml", "broken.yaml is not YAML"),
+    ("sac --env worlds:Point-v0 --config list.yaml", "list.yaml must hold names and values"),
+    ("sac --env worlds:Point-v0 --config resume.yaml", "resume.yaml has an unknown key 'resume'"),
+    ("sac --env worlds:Point-v0 --config text.yaml", "--seed must be int, got '3'"),
+    ("sac --env worlds:Point-v0 --config word.yaml", "SACConfig.tau must be float, got 'slow'"),
+    ("sac --env worlds:Point-v0 --run-dir RUN", "exists: go on with it by --resume"),
+    ("sac --env worlds:Point-v0 --run-dir RUN/final.zip", "final.zip exists: go on with it by --resume"),
+    ("sac --env worlds:Point-v0 --run-dir RUN/final.zip/x", "cannot make the run folder"),
+    ("--resume", "--resume needs a value"),
+    ("sac --resume=nowhere", "nowhere is no run folder: it has no config.json"),
+    ("--resume RUN/checkpoints", "checkpoints is no run folder: it has no config.json"),
+    ("td3 --resume RUN", "is a run of sac, not td3"),
+    ("sac --resume RUN --gamma 0.5", "--gamma is 0.99 in RUN and cannot become 0.5: that would be another run"),
+    ("--resume RUN --env worlds:Wide-v0", "--env is worlds:Point-v0 in RUN and cannot become worlds:Wide-v0"),
+    ("--resume RUN --seed 5", "--seed is 0 in RUN and cannot become 5"),
+    ("--resume RUN --net-arch 9", "--net-arch is (8,) in RUN and cannot become (9,)"),
+    ("--resume RUN --eval-every 7", "--eval-every is 25 in RUN and cannot become 7"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=[line or "nothing" for line, _ in WRONG])
+def test_a_mistake_is_one_line_and_changes_nothing(
+    headway: Command, run: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    files = {"key": "gama: 0.9", "broken": "gamma: [0.9", "list": "- gamma", "resume": "resume: RUN"}
+    files |= {"text": "seed: '3'", "word": "tau: slow"}
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(content + "\n")
+    before = everything(tmp_path)
+    code, out, err = headway("train", *line.replace("RUN", str(run)).split())
+    assert (code, out) == (1, "")
+    assert err.startswith("headway: error: ")
+    assert err.count("\n") == 1
+    assert message.replace("RUN", str(run)) in err
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"agent": "SAC", "options": {}}', '{"agent": "No", "options": {}, "config": {}}']
+)
+def test_a_broken_config_is_one_line(headway: Command, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    code, out, err = headway("train", "--resume", "run")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "config.json is broken" in err or "there is no agent 'no'" in err
+
+
+def test_a_complete_run_says_so_and_stays_as_it_is(headway: Command, run: Path) -> None:
+    code, out, err = headway("train", "--resume", run)
+    assert (code, err) == (0, "")
+    assert out == f"{run} is complete: 60 steps. Pass a larger --total-timesteps to train on.\n"
+
+
+def test_two_processes_cannot_train_in_one_folder(headway: Command, run: Path) -> None:
+    with train_module.sole_writer(run):
+        code, _, err = headway("train", "--resume", run, "--total-timesteps", 90)
+    assert code == 1
+    assert err == f"headway: error: another process is training in {run}: wait for it, or stop it\n"
+
+
+def test_other_commands(headway: Command) -> None:
+    code, out, _ = headway("agents")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == sorted(name.lower() for name in AGENTS)
+    assert "Soft actor-critic" in out
+    assert headway("train", "--help")[1].endswith(out)
+    code, out, _ = headway("envs", "hopper")
+    assert code == 0
+    assert "Hopper-v5\n" in out
+    assert "Pendulum" not in out
+    assert headway("envs", "no such thing")[:2] == (1, "no environment id contains 'no such thing'\n")
+    assert headway("trian")[::2] == (1, "headway: error: there is no command 'trian': did you mean train?\n")
+    assert headway()[0] == 2
+    assert headway("--help")[:2] == (0, headway()[1])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As ``headway envs | head -1``, with the reader gone before anything is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "headway.scripts.cli", "envs"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+# ---- stopping and going on -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts, with three gradient steps per step so that there is something in between."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    from headway.scripts.cli import main
+
+    assert main(["train", "sac", *TINY, "--gradient-steps", "3", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def on_call(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
+    """Do something in the middle of the given call of a method."""
+    original, calls = getattr(owner, name), [0]
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            action()
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+def interrupt(headway: Command, *flags: object) -> tuple[int, str, str]:
+    return headway("train", "sac", *TINY, "--gradient-steps", 3, *flags, "--run-dir", "run")
+
+
+def go_on(headway: Command, text: str) -> None:
+    """Do what the text says."""
+    (command,) = re.findall(r"go on with: headway (.*)", text)
+    code, out, err = headway(*shlex.split(command))
+    assert (code, err) == (0, "")
+    assert "after training:" in out
+
+
+MOMENTS = {
+    "before the first update": (OffPolicyCollector, "_step", 15, 15, "interrupted at step 15"),
+    "in a step": (OffPolicyCollector, "_step", 33, 33, "interrupted at step 33"),
+    "in the first of three updates": (SAC, "_update", 40, 34, "interrupted at step 34"),
+    "in an evaluation": (Evaluator, "evaluate", 2, 25, "interrupted at step 25"),
+    "in a checkpoint": (TrainingCallback, "checkpoint", 2, 40, "interrupted at step 40"),
+    "in the last update": (SAC, "_update", 120, 60, "interrupted at step 60"),
+    "before the first step": (Evaluator, "evaluate", 1, 0, "headway: interrupted"),
+    "while finishing": (Evaluator, "evaluate", 4, 60, "headway: interrupted"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_saves_first_and_nothing_is_lost(
+    headway: Command, alone: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, moment: str
+) -> None:
+    owner, name, call, step, message = MOMENTS[moment]
+    with monkeypatch.context() as patch:
+        on_call(patch, owner, name, call, lambda: signal.raise_signal(number))
+        code, out, err = interrupt(headway)
+    assert code == 128 + number
+    assert message in out + err
+    assert newest(Path("run")) == step
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    go_on(headway, out + err)
+    assert differences(alone, Path("run"), scalars=False) == []
+
+
+def test_a_second_ctrl_c_ends_at_once_and_saves_nothing_half_done(
+    headway: Command, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        on_call(patch, SAC, "_update", 50, impatient)
+        code, out, err = interrupt(headway)
+    assert (code, newest(Path("run"))) == (130, 20)
+    go_on(headway, out + err)
+    assert differences(alone, Path("run"), scalars=False) == []
+
+
+def test_ctrl_c_in_a_terminal_with_environments_in_processes(headway: Command, tmp_path: Path) -> None:
+    """The signal reaches the workers as well; a run with them equals, stopped or not, one without."""
+    flags = [*TINY, "--n-envs", "2", "--total-timesteps", "4000", "--checkpoint-every", "10"]
+    command = [sys.executable, "-m", "headway.scripts.cli", "train", "sac", *flags, "--vec", "subproc"]
+    places = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))
+    process = subprocess.Popen(
+        [*command, "--run-dir", "run"],
+        env={**os.environ, "PYTHONPATH": places},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    while newest(Path("run")) == 0 and process.poll() is None:
+        os.sched_yield()
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    stopped = int(re.findall(r"interrupted at step ([\d,]+)", out)[0].replace(",", ""))
+    assert newest(Path("run")) == stopped < 4000
+
+    end = str(stopped + 40)  # as far as both runs go
+    code, out, err = headway("train", "--resume", "run", "--total-timesteps", end)
+    assert (code, err) == (0, "")
+    code, _, err = headway("train", "sac", *flags, "--total-timesteps", end, "--run-dir", "alone")
+    assert (code, err) == (0, "")
+    assert differences(Path("alone"), Path("run")) == []
+
+
+def test_a_longer_run_goes_on_from_a_complete_one(headway: Command, alone: Path) -> None:
+    code, out, _ = headway("train", "sac", *TINY, "--gradient-steps", 3, "--total-timesteps", 40, "--run-dir", "run")
+    assert code == 0
+    code, out, _ = headway("train", "--resume", "run", "--total-timesteps", 60)
+    assert code == 0
+    assert "resumed at step 40" in out
+    assert same_networks(alone, Path("run"))
+    assert [row["step"] for row in rows(Path("run/evaluations.csv"))] == ["0", "25", "40", "50", "60"]
+    assert headway("train", "--resume", "run")[1].startswith("run is complete: 60 steps.")
+
+
+def test_a_longer_run_stays_longer_when_it_is_stopped(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(headway, "sac", folder="run")
+    with monkeypatch.context() as patch:
+        on_call(patch, OffPolicyCollector, "_step", 5, lambda: signal.raise_signal(signal.SIGTERM))
+        assert headway("train", "--resume", "run", "--total-timesteps", 90)[0] == 143
+    code, out, _ = headway("train", "--resume", "run")
+    assert code == 0
+    assert "90 steps in " in out
+
+
+# ---- what goes wrong on the way --------------------------------------------------------------------------------------
+
+SICK = [
+    ("NaNObservation-v0", r"environment 1 \(.*\) returned observation\[0\] = nan at step 80:"),
+    ("InfiniteReward-v0", r"environment 1 \(.*\) returned reward = inf at step 80:"),
+    ("NaNClock-v0", r"environment 1 \(.*\) returned observation\['clock'\]\[1\] = nan at step 80:"),
+]
+
+
+@pytest.mark.parametrize(("env", "message"), SICK)
+def test_a_number_that_is_none_is_named_and_what_was_learnt_is_saved(
+    headway: Command, caplog: pytest.LogCaptureFixture, env: str, message: str
+) -> None:
+    flags = shlex.split("--n-envs 2 --total-timesteps 120 --eval-every 0 --checkpoint-every 0 --run-dir run")
+    code, _, err = headway("train", "sac", *TINY, "--env", f"worlds:{env}", *flags)
+    assert code == 1
+    lines = err.splitlines()
+    assert lines[0] == "saved run/checkpoints/checkpoint-000000000078.zip"
+    assert lines[1] == "go on with: headway train sac --resume run"
+    assert re.search(message, lines[2])
+    assert len(lines) == 3
+    code, _, _ = headway("train", "--resume", "run")  # the new environments are still young
+    assert code == 0
+    assert "the episode it was saved in is restarted" in caplog.text
+
+
+def test_an_environment_that_raises_costs_only_its_episode(headway: Command) -> None:
+    flags = shlex.split("--seed 1 --eval-every 0 --checkpoint-every 0 --run-dir run")
+    with pytest.raises(RuntimeError, match="the world has ended"):  # not ours to shorten: the trace leads to the cause
+        headway("train", "sac", *TINY, "--env", "worlds:Crash-v0", *flags)
+    assert newest(Path("run")) == 39
+    code, out, _ = headway("train", "--resume", "run")
+    assert code == 0
+    assert "resumed at step 39" in out
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(headway: Command, alone: Path) -> None:
+    sizes = [path.stat().st_size for path in archive.list_checkpoints(alone / "checkpoints")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] - 50, hard))  # enough for all but the last
+    try:
+        code, _, err = interrupt(headway)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    hint, error = err.splitlines()
+    assert error.startswith("headway: error: cannot write run/checkpoints/checkpoint-000000000060.zip: File too large")
+    assert newest(Path("run")) == 40
+    assert being_written(Path("run")) == []
+    go_on(headway, hint)
+    assert differences(alone, Path("run"), scalars=False) == []
+
+
+@pytest.mark.parametrize("write", range(1, 26, 4))
+def test_a_disk_that_is_full_at_any_write_loses_nothing(
+    headway: Command, alone: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    calls = [0]
+    original = archive._write
+
+    def full(file: Any, data: bytes) -> None:
+        calls[0] += 1
+        if calls[0] >= write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(file, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "_write", full)
+        code, _, err = interrupt(headway)
+    assert code == 1
+    hint, error = err.splitlines()
+    assert re.match(r"headway: error: cannot write run/.*: No space left on device; free space and save again", error)
+    go_on(headway, hint)
+    assert differences(alone, Path("run"), scalars=False) == []
+
+
+def test_a_full_disk_under_the_tables_is_one_line_too(
+    headway: Command, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = csv.DictWriter.writerow
+
+    def full(self: Any, row: Any) -> Any:
+        original(self, row)
+        if row.get("time/total_timesteps") == "50":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerow", full)
+        code, _, err = interrupt(headway)
+    assert code == 1
+    assert "No space left on device" in err.splitlines()[-1]
+    assert newest(Path("run")) == 40
+    go_on(headway, err)
+    assert differences(alone, Path("run"), scalars=False) == []

@@ -1,0 +1,53 @@
+"""Registers small environments, as a user's own module would: ``--env worlds:Point-v0``."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from support import Point
+
+
+class Sick(Point):
+    """A point that returns something that is no number, once in a life of many episodes, and only where seeded odd."""
+
+    def __init__(self, what: str, value: float, at: int = 40, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.what, self.value, self.at = what, value, at
+        self.age, self.odd = 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed is not None:
+            self.odd = seed % 2 == 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.age += 1
+        if self.odd and self.age == self.at:
+            if self.what == "reward":
+                reward = self.value
+            elif self.what == "crash":
+                raise RuntimeError("the world has ended")
+            else:
+                (obs[self.what] if self.what else obs)[-1] = self.value
+        return obs, reward, terminated, truncated, info
+
+
+class Wide(Point):
+    """A point with a second, useless dimension: another observation space."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.observation_space = spaces.Box(-3.0, 3.0, (2,), np.float32)
+
+    def _observe(self) -> Any:
+        return np.array([self.x, 0.0], np.float32)
+
+
+gym.register("Point-v0", Point)
+gym.register("Wide-v0", Wide)
+gym.register("NaNObservation-v0", Sick, kwargs={"what": "", "value": np.nan})
+gym.register("InfiniteReward-v0", Sick, kwargs={"what": "reward", "value": np.inf})
+gym.register("NaNClock-v0", Sick, kwargs={"what": "clock", "value": np.nan, "form": "dict"})
+gym.register("Crash-v0", Sick, kwargs={"what": "crash", "value": np.nan})
