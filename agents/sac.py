@@ -90,7 +90,7 @@ def soft_target(
     """
     with torch.no_grad():
         next_actions, next_log_prob = actor.sample(batch.next_obs, noise)  # (B, A), (B,)
-        next_q = target_critics(batch.next_obs, next_actions).amin(0)  # (E, B) -> (B,)
+        next_q: Tensor = target_critics(batch.next_obs, next_actions).amin(0)  # (E, B) -> (B,)
         soft_value = (next_q - alpha * next_log_prob).masked_fill(batch.terminated, 0.0)
         return batch.rewards + gamma * soft_value
 
