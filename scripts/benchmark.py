@@ -128,7 +128,14 @@ def _sides(name: str, options: SpeedOptions) -> dict[str, _Side]:
         ours._pending_updates = count
         ours._train()
 
-    peer = PEERS[name]("MlpPolicy", options.env, seed=0, device=options.device, buffer_size=100_000)
+    peer = PEERS[name](
+        "MlpPolicy",
+        options.env,
+        seed=0,
+        device=options.device,
+        buffer_size=100_000,
+        policy_kwargs={"net_arch": list(ours.config.net_arch)},  # its TD3 has 400 and 300 by default
+    )
     return {"headway": _Side(ours, update), "sb3": _Side(peer, lambda count: peer.train(count, peer.batch_size))}
 
 

@@ -4,15 +4,17 @@ import contextlib
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +60,38 @@ def training_env(env_id: str, n_envs: int, vec: str) -> VecEnv:
         return env
 
     builders: list[Callable[[], Env[Any, Any]]] = [build for _ in range(n_envs)]
-    return SubprocVecEnv(builders) if vec == "subproc" else DummyVecEnv(builders)
+    if vec == "dummy":
+        return DummyVecEnv(builders)
+    others = set(multiprocessing.active_children())
+    try:
+        return SubprocVecEnv(builders)
+    except BaseException as error:
+        _kill(set(multiprocessing.active_children()) - others)
+        if isinstance(error, (EOFError, ConnectionError)):
+            raise ValueError(WORKER_ENDED) from error
+        raise
+
+
+WORKER_ENDED = "an environment's process ended; its own error output says why"
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    """End processes that would not listen to a polite signal."""
+    for worker in workers:
+        worker.kill()
+
+
+def close_env(env: VecEnv) -> None:
+    """Close environments, also in the middle of a step and if some of their processes are gone.
+
+    :param env: from :func:`training_env`
+    """
+    try:
+        if isinstance(env, SubprocVecEnv) and env.waiting:  # close() would wait with it, perhaps for one that is gone
+            raise EOFError
+        env.close()
+    except (OSError, EOFError):
+        _kill(getattr(env, "processes", ()))
 
 
 def policy_for(space: spaces.Space[Any]) -> str:
@@ -345,7 +378,7 @@ def train(run: Run) -> int:
                 torch.set_num_threads(options.threads)
             make(options.env).close()  # here rather than in a worker, so that an unknown id is answered in one line
             env = training_env(options.env, options.n_envs, options.vec)
-            stack.callback(_close, env)
+            stack.callback(close_env, env)
             agent, resumed = _make_agent(run, folder, env)
             if options.resume is None:
                 make_folder(run, folder)
@@ -354,11 +387,6 @@ def train(run: Run) -> int:
         except KeyboardInterrupt:
             print("headway: interrupted", file=sys.stderr)
             return signals.exit_code
-
-
-def _close(env: VecEnv) -> None:
-    with contextlib.suppress(OSError, EOFError):  # a worker that is gone needs no closing
-        env.close()
 
 
 def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[ActorCriticAgent[Any], bool]:
@@ -436,7 +464,7 @@ def _learn(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, r
         _save_what_is_whole(agent, callback, error)
         print(f"go on with: {command}", file=sys.stderr)
         if options.vec == "subproc" and isinstance(error, (EOFError, ConnectionError)):
-            raise ValueError("an environment's process ended; its own error output says why") from error
+            raise ValueError(WORKER_ENDED) from error
         raise
 
 

@@ -153,7 +153,7 @@ class VecEnvBatch(_Adapter):
             info["final_obs"] = _tensors(_overlay(raw, dones, self._terminal_rows(infos, dones)))
         else:
             info["final_obs"] = info["raw"][0] if self.normalizer else obs
-        info["episode"] = self._episode(np.where(dummy, 0, raw_rewards), ~dummy, dones, infos)
+        info["episode"] = self._episode(raw_rewards, dones, infos)
         return obs, rewards, torch.from_numpy(dones & ~truncated), torch.from_numpy(truncated), info
 
     def render(self) -> Any:
@@ -172,10 +172,10 @@ class VecEnvBatch(_Adapter):
             return [None if f is None else self.normalizer.unnormalize_obs(f) for f in final]
         return final
 
-    def _episode(self, rewards: Any, steps: Any, dones: Any, infos: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _episode(self, rewards: Any, dones: Any, infos: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns and lengths; a Monitor's own account of a finished row has precedence, as in SB3."""
         self._returns += rewards
-        self._lengths += steps
+        self._lengths += 1
         returns, lengths = self._returns.copy(), self._lengths.copy()
         for row in np.flatnonzero(dones):
             if "episode" in infos[row]:

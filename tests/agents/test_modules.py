@@ -1,6 +1,6 @@
 import pytest
 import torch
-from headway.agents.core.modules import TrackedModules
+from headway.agents.core.modules import LeanAdam, TrackedModules
 from torch import nn
 
 
@@ -79,3 +79,21 @@ def test_learning_rate_reaches_every_optimiser() -> None:
     modules.set_learning_rate(0.5)
     assert [group["lr"] for handle in modules for group in handle.optimizer.param_groups] == [0.5]
     assert set(modules.networks()) == {"net", "net_target"}
+
+
+def test_lean_adam_is_torchs_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 1)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [LeanAdam(list(nets[0].parameters()), 1e-2), torch.optim.Adam(nets[1].parameters(), 1e-2, fused=True)]
+    for step in range(25):
+        x = torch.randn(8, 5)
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        for name in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizers[0].state[ours][name], optimizers[1].state[theirs][name])

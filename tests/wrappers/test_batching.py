@@ -17,7 +17,7 @@ from headway.envs import BatchedEnv
 from headway.wrappers import BatchedVecEnv, Snapshot, StateNotSavable, as_batched, capture, restore
 from labelled import HIGH, LOW, Labelled, Transition, episodes, flat, real_steps, truth
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecMonitor, VecNormalize
 
 # Python 3.12 and later warn of forks in a process with threads; the workers here do nothing with them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -116,10 +116,8 @@ def gymnasium_vector(cls: type, mode: AutoresetMode, form: str) -> Any:
 
 
 def registered(form: str) -> str:
-    if "Labelled-v0" not in gym.registry:
-        gym.register("Labelled-v0", entry_point="labelled:Labelled")
-        gym.register("LabelledDict-v0", entry_point="labelled:Labelled", kwargs={"form": "dict"})
-    return {"box": "Labelled-v0", "dict": "LabelledDict-v0"}[form]
+    gym.register("Labelled-v0", entry_point="labelled:Labelled", kwargs={"form": form})
+    return "Labelled-v0"
 
 
 def delayed_behind(wrapper: Callable[[Any], Any], form: str) -> Any:
@@ -142,6 +140,15 @@ BUILDERS: dict[str, Callable[[str], Any]] = {
     "native": lambda form: NativeBatch(3, form),
     "BatchedVecEnv": lambda form: BatchedVecEnv(NativeBatch(3, form)),
     "VecNormalize around NEXT_STEP": partial(delayed_behind, normalize),
+    "VecCheckNan around NEXT_STEP": partial(delayed_behind, VecCheckNan),
+    "Gymnasium's wrappers around NEXT_STEP": lambda form: gym.wrappers.vector.RecordEpisodeStatistics(
+        gym.wrappers.vector.ClipReward(
+            SyncVectorEnv(rows(form), autoreset_mode=AutoresetMode.NEXT_STEP), max_reward=1e6
+        )
+    ),
+    "Gymnasium's wrappers around SAME_STEP": lambda form: gym.wrappers.vector.RecordEpisodeStatistics(
+        SyncVectorEnv(rows(form), autoreset_mode=AutoresetMode.SAME_STEP)
+    ),
     **{
         f"{cls.__name__} {mode.name}": partial(gymnasium_vector, cls, mode)
         for cls in (SyncVectorEnv, AsyncVectorEnv)
@@ -157,11 +164,13 @@ def build() -> Iterator[Build]:
     made = []
 
     def make(path: str, form: str = "box") -> Any:
+        gym.registry.pop("Labelled-v0", None)
         env = BUILDERS[path](form)
         made.append(env)
         return env
 
     yield make
+    gym.registry.pop("Labelled-v0", None)
     for env in made:
         if not isinstance(env, str):
             env.close()
@@ -332,6 +341,28 @@ def test_final_observations_are_those_of_the_episode_that_ended(build: Build) ->
     assert terminated.tolist() == [True, False, False]
     assert info["final_obs"]["place"][0].tolist() == [0, 0, 3]
     assert obs["place"][0].tolist() == [0, 1, 0]
+
+
+def test_a_single_environment_has_one_monitor() -> None:
+    for env in (Labelled(), Monitor(Labelled()), gym.wrappers.ClipAction(Monitor(Labelled()))):
+        (single,) = as_batched(env).env.envs  # type: ignore[attr-defined]
+        monitors = 0
+        while isinstance(single, gym.Wrapper):
+            monitors += isinstance(single, Monitor)
+            single = single.env
+        assert monitors == 1
+
+
+def test_a_monitors_account_of_an_episode_has_precedence() -> None:
+    # It saw the rewards of the task; agents are given what a wrapper further out makes of them.
+    env = gym.wrappers.TransformReward(Monitor(Labelled(1)), lambda reward: -reward)
+    for inner, total in ((env, 3.5), (gym.wrappers.TransformReward(Labelled(1), lambda reward: -reward), -3.5)):
+        batched = as_batched(DummyVecEnv([lambda inner=inner: inner]))
+        batched.reset(seed=0)
+        steps = [batched.step(torch.zeros(1, 2)) for _ in range(2)]
+        assert [step[1].tolist() for step in steps] == [[-1.25], [-2.25]]
+        assert steps[1][4]["episode"]["r"].tolist() == [total]
+        assert steps[1][4]["episode"]["l"].tolist() == [2]
 
 
 @pytest.mark.parametrize("path", ["DummyVecEnv", "SyncVectorEnv NEXT_STEP", "AsyncVectorEnv SAME_STEP", "native"])
