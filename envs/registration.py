@@ -21,8 +21,10 @@ def make(env_id: str, *, render_mode: str | None = None, **kwargs: Any) -> gym.E
     module, _, name = env_id.rpartition(":")
     if module:
         _import(module, env_id)
+    if render_mode is not None:  # an environment that cannot render need not know the word
+        kwargs["render_mode"] = render_mode
     try:
-        return gym.make(name, render_mode=render_mode, **kwargs)
+        return gym.make(name, **kwargs)
     except error.UnregisteredEnv as cause:
         raise ValueError(f"there is no environment {env_id!r}: {_nearest_ids(name)}") from cause
     except (error.DependencyNotInstalled, ModuleNotFoundError) as cause:

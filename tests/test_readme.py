@@ -1,0 +1,57 @@
+"""What the README shows runs, with fewer steps, and what it links to exists."""
+
+import re
+from pathlib import Path
+
+import gymnasium
+import pytest
+from headway.scripts.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+def test_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (example,) = [block for block in blocks("python") if "evaluate_policy" in block]
+    assert "agent.learn(5_000," in example
+    names: dict[str, object] = {}
+    exec(example.replace("5_000", "220"), names)
+    assert names["action"].shape == (1,)  # type: ignore[attr-defined]
+    assert (tmp_path / "pendulum.zip").exists()
+
+
+def test_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (module,) = [block for block in blocks("python") if "gym.register" in block]
+    (command,) = [block for block in blocks("bash") if "my_envs" in block]
+    (tmp_path / "my_envs.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    _, _, arguments = command.partition("headway ")
+    try:
+        assert main(arguments.replace("2000", "250").split()) == 0
+    finally:
+        gymnasium.registry.pop("Reach-v0", None)
+    assert "after training" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *[f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")]]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    file = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
+        assert target.startswith("http") or (file.parent / target).exists(), target
+
+
+def test_two_set_up_commands() -> None:
+    assert [marker for marker in re.findall(r"<!-- (\w+) -->", README)] == ["train", "test"]
+    commands = [block for block in blocks("bash") if "venv" in block]
+    assert len(commands) == 2
+    assert all(command.count("\n") == 1 for command in commands)
