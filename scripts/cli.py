@@ -1,5 +1,6 @@
 """The console command ``headway``."""
 
+import logging
 import os
 import re
 import signal
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, rest: list[str]) -> int:
+    if command in ("train", "evaluate", "benchmark"):
+        _say_mujoco_warnings_once()
     if command == "train":
         return _train(rest)
     if command == "evaluate":
@@ -64,6 +67,22 @@ def _dispatch(command: str, rest: list[str]) -> int:
     from ..agents.core.config import nearest
 
     raise ValueError(f"there is no command {command!r}: {nearest(command, COMMANDS)}")
+
+
+def _say_mujoco_warnings_once() -> None:
+    """Send MuJoCo's warnings to the log, each once; by itself it repeats them, and writes MUJOCO_LOG.TXT here."""
+    import mujoco
+
+    said: set[str] = set()
+
+    def say(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            # What a model file should no longer say concerns its author, not who trains in it.
+            level = logging.INFO if "deprecated" in message else logging.WARNING
+            logging.getLogger("headway").log(level, "MuJoCo: %s", message)
+
+    mujoco.set_mju_user_warning(say)
 
 
 COMMANDS = ("train", "evaluate", "benchmark", "agents", "envs")

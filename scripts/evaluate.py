@@ -166,8 +166,9 @@ def normalised(env: VecEnv, path: Path) -> VecEnv:
     state = archive.manifest.get("normalizer")
     if state is None:
         return env
-    wrapped = VecNormalize(env, training=False)
-    load_normalizer_state(wrapped, unpack(state, archive.members["normalizer"]))
+    state = unpack(state, archive.members["normalizer"])
+    wrapped = VecNormalize(env, training=False, norm_obs=state["norm_obs"], norm_obs_keys=state["norm_obs_keys"])
+    load_normalizer_state(wrapped, state)
     wrapped.norm_reward = False
     return wrapped
 

@@ -79,6 +79,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
     """End processes that would not listen to a polite signal."""
     for worker in workers:
         worker.kill()
+        worker.join()
 
 
 def close_env(env: VecEnv) -> None:

@@ -39,7 +39,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import gymnasium as gym
-import mujoco  # type: ignore[import-untyped]
+import mujoco
 import numpy as np
 import torch
 from gymnasium.core import ActType, ObsType

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -22,6 +23,7 @@ from headway.agents import AGENTS, SAC, SACConfig
 from headway.agents.core import archive
 from headway.agents.core.collectors import OffPolicyCollector
 from headway.agents.core.config import describe
+from headway.agents.core.logging import CSVFile
 from headway.scripts import train as train_module
 from headway.scripts.options import TrainOptions, parse_train
 from headway.scripts.train import Evaluator, TrainingCallback
@@ -474,11 +476,49 @@ def test_a_second_ctrl_c_ends_at_once_and_saves_nothing_half_done(
     assert differences(alone, Path("run"), scalars=False) == []
 
 
+def test_a_signal_just_before_learning_is_not_forgotten(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        on_call(patch, SAC, "learn", 1, lambda: signal.raise_signal(signal.SIGTERM))
+        code, out, _ = interrupt(headway)
+    assert code == 143
+    assert "interrupted at step 0" in out
+
+
+def test_rows_torn_by_a_kill_are_written_again(headway: Command, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row can break off anywhere, and then look like one of an earlier step, or like a whole one."""
+    with monkeypatch.context() as patch:
+        on_call(patch, OffPolicyCollector, "_step", 35, lambda: signal.raise_signal(signal.SIGINT))
+        _, out, _ = interrupt(headway)
+    for name in ("progress.csv", "evaluations.csv"):
+        whole = (alone / name).read_text().splitlines()[-1]
+        for end in range(1, len(whole), 7):
+            with Path("run", name).open("a") as file:
+                file.write(whole[:end])
+            open_tables(Path("run"))
+    go_on(headway, out)
+    assert differences(alone, Path("run"), scalars=False) == []
+
+
+def open_tables(folder: Path) -> None:
+    """Open a run's tables as a resumed process does, at step 35."""
+    CSVFile(folder / "progress.csv", keep_until=35)
+    CSVFile(folder / "evaluations.csv", key="step", keep_until=35)
+
+
+def test_environments_in_processes_that_end_are_one_line(headway: Command) -> None:
+    flags = shlex.split("--env worlds:Crash-v0 --n-envs 2 --vec subproc --total-timesteps 200 --run-dir run")
+    code, _, err = headway("train", "sac", *TINY, *flags)
+    assert code == 1
+    assert err.endswith("headway: error: an environment's process ended; its own error output says why\n")
+    assert "saved run/checkpoints/checkpoint-000000000078.zip\n" in err
+    assert multiprocessing.active_children() == []
+
+
 def test_ctrl_c_in_a_terminal_with_environments_in_processes(headway: Command, tmp_path: Path) -> None:
     """The signal reaches the workers as well; a run with them equals, stopped or not, one without."""
     flags = [*TINY, "--n-envs", "2", "--total-timesteps", "4000", "--checkpoint-every", "10"]
     command = [sys.executable, "-m", "headway.scripts.cli", "train", "sac", *flags, "--vec", "subproc"]
-    places = os.pathsep.join(str(Path(__file__).parents[i]) for i in (0, 1))
+    places = os.pathsep.join([*(str(Path(__file__).parents[i]) for i in (0, 1)), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [*command, "--run-dir", "run"],
         env={**os.environ, "PYTHONPATH": places},
@@ -550,7 +590,7 @@ def test_a_number_that_is_none_is_named_and_what_was_learnt_is_saved(
     assert "the episode it was saved in is restarted" in caplog.text
 
 
-def test_an_environment_that_raises_costs_only_its_episode(headway: Command) -> None:
+def test_an_environment_that_raises_costs_only_its_episode(headway: Command, caplog: pytest.LogCaptureFixture) -> None:
     flags = shlex.split("--seed 1 --eval-every 0 --checkpoint-every 0 --run-dir run")
     with pytest.raises(RuntimeError, match="the world has ended"):  # not ours to shorten: the trace leads to the cause
         headway("train", "sac", *TINY, "--env", "worlds:Crash-v0", *flags)
@@ -558,6 +598,7 @@ def test_an_environment_that_raises_costs_only_its_episode(headway: Command) -> 
     code, out, _ = headway("train", "--resume", "run")
     assert code == 0
     assert "resumed at step 39" in out
+    assert "the episode it was saved in is restarted" in caplog.text  # it was half way through a step
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(headway: Command, alone: Path) -> None:

@@ -1,0 +1,241 @@
+"""``headway evaluate``: numbers, files, mistakes."""
+
+import csv
+import re
+from pathlib import Path
+
+import imageio
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from conftest import Command
+from headway import agents
+from headway.agents import SAC
+from headway.scripts.evaluate import evaluation_env, run_episodes
+from headway.scripts.statistics import interquartile_mean, summarise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from support import Point, vec
+
+SUMMARY = (
+    r"return (-?[\d.]+) ± ([\d.]+)   IQM (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] \(95 %\)   length (\d+)   (\d+) episode"
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy for points, as the command line saves it."""
+    import worlds  # noqa: F401
+
+    agent = SAC("MlpPolicy", "worlds:Point-v0", net_arch=(8,), seed=0)
+    agent.env_id = "worlds:Point-v0"
+    path = tmp_path_factory.mktemp("policies") / "point.zip"
+    agent.save(path)
+    return path
+
+
+def summary(out: str) -> list[float]:
+    (numbers,) = re.findall(SUMMARY, out)
+    return [float(number) for number in numbers]
+
+
+def test_file_suffix_and_folder_mean_the_same_policy(headway: Command, policy: Path, tmp_path: Path) -> None:
+    code, out, err = headway("evaluate", policy, "--episodes", 6)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{policy}: SAC after 0 steps, in worlds:Point-v0\n")
+    mean, std, iqm, low, high, length, episodes = summary(out)
+    assert mean < 0 < std
+    assert low <= iqm <= high
+    assert (length, episodes) == (7, 6)
+    for name in ("final.zip", "best.zip"):  # the best goes before the final one
+        (tmp_path / name).write_bytes(policy.read_bytes())
+        for path in (policy.with_suffix(""), tmp_path):
+            code, again, _ = headway("evaluate", path, "--episodes", 6)
+            assert (code, summary(again)) == (0, summary(out))
+        assert again.startswith(f"{tmp_path / name}: ")
+
+
+def test_a_run_with_nothing_but_checkpoints(headway: Command, tmp_path: Path) -> None:
+    SAC("MlpPolicy", "worlds:Point-v0", net_arch=(8,), buffer_size=9).save_checkpoint(tmp_path / "checkpoints")
+    code, out, _ = headway("evaluate", tmp_path, "--episodes", 1)
+    assert code == 0
+    assert "checkpoint-000000000000.zip: SAC after 0 steps" in out
+    assert out.endswith("1 episode\n")
+
+
+def test_seed_and_stochastic(headway: Command, policy: Path) -> None:
+    def run(*flags: object) -> list[float]:
+        code, out, _ = headway("evaluate", policy, "--episodes", 5, *flags)
+        assert code == 0
+        return summary(out)
+
+    assert run("--seed", 3) == run("--seed", 3)
+    assert run("--seed", 3) != run("--seed", 4)
+    assert run("--stochastic") == run("--stochastic") != run()
+    assert run("--n-envs", 1, "--device", "cpu") == run("--n-envs", 1)
+
+
+def test_csv_holds_every_episode(headway: Command, policy: Path) -> None:
+    code, out, _ = headway("evaluate", policy, "--episodes", 9, "--n-envs", 2, "--csv", "deep/down/episodes.csv")
+    assert code == 0
+    assert out.endswith("episodes written to deep/down/episodes.csv\n")
+    with Path("deep/down/episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["episode"] for row in rows] == [str(i) for i in range(9)]
+    assert {row["length"] for row in rows} == {"7"}
+    returns = [float(row["return"]) for row in rows]
+    assert summary(out)[:3] == [
+        round(x, 1) for x in (np.mean(returns), np.std(returns), np.mean(sorted(returns)[2:-2]))
+    ]
+    agent = agents.load(policy)
+    assert run_episodes(agent, evaluation_env("worlds:Point-v0", 2), 9, 10_000)[0] == returns
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_video(headway: Command, tmp_path: Path, suffix: str) -> None:
+    SAC("MlpPolicy", "Pendulum-v1", net_arch=(8,), buffer_size=9, seed=0).save("pendulum.zip")
+    code, out, err = headway("evaluate", "pendulum", "--episodes", 1, "--video", f"films/pendulum{suffix}")
+    assert (code, err) == (0, "")
+    assert f"200 frames written to films/pendulum{suffix}" in out
+    with imageio.get_reader(f"films/pendulum{suffix}") as film:
+        first, later = (np.asarray(film.get_data(index))[..., :3].astype(int) for index in (0, 50))
+        assert film.get_meta_data().get("fps", 30) == 30
+    assert first.shape == (500, 500, 3)
+    assert abs(first - later).max() > 100  # it moves
+    if suffix == ".mp4":
+        assert imageio_ffmpeg.count_frames_and_secs(f"films/pendulum{suffix}") == (
+            200,
+            pytest.approx(200 / 30, abs=0.1),
+        )
+    assert [path.name for path in (tmp_path / "films").iterdir()] == [f"pendulum{suffix}"]
+
+
+def test_video_is_of_the_episode_that_the_seed_means(headway: Command, policy: Path) -> None:
+    """A point's frames are filled with its place, so a film tells where it was."""
+    code, _, _ = headway("evaluate", policy, "--episodes", 1, "--seed", 5, "--video", "a.gif")
+    assert code == 0
+    with imageio.get_reader("a.gif") as film:
+        first = np.asarray(film.get_data(0))[0, 0, 0]
+    env = Point()
+    env.reset(seed=5)
+    assert abs(int(first) - int(env.render()[0, 0, 0])) <= 2
+
+
+WRONG = [
+    ("nothing", "there is no policy at nothing or nothing.zip"),
+    (".", ". holds no best.zip, final.zip or checkpoint yet"),
+    ("POLICY --episodes 0", "--episodes must be at least 1, got 0"),
+    ("POLICY --n-envs 0", "--n-envs must be at least 1, got 0"),
+    ("POLICY --seed -1", "--seed must be at least 0, got -1"),
+    ("POLICY --episodes few", "--episodes: invalid literal for int() with base 10: 'few'"),
+    ("POLICY --device abacus", "--device abacus: there is no such device here"),
+    (
+        "POLICY --env Hopper-v5",
+        "observation space is Box(-inf, inf, (11,), float64), this SAC was trained for Box(-3.0",
+    ),
+    ("POLICY --env CartPole-v1", "observation space is"),
+    ("POLICY --env Pendulm-v1", "there is no environment 'Pendulm-v1': did you mean Pendulum-v1"),
+    ("POLICY --csv there.csv", "there.csv exists: choose another name or pass --overwrite"),
+    ("POLICY --video there.gif", "there.gif exists: choose another name or pass --overwrite"),
+    ("POLICY --video film.avi", "--video must end in .mp4 or .gif, got film.avi"),
+    ("POLICY --vido film.gif", "takes no --vido: did you mean --video"),
+    ("", "PATH"),
+    ("cut.zip", "cut.zip: "),
+    ("flipped.zip", "flipped.zip: "),
+    ("there.csv", "there.csv: is not a zip file"),
+    ("unknown.zip", "does not say which environment it was trained in: pass --env"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=[line or "nothing at all" for line, _ in WRONG])
+def test_a_mistake_is_one_line(headway: Command, policy: Path, tmp_path: Path, line: str, message: str) -> None:
+    content = policy.read_bytes()
+    Path("there.csv").write_text("mine")
+    Path("there.gif").write_text("mine")
+    Path("cut.zip").write_bytes(content[: len(content) // 2])
+    Path("flipped.zip").write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
+    SAC("MlpPolicy", vec(), net_arch=(8,), buffer_size=9).save("unknown.zip")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, out, err = headway("evaluate", *line.replace("POLICY", str(policy)).split())
+    assert (code, out) == (1, "")
+    assert err.startswith("headway: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert Path("there.csv").read_text() == Path("there.gif").read_text() == "mine"
+
+
+def test_overwrite_replaces(headway: Command, policy: Path) -> None:
+    for name in ("there.csv", "there.gif"):
+        Path(name).write_text("mine")
+    code, _, _ = headway(
+        "evaluate", policy, "--csv", "there.csv", "--video", "there.gif", "--overwrite", "--episodes", 1
+    )
+    assert code == 0
+    assert Path("there.csv").read_text().startswith("episode,return,length")
+    assert Path("there.gif").read_bytes().startswith(b"GIF89a")
+
+
+def test_another_environment_with_the_same_spaces(headway: Command, policy: Path) -> None:
+    code, out, _ = headway("evaluate", policy, "--env", "worlds:InfiniteReward-v0", "--episodes", 2)
+    assert code == 0
+    assert "in worlds:InfiniteReward-v0" in out
+
+
+def test_a_policy_sees_the_statistics_it_was_trained_with(headway: Command) -> None:
+    """Statistics far from the identity: without them the policy acts otherwise, and its returns are others."""
+
+    def build() -> DummyVecEnv:
+        return evaluation_env("worlds:Point-v0", 2)
+
+    venv = VecNormalize(build(), norm_reward=True)
+    agent = SAC("MlpPolicy", venv, net_arch=(8,), seed=0, learning_starts=10, batch_size=8)
+    agent.learn(60)
+    venv.obs_rms.mean, venv.obs_rms.var = np.array([0.7]), np.array([0.01])
+    agent.env_id = "worlds:Point-v0"
+    agent.save("normalised.zip")
+    code, out, _ = headway("evaluate", "normalised", "--episodes", 8, "--n-envs", 2)
+    assert code == 0
+
+    frozen = VecNormalize(build(), training=False, norm_reward=False)
+    frozen.obs_rms.mean, frozen.obs_rms.var = np.array([0.7]), np.array([0.01])
+    loaded = agents.load("normalised.zip")
+    expected = summarise(*run_episodes(loaded, frozen, 8, 10_000))
+    assert summary(out)[:3] == [round(x, 1) for x in (expected.mean, expected.std, expected.iqm)]
+    plain = summarise(*run_episodes(loaded, build(), 8, 10_000))
+    assert abs(plain.mean - expected.mean) > 0.5
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_interquartile_mean_by_hand() -> None:
+    assert interquartile_mean(np.array([100.0, 1, 2, 3, -50, 4, 5, 6])) == (2 + 3 + 4 + 5) / 4
+    assert interquartile_mean(np.array([5.0, 1, 3])) == 3  # a quarter of three is none
+    assert interquartile_mean(np.array([9.0, 1, 2, 3, 4])) == 3  # and of five is one
+    np.testing.assert_array_equal(interquartile_mean(np.array([[1.0, 2, 3, 10], [0, 0, 4, 8]])), [2.5, 2])
+
+
+def test_summary_by_hand() -> None:
+    result = summarise([1.0, 2.0, 3.0, 10.0], [10, 20, 30, 41])
+    assert (result.episodes, result.mean, result.iqm, result.length) == (4, 4.0, 2.5, 25.25)
+    assert result.std == pytest.approx(np.sqrt(12.5))
+    assert 1 <= result.low <= 2.5 <= result.high <= 10
+    assert str(result).startswith("return 4.0 ± 3.5   IQM 2.5 [")
+    assert str(result).endswith("length 25   4 episodes")
+
+
+def test_summary_of_one_and_of_none() -> None:
+    one = summarise([-3.25], [7])
+    assert (one.mean, one.std, one.iqm, one.low, one.high) == (-3.25, 0, -3.25, -3.25, -3.25)
+    assert str(one).endswith("1 episode")
+    with pytest.raises(ValueError, match="no episodes"):
+        summarise([], [])
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    """Of 200 samples of 25 normal returns; the percentile bootstrap is a little narrow for so few."""
+    rng = np.random.default_rng(0)
+    results = [summarise(rng.normal(5, 2, 25).tolist(), [1] * 25, resamples=1000) for _ in range(200)]
+    assert all(r.low <= r.iqm <= r.high for r in results)
+    assert 0.88 <= np.mean([r.low <= 5 <= r.high for r in results]) <= 0.98
+    assert summarise([1.0, 2, 3, 4], [1] * 4) == summarise([1.0, 2, 3, 4], [1] * 4)
