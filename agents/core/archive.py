@@ -49,7 +49,7 @@ MAX_MANIFEST_BYTES = 16 << 20  # parsed JSON can take 50 times its text; our cho
 RESERVED_KEYS = ("format", "format_version", "files")
 
 _JSON_DEPTH = 3 * MAX_DEPTH + 20  # a "$dict" takes three levels, the rest is the manifest around a tree
-_LONG_LIST = 16  # lists of more floats than this become one tensor; our choice
+_LONG_LIST = 16  # lists of more numbers than this become one tensor; our choice
 _STALE_SECONDS = 3600.0  # a temporary unwritten for so long has no living writer; our choice
 _MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
@@ -108,8 +108,9 @@ class _Packer:
             raise ValueError(f"{_where(path[:3])}... is nested over {MAX_DEPTH} deep, or contains itself; flatten it")
         kind = type(value)  # the exact type: a subclass would come back as something else
         if kind is list:
-            if len(value) > _LONG_LIST and all(type(item) is float for item in value):
-                return {"$floats": self.store(torch.from_numpy(np.array(value)), path)}
+            tag = _numbers(value) if len(value) > _LONG_LIST else None
+            if tag is not None:
+                return {tag: self.store(torch.from_numpy(np.array(value)), path)}
             return [self.pack(item, (*path, i)) for i, item in enumerate(value)]
         if kind is tuple:
             return {"$tuple": [self.pack(item, (*path, i)) for i, item in enumerate(value)]}
@@ -148,6 +149,14 @@ class _Packer:
         name = str(len(self.tensors))
         self.tensors[name] = _plain(tensor, _where(path), self.storages)
         return name
+
+
+def _numbers(values: list[Any]) -> str | None:
+    """The tag of a list that one tensor holds: all floats, or all integers of 64 bits."""
+    kinds = {type(value) for value in values}
+    if kinds == {float}:
+        return "$floats"
+    return "$ints" if kinds == {int} and -(2**63) <= min(values) <= max(values) < 2**63 else None
 
 
 def _pack_leaf(value: Any, path: tuple[Any, ...]) -> JSON:
@@ -220,6 +229,7 @@ class _Unpacker:
             "$bigendian": lambda name: _big_endian(self.take(name).numpy(force=True)),
             "$scalar": lambda name: self.take(name, dim=0).numpy(force=True)[()],
             "$floats": lambda name: self.take(name, dim=1, dtype=torch.float64).tolist(),
+            "$ints": lambda name: self.take(name, dim=1, dtype=torch.int64).tolist(),
             "$bytes": lambda name: self.take(name, dim=1, dtype=torch.uint8).numpy(force=True).tobytes(),
             "$int": lambda text: int(text, 16),
             "$float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],

@@ -180,6 +180,7 @@ LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-(2**200), 2**200), st.floats(), TEXT, st.binary(max_size=9),
     arrays(DTYPES), TENSORS, st.sampled_from([d for d in DTYPES if d.isnative]).map(lambda d: np.zeros((), d)[()]),
     hnp.from_dtype(np.dtype("d")), st.lists(st.floats(), min_size=17, max_size=19),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=17, max_size=19),
 )  # fmt: skip
 TREES = st.recursive(
     LEAVES,
@@ -241,10 +242,12 @@ def test_numpy_twins_of_one_type_come_back_as_the_common_one():
             assert restored.tolist() == value.tolist()
 
 
-def test_long_lists_of_floats_become_one_tensor():
-    packed, tensors = pack({"returns": [0.5] * 1000, "short": [0.5] * 16})
-    assert packed == {"returns": {"$floats": "0"}, "short": [0.5] * 16}
+def test_long_lists_of_numbers_become_one_tensor():
+    mixed, huge = [1] * 20 + [0.5], [2**63] * 20
+    packed, tensors = pack({"returns": [0.5] * 1000, "short": [0.5] * 16, "lengths": [7] * 99, "mixed": mixed})
+    assert packed == {"returns": {"$floats": "0"}, "short": [0.5] * 16, "lengths": {"$ints": "1"}, "mixed": mixed}
     assert tensors["0"].shape == (1000,)
+    assert unpack(*pack([huge, [True] * 20])) == [huge, [True] * 20]
 
 
 def test_tensors_that_share_memory_come_apart():
