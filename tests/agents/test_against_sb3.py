@@ -156,3 +156,65 @@ def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -
     for member in range(2):
         assert gap(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member])) < TOLERANCE
         assert gap(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member])) < TOLERANCE
+
+
+def test_a_whole_run_of_sac_is_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the same weights and the same draws, both libraries act, store, sample and learn alike from reset to end.
+
+    Episodes of 50 steps are cut by a time limit, so bootstrapping at the limit is in it.
+    """
+    warm, total = 20, 120
+
+    def env() -> gym.Env[Any, Any]:
+        return gym.make("Pendulum-v1", max_episode_steps=50)
+
+    ours = SAC("MlpPolicy", env(), seed=0, device="cpu", batch_size=BATCH, learning_starts=warm)
+    peer = sb3.SAC("MlpPolicy", env(), seed=0, device="cpu", batch_size=BATCH, learning_starts=warm)
+    assert peer.replay_buffer is not None
+    copy_into(ours.actor.module.mlp, 0, gaussian_layers(peer.actor))
+    assert ours.critics.target is not None
+    for member in range(2):
+        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
+        copy_into(ours.critics.target.mlp, member, linears(peer.critic.q_networks[member]))
+
+    rng = np.random.default_rng(0)
+    random_actions = rng.uniform(-1, 1, (warm, 1, 1)).astype(np.float32)
+    acting = torch.from_numpy(rng.standard_normal((total, 1, 1)).astype(np.float32))
+    updating = torch.from_numpy(rng.standard_normal((total, 2, BATCH, 1)).astype(np.float32))
+    rows = [rng.integers(0, stored + 1, BATCH) for stored in range(total)]
+
+    def our_actions() -> Tensor:
+        step = ours.num_timesteps
+        if step < warm:
+            return torch.from_numpy(random_actions[step])
+        with torch.no_grad():
+            return ours.actor.module.sample(ours.last_obs, acting[step])[0]
+
+    monkeypatch.setattr("headway.agents.core.collectors.OffPolicyCollector._actions", lambda self: our_actions())
+    monkeypatch.setattr(ours, "noise", lambda *shape: updating[ours.num_timesteps - 1])
+    monkeypatch.setattr(ours.store, "_draw", lambda *a: torch.from_numpy(rows[ours.num_timesteps - 1]))
+    ours.learn(total)
+
+    def draws() -> Any:
+        for step in range(warm, total):
+            yield acting[step]
+            yield from updating[step]
+
+    stream = draws()
+    warming = iter(random_actions[:, 0] * 2)  # Pendulum's actions reach from -2 to 2
+    monkeypatch.setattr(peer.action_space, "sample", lambda: next(warming))
+    monkeypatch.setattr("torch.distributions.Normal.rsample", lambda self, *shape: self.loc + self.scale * next(stream))
+    buffer = peer.replay_buffer
+    monkeypatch.setattr(buffer, "sample", lambda *a, **k: buffer._get_samples(rows[peer.num_timesteps - 1]))
+    peer.learn(total)
+
+    state = ours.store.state()
+    stored = {"obs": buffer.observations, "actions": buffer.actions, "rewards": buffer.rewards}
+    stored["next_obs"] = buffer.next_observations
+    for name, array in stored.items():
+        expected = torch.from_numpy(array[:total]).reshape(state[f"data.{name}"].shape).float()
+        # Rounding grows with the updates and, through the actions, with the physics.
+        assert (state[f"data.{name}"] - expected).abs().max() < 1e-3, name
+    assert state["data.truncated"].nonzero().flatten().tolist() == [49, 99]
+    assert ours._n_updates == peer._n_updates == total - warm
+    assert gap(ours.actor.module.mlp, 0, gaussian_layers(peer.actor)) < 1e-3
