@@ -1,5 +1,6 @@
 """The console command ``headway``."""
 
+import ctypes.util
 import logging
 import os
 import re
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, rest: list[str]) -> int:
+    if any(argument.startswith("--video") for argument in rest):
+        draw_without_screen()
     if command in ("train", "evaluate", "benchmark"):
         _say_mujoco_warnings_once()
     if command == "train":
@@ -83,6 +86,13 @@ def _say_mujoco_warnings_once() -> None:
             logging.getLogger("headway").log(level, "MuJoCo: %s", message)
 
     mujoco.set_mju_user_warning(say)
+
+
+def draw_without_screen() -> None:
+    """Have MuJoCo draw through EGL where there is no screen: left alone, it decides on a window when it is imported."""
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not screen and ctypes.util.find_library("EGL"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 COMMANDS = ("train", "evaluate", "benchmark", "agents", "envs")

@@ -109,6 +109,25 @@ def run_episodes(
     return returns, lengths
 
 
+def check_drawing(env_id: str) -> None:
+    """Draw one frame, so that a film that cannot be made is refused before anything long begins.
+
+    :param env_id: ``Id-v0`` or ``module:Id-v0``
+    :raises ValueError: it cannot be drawn here
+    """
+    reason = "it draws no frames (render_mode rgb_array)"
+    frame = None
+    try:
+        env = make(env_id, render_mode="rgb_array")
+        env.reset(seed=0)
+        frame = env.render()
+        env.close()
+    except Exception as cause:  # whatever a graphics library raises, on a machine without a screen for one
+        reason = f"{cause}; MUJOCO_GL=egl or MUJOCO_GL=osmesa may help where there is no screen"
+    if not isinstance(frame, np.ndarray):
+        raise ValueError(f"--video: no film can be made of {env_id} here: {reason}")
+
+
 def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: int, deterministic: bool = True) -> int:
     """Record one episode.
 
@@ -185,6 +204,8 @@ def evaluate(options: EvaluateOptions) -> Summary:
     env_id = options.env or agent.env_id
     if env_id is None:
         raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
+    if options.video is not None:
+        check_drawing(env_id)
     deterministic = not options.stochastic
     env = normalised(evaluation_env(env_id, min(options.n_envs, options.episodes)), path)
     agent.attach_env(env)

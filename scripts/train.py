@@ -34,7 +34,7 @@ from ..agents.core.files import versions
 from ..agents.core.logging import CSVFile, run_logger
 from ..envs import make
 from ..wrappers import Snapshot
-from .evaluate import evaluation_env, record_video, run_episodes
+from .evaluate import check_drawing, evaluation_env, record_video, run_episodes
 from .options import EXECUTION, Run, check_device, read_run
 from .statistics import Summary, summarise
 
@@ -111,14 +111,13 @@ class TrainingCallback(BaseCallback):
     :param folder: the run's folder
     :param evaluator: runs evaluation episodes
     :param signals: that ask to stop
-    :param best: best mean return so far
     """
 
-    def __init__(self, run: Run, folder: Path, evaluator: "Evaluator", signals: "Signals", best: float) -> None:
+    def __init__(self, run: Run, folder: Path, evaluator: "Evaluator", signals: "Signals") -> None:
         super().__init__()
-        self.run, self.folder, self.evaluator, self.signals, self.best = run, folder, evaluator, signals, best
+        self.run, self.folder, self.evaluator, self.signals = run, folder, evaluator, signals
         self.bar: tqdm[Any] | None = None
-        self.busy = False
+        self.busy = False  # with something other than learning, so that an error is not the environment's
 
     def _on_training_start(self) -> None:
         if self.signals.received:  # before the agent could be asked
@@ -165,22 +164,19 @@ class TrainingCallback(BaseCallback):
         :param episodes: how many
         :return: their summary
         """
-        agent = self._agent
+        agent, best = self._agent, self.evaluator.best
         summary = self.evaluator.evaluate(agent, episodes)
         agent.logger.record("eval/mean_reward", summary.mean)
         agent.logger.record("eval/mean_ep_length", summary.length)
         agent.logger.record("time/total_timesteps", agent.num_timesteps, exclude="tensorboard")
         agent.logger.dump(agent.num_timesteps)
-        if summary.mean > self.best:
+        if summary.mean > best:
             agent.save(self.folder / "best.zip")
-            self.best = summary.mean
         return summary
 
     def checkpoint(self) -> Path:
         """:return: the checkpoint written."""
-        return self._agent.save_checkpoint(
-            self.folder / "checkpoints", extra={"best": self.best}, keep=self.run.options.keep_checkpoints
-        )
+        return self._agent.save_checkpoint(self.folder / "checkpoints", keep=self.run.options.keep_checkpoints)
 
     def close_bar(self) -> None:
         """Leave the progress bar as it stands, and the cursor below it."""
@@ -222,6 +218,12 @@ class Evaluator:
         self.seed = options.seed + EVALUATION_SEED
         self.env = evaluation_env(options.env, min(options.eval_episodes, 8))
         self.file = CSVFile(folder / "evaluations.csv", key="step", keep_until=keep_until)
+
+    @property
+    def best(self) -> float:
+        """Best mean return of a policy that has learnt."""
+        means = [float(row["mean"]) for row in self.file.rows if int(row["step"]) > 0]
+        return float(np.fmax.reduce([-np.inf, *means]))  # of numbers: NaN is not the best
 
     def evaluate(self, agent: ActorCriticAgent[Any], episodes: int) -> Summary:
         """Evaluate a policy, deterministically.
@@ -378,6 +380,8 @@ def train(run: Run) -> int:
             if options.threads:
                 torch.set_num_threads(options.threads)
             make(options.env).close()  # here rather than in a worker, so that an unknown id is answered in one line
+            if options.video:
+                check_drawing(options.env)
             env = training_env(options.env, options.n_envs, options.vec)
             stack.callback(close_env, env)
             agent, resumed = _make_agent(run, folder, env)
@@ -416,8 +420,7 @@ def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signal
     keep = done if finished else min(done, agent._total_timesteps - 1)
     agent.set_logger(run_logger(folder, keep_until=keep))
     evaluator = Evaluator(run, folder, keep if resumed else -1)
-    best = agent.resumed_extra["best"] if resumed else -np.inf
-    callback = TrainingCallback(run, folder, evaluator, signals, best)
+    callback = TrainingCallback(run, folder, evaluator, signals)
     _introduce(run, folder, agent, resumed)
     try:
         return _learn(agent, run, callback, resumed)

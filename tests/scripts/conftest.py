@@ -18,6 +18,8 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """Runs are made below the working folder; films need no screen; --threads outlives its run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setenv("MUJOCO_GL", "")  # so that it is as before at the end, whatever --video makes of it
+    monkeypatch.delenv("MUJOCO_GL")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -137,6 +137,7 @@ WRONG = [
     ("POLICY --csv there.csv", "there.csv exists: choose another name or pass --overwrite"),
     ("POLICY --video there.gif", "there.gif exists: choose another name or pass --overwrite"),
     ("POLICY --video film.avi", "--video must end in .mp4 or .gif, got film.avi"),
+    ("POLICY --video film.gif --env worlds:Blind-v0", "--video: no film can be made of worlds:Blind-v0 here"),
     ("POLICY --vido film.gif", "takes no --vido: did you mean --video"),
     ("", "PATH"),
     ("cut.zip", "cut.zip: "),

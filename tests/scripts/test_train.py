@@ -24,6 +24,7 @@ from headway.agents.core import archive
 from headway.agents.core.collectors import OffPolicyCollector
 from headway.agents.core.config import describe
 from headway.agents.core.logging import CSVFile
+from headway.scripts import cli
 from headway.scripts import train as train_module
 from headway.scripts.options import TrainOptions, parse_train
 from headway.scripts.train import Evaluator, TrainingCallback
@@ -194,6 +195,8 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
     assert [row["step"] for row in rows(seldom / "evaluations.csv")] == ["0", "60"]
     assert newest(seldom) == 60
     assert same_networks(base, seldom)  # what is watched does not change what is learnt
+    short = finished(headway, "sac", "--total-timesteps", 5, folder="short")
+    assert (short / "best.zip").exists()  # though no better than before training
 
 
 def test_every_flag_is_in_a_test() -> None:
@@ -262,9 +265,7 @@ def test_precedence_default_preset_file_flag(monkeypatch: pytest.MonkeyPatch) ->
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A complete run, not to be changed."""
     folder = tmp_path_factory.mktemp("complete") / "run"
-    from headway.scripts.cli import main
-
-    assert main(["train", "sac", *TINY, "--run-dir", str(folder)]) == 0
+    assert cli.main(["train", "sac", *TINY, "--run-dir", str(folder)]) == 0
     before = everything(folder)
     yield folder
     assert everything(folder) == before
@@ -315,6 +316,8 @@ WRONG = [
     ("sac --env worlds:Point-v0 --run-dir RUN", "exists: go on with it by --resume"),
     ("sac --env worlds:Point-v0 --run-dir RUN/final.zip", "final.zip exists: go on with it by --resume"),
     ("sac --env worlds:Point-v0 --run-dir RUN/final.zip/x", "cannot make the run folder"),
+    ("sac --env worlds:Blind-v0 --video", "--video: no film can be made of worlds:Blind-v0 here"),
+    ("sac --env worlds:Unlit-v0 --video", "--video: no film can be made of worlds:Unlit-v0 here: no light; MUJOCO_GL"),
     ("--resume", "--resume needs a value"),
     ("sac --resume=nowhere", "nowhere is no run folder: it has no config.json"),
     ("--resume RUN/checkpoints", "checkpoints is no run folder: it has no config.json"),
@@ -384,6 +387,23 @@ def test_other_commands(headway: Command) -> None:
     assert headway("--help")[:2] == (0, headway()[1])
 
 
+def test_films_are_drawn_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawing(display: str, library: str | None, wanted: str | None = None) -> str | None:
+        monkeypatch.setenv("DISPLAY", display)
+        monkeypatch.setenv("WAYLAND_DISPLAY", "")
+        monkeypatch.setattr("ctypes.util.find_library", lambda name: library)
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        if wanted:
+            monkeypatch.setenv("MUJOCO_GL", wanted)
+        monkeypatch.setattr("sys.platform", "linux")
+        cli.draw_without_screen()
+        return os.environ.get("MUJOCO_GL")
+
+    assert drawing("", "libEGL.so.1") == "egl"
+    assert drawing("", "libEGL.so.1", "osmesa") == "osmesa"
+    assert drawing("", None) is drawing(":0", "libEGL.so.1") is None
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """As ``headway envs | head -1``, with the reader gone before anything is written."""
     read, write = os.pipe()
@@ -401,9 +421,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupts, with three gradient steps per step so that there is something in between."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    from headway.scripts.cli import main
-
-    assert main(["train", "sac", *TINY, "--gradient-steps", "3", "--run-dir", str(folder)]) == 0
+    assert cli.main(["train", "sac", *TINY, "--gradient-steps", "3", "--run-dir", str(folder)]) == 0
     return folder
 
 
@@ -544,10 +562,14 @@ def test_ctrl_c_in_a_terminal_with_environments_in_processes(headway: Command, t
 
 
 def test_a_longer_run_goes_on_from_a_complete_one(headway: Command, alone: Path) -> None:
-    code, out, _ = headway("train", "sac", *TINY, "--gradient-steps", 3, "--total-timesteps", 40, "--run-dir", "run")
+    code, _, _ = headway("train", "sac", *TINY, "--gradient-steps", 3, "--total-timesteps", 40, "--run-dir", "run")
     assert code == 0
+    best, evaluations = Path("run/best.zip").read_bytes(), Path("run/evaluations.csv")
+    *earlier, last = evaluations.read_text().splitlines()
+    evaluations.write_text("\n".join([*earlier, last.replace(",-", ",", 1), ""]))  # a return that none can beat
     code, out, _ = headway("train", "--resume", "run", "--total-timesteps", 60)
     assert code == 0
+    assert Path("run/best.zip").read_bytes() == best
     assert "resumed at step 40" in out
     assert same_networks(alone, Path("run"))
     assert [row["step"] for row in rows(Path("run/evaluations.csv"))] == ["0", "25", "40", "50", "60"]

@@ -45,7 +45,25 @@ class Wide(Point):
         return np.array([self.x, 0.0], np.float32)
 
 
+class Blind(Point):
+    """A point that nobody sees."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Unlit(Point):
+    """A point that would be seen, were there light."""
+
+    def render(self) -> Any:
+        raise RuntimeError("no light")
+
+
 gym.register("Point-v0", Point)
+gym.register("Blind-v0", Blind)
+gym.register("Unlit-v0", Unlit)
 gym.register("Wide-v0", Wide)
 gym.register("NaNObservation-v0", Sick, kwargs={"what": "", "value": np.nan})
 gym.register("InfiniteReward-v0", Sick, kwargs={"what": "reward", "value": np.inf})
