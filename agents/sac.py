@@ -10,6 +10,7 @@ from typing import Annotated, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count, OffPolicyConfig, Range
@@ -65,7 +66,7 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
     :param target_entropy: in nats
     :return: scalar
     """
-    return -(log_alpha * (log_prob.detach() + target_entropy)).mean()
+    return -log_alpha * (log_prob.detach().mean() + target_entropy)
 
 
 def soft_target(
@@ -104,7 +105,7 @@ def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
     :return: scalar
     """
     q: Tensor = critics(batch.obs, batch.actions)  # (E, B)
-    return 0.5 * (q - target).square().mean(1).sum()
+    return 0.5 * len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
 
 
 def actor_loss(critics: Critics, obs: Tensor, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def actor_loss(critics: Critics, obs: Tensor, actions: Tensor, log_prob: Tensor,
     :return: scalar
     """
     q: Tensor = critics(obs, actions, frozen=True)  # (E, B)
-    return (alpha * log_prob - q.amin(0)).mean()
+    return (alpha * log_prob - q.min(0).values).mean()
 
 
 @final

@@ -10,6 +10,7 @@ from typing import Annotated, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count, OffPolicyConfig, Range
@@ -75,7 +76,7 @@ def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
     :return: scalar
     """
     q: Tensor = critics(batch.obs, batch.actions)  # (E, B)
-    return (q - target).square().mean(1).sum()
+    return len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
 
 
 def actor_loss(critics: Critics, actor: DeterministicActor, obs: Tensor) -> Tensor:

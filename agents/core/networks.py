@@ -124,7 +124,7 @@ class StackedMLP(nn.Module):
         """
         parameters: Sequence[Tensor] = self._chain
         if members is not None:
-            parameters = [p[:members] for p in parameters]
+            parameters = [(p.detach() if frozen else p)[:members] for p in parameters]
         if x.dim() == 2:
             x = x.expand(len(parameters[0]), -1, -1)
         if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
@@ -182,10 +182,11 @@ class SquashedGaussianActor(Actor):
         """
         mean, log_std = self.head(obs).chunk(2, -1)  # (B, A) each
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        actions = (mean + log_std.exp() * noise).tanh()
-        log_slope = (1 - actions.square() + SATURATION).log()
-        log_prob = -0.5 * noise.square() - log_std - _HALF_LOG_2PI - log_slope
-        return actions, log_prob.sum(-1)
+        actions = torch.addcmul(mean, log_std.exp(), noise).tanh()
+        log_slope = torch.log1p(SATURATION - actions.square())
+        # The sum over dimensions of -noise^2 / 2 - log_std - log(2 pi) / 2 - log_slope, in few operations.
+        negative = torch.addcmul(log_std + log_slope, noise, noise, value=0.5)
+        return actions, -negative.sum(-1) - _HALF_LOG_2PI * noise.shape[-1]
 
     def mode(self, obs: Tensor) -> Tensor:
         """:return: tanh of the mean, (B, A)"""

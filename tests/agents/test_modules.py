@@ -1,6 +1,6 @@
 import pytest
 import torch
-from headway.agents.core.modules import LeanAdam, TrackedModules
+from headway.agents.core.modules import NEGLIGIBLE, SWEEP, LeanAdam, TrackedModules
 from torch import nn
 
 
@@ -97,3 +97,23 @@ def test_lean_adam_is_torchs_bit_for_bit() -> None:
         assert torch.equal(ours, theirs)
         for name in ("step", "exp_avg", "exp_avg_sq"):
             assert torch.equal(optimizers[0].state[ours][name], optimizers[1].state[theirs][name])
+
+
+def test_lean_adam_leaves_no_denormals_and_the_same_weights() -> None:
+    torch.manual_seed(0)
+    nets = [nn.Linear(6, 6) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [LeanAdam(list(nets[0].parameters()), 1e-2), torch.optim.Adam(nets[1].parameters(), 1e-2, fused=True)]
+    for step in range(12 * SWEEP):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            # Half the outputs get a gradient at first, then none: dead units.
+            alive = 6 if step < 10 else 3
+            optimizer.zero_grad()
+            net(torch.ones(2, 6))[:, :alive].square().sum().backward()
+            optimizer.step()
+    tiny = torch.finfo(torch.float32).tiny
+    for ours, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        moments = [optimizer.state[p]["exp_avg"].abs() for optimizer, p in zip(optimizers, (ours, theirs), strict=True)]
+        assert ((moments[1] > 0) & (moments[1] < tiny)).any()
+        assert not ((moments[0] > 0) & (moments[0] < NEGLIGIBLE * 1e-6)).any()
