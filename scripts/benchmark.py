@@ -17,12 +17,12 @@ from typing import Any
 
 import stable_baselines3
 import torch
-import tyro
 from stable_baselines3.common.logger import Logger
 
 from .. import agents
 from ..agents.core.files import versions
 from ..agents.core.off_policy import OffPolicyAgent
+from .options import parse_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,5 +212,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if arguments[0] != "speed":
         raise ValueError(f"there is no benchmark {arguments[0]!r}: known: speed")
-    speed(tyro.cli(SpeedOptions, args=list(arguments[1:]), prog="headway benchmark speed"))
+    options = parse_flags(SpeedOptions, arguments[1:], "headway benchmark speed")
+    if options is not None:
+        speed(options)
     return 0

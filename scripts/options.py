@@ -16,7 +16,7 @@ import tyro
 import yaml
 
 from ..agents import AGENTS, ActorCriticAgent
-from ..agents.core.config import AgentConfig, FieldInfo, Range, _matches, describe, nearest
+from ..agents.core.config import AgentConfig, FieldInfo, Range, describe, fits, nearest
 from ..agents.presets import preset, preset_names
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name, info in describe(type(self)).items():
             value, flag = getattr(self, name), _flag(name)
-            if not _matches(value, info.annotation):
+            if not fits(value, info.annotation):
                 wanted = getattr(info.annotation, "__name__", str(info.annotation).replace("typing.", ""))
                 raise ValueError(f"{flag} must be {wanted}, got {value!r}")
             for interval in info.ranges:

@@ -81,11 +81,11 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stop(BaseCallback):
-    """Stop at a step, or after some updates by ``request_stop``."""
+    """Stop at a step."""
 
-    def __init__(self, at: int, inside_update: bool = False) -> None:
+    def __init__(self, at: int) -> None:
         super().__init__()
-        self.at, self.inside_update = at, inside_update
+        self.at = at
 
     def _on_step(self) -> bool:
         return self.num_timesteps < self.at

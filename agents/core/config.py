@@ -138,19 +138,24 @@ def _describe(cls: type) -> Mapping[str, FieldInfo]:
     return described
 
 
-def _matches(value: Any, annotation: Any) -> bool:
-    """Whether a value fits a plain type: the handful of forms that configuration fields use."""
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value fits a plain type: the handful of forms that configuration fields use.
+
+    :param value: the value
+    :param annotation: the type, without ranges
+    :return: whether it fits
+    """
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return value in args and type(value) in {type(arg) for arg in args}
     if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, arg) for arg in args)
+        return any(fits(value, arg) for arg in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         if len(args) == 2 and args[1] is Ellipsis:
-            return all(_matches(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_matches, value, args))
+            return all(fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(fits, value, args))
     if annotation is None or annotation is types.NoneType:
         return value is None
     if annotation is float:
@@ -206,7 +211,7 @@ class AgentConfig:
         for name, info in describe(type(self)).items():
             value = _tuples(getattr(self, name))
             object.__setattr__(self, name, value)
-            if not _matches(value, info.annotation):
+            if not fits(value, info.annotation):
                 wanted = str(info.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
                 raise TypeError(f"{cls}.{name} must be {wanted}, got {value!r}{_hint(name, value)}")
             for number in _numbers(value):

@@ -47,8 +47,8 @@ class _StackedMLPFunction(torch.autograd.Function):
     """A whole perceptron as one node of the autograd graph.
 
     Against a chain of ``baddbmm`` and activation nodes this computes the non-linearity and its derivative in place,
-    which saves an allocation of half a megabyte per layer and direction at 2 x 256 x 256 activations: on a CPU, SAC's
-    updates took 5 to 8 % less time. First derivatives only.
+    which saves an allocation of half a megabyte per layer and direction at 2 x 256 x 256 activations. First derivatives
+    only.
     """
 
     @staticmethod

@@ -62,6 +62,13 @@ def copy_into(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> None:
             bias[member, 0].copy_(layer.bias)
 
 
+def copy_critics(ours: Any, peer: Any) -> None:
+    """Copy both critics and both targets of the peer."""
+    for member in range(2):
+        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
+        copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
+
+
 @torch.no_grad()
 def gap(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> float:
     """Largest difference between one member and a chain of linear layers."""
@@ -97,9 +104,7 @@ def test_sac_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str, e
     peer.set_logger(Logger(None, []))
     copy_into(ours.actor.module.mlp, 0, gaussian_layers(peer.actor))
     assert ours.critics.target is not None
-    for member in range(2):
-        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
-        copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
+    copy_critics(ours, peer)
     data = Batches(3, 1)
 
     for index in range(UPDATES):
@@ -134,9 +139,7 @@ def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -
     assert ours.critics.target is not None
     copy_into(ours.actor.module.mlp, 0, linears(peer.actor.mu))
     copy_into(ours.actor.target.mlp, 0, linears(peer.actor_target.mu))
-    for member in range(2):
-        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
-        copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
+    copy_critics(ours, peer)
     data = Batches(3, 1)
 
     for index in range(UPDATES):
@@ -173,9 +176,7 @@ def test_a_whole_run_of_sac_is_the_peers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert peer.replay_buffer is not None
     copy_into(ours.actor.module.mlp, 0, gaussian_layers(peer.actor))
     assert ours.critics.target is not None
-    for member in range(2):
-        copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
-        copy_into(ours.critics.target.mlp, member, linears(peer.critic.q_networks[member]))
+    copy_critics(ours, peer)
 
     rng = np.random.default_rng(0)
     random_actions = rng.uniform(-1, 1, (warm, 1, 1)).astype(np.float32)
