@@ -6,67 +6,29 @@ ten updates of the two against each other.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import compiled
-from .core.config import Count, OffPolicyConfig, Range
+from .core.config import Count
+from .core.entropy import EntropyConfig, temperature_loss
 from .core.networks import Critics, SquashedGaussianActor, Temperature
 from .core.off_policy import OffPolicyAgent
 from .core.stores import Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig(OffPolicyConfig):
+class SACConfig(EntropyConfig):
     """Hyper-parameters of SAC. Names and defaults are Stable-Baselines3's."""
-
-    ent_coef: Annotated[float, Range(0)] | str = "auto"
-    """Entropy temperature: a number keeps it fixed, "auto" learns it from 1, "auto_0.1" learns it from 0.1."""
-
-    target_entropy: float | str = "auto"
-    """Entropy, in nats, that a learned temperature steers towards; "auto" is minus the number of action dimensions."""
 
     target_update_interval: Count = 1
     """Gradient steps between moves of the target critics."""
 
     n_critics: Count = 2
     """Critics, of whose values the least is used."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.ent_coef, str):
-            self.initial_alpha()
-        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
-            raise ValueError(f"SACConfig.target_entropy must be a number or 'auto', got {self.target_entropy!r}")
-
-    def initial_alpha(self) -> float:
-        """:return: the temperature to start from."""
-        if not isinstance(self.ent_coef, str):
-            return float(self.ent_coef)
-        kind, _, initial = self.ent_coef.partition("_")
-        try:
-            value = float(initial or 1.0)
-        except ValueError:
-            value = -1.0
-        if kind != "auto" or not 0 < value < float("inf"):
-            raise ValueError(
-                f"SACConfig.ent_coef must be a number, 'auto' or 'auto_<positive number>', got {self.ent_coef!r}"
-            )
-        return value
-
-
-def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """J(alpha) = E[-log(alpha) (log pi(a|s) + target entropy)]: raises alpha while the entropy is below its target.
-
-    :param log_alpha: scalar
-    :param log_prob: of actions drawn from the current policy, (B,)
-    :param target_entropy: in nats
-    :return: scalar
-    """
-    return -log_alpha * (log_prob.detach().mean() + target_entropy)
 
 
 def soft_target(
@@ -147,11 +109,10 @@ class SAC(OffPolicyAgent[SACConfig]):
         critics = Critics(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation, cfg.n_critics)
         self.actor = self.track("actor", actor)
         self.critics = self.track("critics", critics, target=True)
-        if isinstance(cfg.ent_coef, str):
+        if cfg.learns_alpha:
             self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
         self._fixed_alpha = torch.tensor(cfg.initial_alpha(), device=self.device)
-        auto = cfg.target_entropy == "auto"
-        self.target_entropy = -float(self.scaler.size) if auto else float(cfg.target_entropy)
+        self.target_entropy = cfg.entropy_goal(self.scaler.size)
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
@@ -171,7 +132,7 @@ class SAC(OffPolicyAgent[SACConfig]):
         actions, log_prob = actor.sample(batch.obs, noise[0])
         metrics: dict[str, Tensor] = {}
         alpha = self._fixed_alpha
-        if isinstance(cfg.ent_coef, str):
+        if cfg.learns_alpha:
             alpha = self.temperature.module.alpha
             metrics["ent_coef_loss"] = temperature_loss(
                 self.temperature.module.log_alpha, log_prob, self.target_entropy

@@ -6,7 +6,85 @@ import re
 from typing import Any
 
 import gymnasium as gym
+import torch
 from gymnasium import error
+from gymnasium.envs.registration import EnvSpec
+
+from .batched import BatchedEnv
+from .mujoco import MujocoTask
+from .mujoco.making import name_of
+from .mujoco.tasks import TASKS
+
+_MUJOCO = "headway.envs.mujoco"
+_BATCHED_ENTRY_POINTS = {f"{_MUJOCO}.making:make_vector"}
+
+
+def register_mujoco_task(
+    env_id: str,
+    task: type[MujocoTask],
+    *,
+    max_episode_steps: int | None = None,
+    reward_threshold: float | None = None,
+    **options: Any,
+) -> None:
+    """Give a task an id, by which ``gymnasium.make``, ``gymnasium.make_vec`` and :func:`make_batched` know it.
+
+    :param env_id: ``Name-v0`` or ``namespace/Name-v0``
+    :param task: the task's class
+    :param max_episode_steps: when to truncate; None: the task's own limit
+    :param reward_threshold: return at which it counts as solved; None: the task's own
+    :param options: fields of the task to set
+    """
+    gym.register(
+        env_id,
+        entry_point=f"{_MUJOCO}.single:MujocoTaskEnv",
+        vector_entry_point=f"{_MUJOCO}.making:make_vector",
+        max_episode_steps=task.max_episode_steps if max_episode_steps is None else max_episode_steps,
+        reward_threshold=task.reward_threshold if reward_threshold is None else reward_threshold,
+        kwargs={"task": name_of(task), **options},
+    )
+
+
+def register_all() -> None:
+    """Register Headway's own environments; importing ``headway.envs`` has done it."""
+    for name, task in TASKS.items():
+        register_mujoco_task(f"headway/{name}-v5", task)
+
+
+def is_batched(env_id: str) -> bool:
+    """Whether many rows of an environment step together as tensors: whether :func:`make_batched` makes it.
+
+    :param env_id: as for :func:`make`
+    :raises ValueError: the module in front of the id is missing or broken
+    """
+    spec = _find_spec(env_id)
+    return spec is not None and spec.vector_entry_point in _BATCHED_ENTRY_POINTS
+
+
+def make_batched(env_id: str, num_envs: int = 1, *, device: torch.device | str = "cpu", **kwargs: Any) -> BatchedEnv:
+    """Make many rows of an environment that step together as tensors.
+
+    :param env_id: ``Id-v0``, or ``module:Id-v0`` to import the module that registers it first
+    :param num_envs: rows
+    :param device: where the tensors are; "cuda" simulates there too
+    :param kwargs: passed on, for a MuJoCo task to :func:`headway.envs.mujoco.making.make_batch`
+    :return: the batch
+    :raises ValueError: there is no such id (the nearest ones are named), it has no batched form, or cannot be built
+    """
+    if not is_batched(env_id):
+        name = env_id.rpartition(":")[2]
+        if name not in gym.registry:
+            raise ValueError(f"there is no environment {env_id!r}: {_nearest_ids(name)}")
+        raise ValueError(
+            f"environment {env_id!r} has no batched form: step several with "
+            "headway.wrappers.as_batched(gymnasium.make_vec(…)), or write it as a headway.envs.mujoco.MujocoTask"
+        )
+    try:
+        batched = gym.make_vec(env_id.rpartition(":")[2], num_envs, device=device, **kwargs)
+    except Exception as cause:
+        raise ValueError(f"environment {env_id!r} cannot be made: {_described(cause)}") from cause
+    assert isinstance(batched, BatchedEnv)
+    return batched
 
 
 def make(env_id: str, *, render_mode: str | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -40,10 +118,7 @@ def supports_rgb(env_id: str) -> bool:
     :return: whether ``make(env_id, render_mode="rgb_array")`` can be rendered
     :raises ValueError: the module in front of the id is missing or broken
     """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        _import(module, env_id)
-    spec = gym.registry.get(name)
+    spec = _find_spec(env_id)
     if spec is None or spec.entry_point is None:
         return False
     cls: Any = spec.entry_point
@@ -53,6 +128,13 @@ def supports_rgb(env_id: str) -> bool:
         except (ImportError, AttributeError):
             return False
     return "rgb_array" in getattr(cls, "metadata", {}).get("render_modes", ())
+
+
+def _find_spec(env_id: str) -> EnvSpec | None:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module, env_id)
+    return gym.registry.get(name)
 
 
 def _import(module: str, env_id: str) -> None:

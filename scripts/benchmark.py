@@ -1,7 +1,8 @@
 """``headway benchmark``: timings side by side with a peer, in one process, in turn, so that a slow minute hits both.
 
 ``speed``: gradient updates per second and environment steps per second of a whole ``learn()``, ours against
-Stable-Baselines3's, each at its own best number of threads.
+Stable-Baselines3's, each at its own best number of threads. ``rollout`` is in :mod:`.benchmark_rollout`, ``learn``
+in :mod:`.learning`.
 """
 
 import contextlib
@@ -20,8 +21,11 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from .. import agents
+from ..agents.core.config import nearest
 from ..agents.core.files import versions
 from ..agents.core.off_policy import OffPolicyAgent
+from .benchmark_rollout import RolloutOptions, rollout
+from .learning import LearnOptions, learn
 from .options import parse_flags
 
 
@@ -200,6 +204,14 @@ def speed(options: SpeedOptions) -> list[Measurement]:
     return measurements
 
 
+BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+    "speed": (SpeedOptions, speed),
+    "rollout": (RolloutOptions, rollout),
+    "learn": (LearnOptions, learn),
+}
+"""Flags, and what they are passed to."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run ``headway benchmark``.
 
@@ -208,11 +220,14 @@ def main(arguments: Sequence[str]) -> int:
     :raises ValueError: an unknown benchmark
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: headway benchmark speed [--flags]\n\n" + (SpeedOptions.__doc__ or ""))
+        print("usage: headway benchmark NAME [--flags]\n")
+        for name, (flags, _) in BENCHMARKS.items():
+            print(f"  {name:<8} {flags.__doc__}")
         return 0
-    if arguments[0] != "speed":
-        raise ValueError(f"there is no benchmark {arguments[0]!r}: known: speed")
-    options = parse_flags(SpeedOptions, arguments[1:], "headway benchmark speed")
-    if options is not None:
-        speed(options)
-    return 0
+    name = arguments[0]
+    if name not in BENCHMARKS:
+        raise ValueError(f"there is no benchmark {name!r}: {nearest(name, BENCHMARKS)}")
+    flags, run = BENCHMARKS[name]
+    options = parse_flags(flags, arguments[1:], f"headway benchmark {name}")
+    result = None if options is None else run(options)
+    return result if isinstance(result, int) else 0

@@ -15,6 +15,9 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway train --resume RUN                 go on with an interrupted run
   headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV
   headway benchmark speed [--flags]          updates/s and steps/s, side by side with Stable-Baselines3
+  headway benchmark rollout [--flags]        steps/s of MuJoCo robots, side by side with every other way to step them
+  headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
+  headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
 """
@@ -63,6 +66,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from .benchmark import main as benchmark
 
         return benchmark(rest)
+    if command == "plot":
+        from .plot import main as plot
+
+        return plot(rest)
     if command == "agents":
         return _agents()
     if command == "envs":
@@ -95,7 +102,7 @@ def draw_without_screen() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-COMMANDS = ("train", "evaluate", "benchmark", "agents", "envs")
+COMMANDS = ("train", "evaluate", "benchmark", "plot", "agents", "envs")
 
 
 def _train(rest: list[str]) -> int:

@@ -17,7 +17,8 @@ from .. import agents
 from ..agents import ActorCriticAgent
 from ..agents.core.archive import list_checkpoints, read_archive, unpack
 from ..agents.core.normalization import load_normalizer_state
-from ..envs import make
+from ..envs import is_batched, make, make_batched
+from ..wrappers import BatchedVecEnv
 from .options import check_device
 from .statistics import Summary, summarise
 
@@ -73,14 +74,17 @@ class EvaluateOptions:
             raise ValueError(f"--video must end in .mp4 or .gif, got {self.video.name}")
 
 
-def evaluation_env(env_id: str, n_envs: int, render: bool = False) -> DummyVecEnv:
-    """Build environments for evaluation.
+def evaluation_env(env_id: str, n_envs: int, render: bool = False, threads: int = 0) -> VecEnv:
+    """Build environments for evaluation, on the CPU; as one batch where there is that form, to the same returns.
 
     :param env_id: ``Id-v0`` or ``module:Id-v0``
     :param n_envs: how many
     :param render: to frames
+    :param threads: that step a batch; 0: one per core
     :return: monitored environments
     """
+    if is_batched(env_id) and not render:
+        return BatchedVecEnv(make_batched(env_id, n_envs, num_threads=threads))
 
     def build() -> Env[Any, Any]:
         return Monitor(make(env_id, render_mode="rgb_array" if render else None))

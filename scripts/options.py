@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -14,10 +15,12 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import torch
 import tyro
 import yaml
+from stable_baselines3.common.utils import get_device
 
 from ..agents import AGENTS, ActorCriticAgent
 from ..agents.core.config import AgentConfig, FieldInfo, Range, describe, fits, nearest
 from ..agents.presets import preset, preset_names
+from ..envs import is_batched
 
 T = TypeVar("T")
 
@@ -38,14 +41,19 @@ class TrainOptions:
     n_envs: Annotated[int, Range(1)] = 1
     """Environments stepped together."""
 
-    vec: Literal["dummy", "subproc"] = "dummy"
-    """How several environments are stepped: dummy (in turn, in this process) or subproc (a process each)."""
+    vec: Literal["auto", "dummy", "subproc"] = "auto"
+    """How several environments are stepped: dummy (in turn, in this process), subproc (a process each), or auto: all at
+    once where the environment has a batched form, as headway/… have, and else in turn."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, …"""
 
+    env_device: str = "auto"
+    """Where environments in one batch are simulated: cpu, cuda, …; auto takes the agent's GPU, if it has one and MuJoCo
+    Warp is installed, and else the CPU."""
+
     threads: Annotated[int, Range(0)] = 0
-    """Threads of torch on the CPU; 0 leaves torch's own choice, the number of cores."""
+    """Threads of torch on the CPU, and of MuJoCo for environments in one batch; 0 leaves it to them: one per core."""
 
     preset: str = "auto"
     """Preset whose values stand in for the defaults; auto takes the environment's own if there is one, else default."""
@@ -91,16 +99,38 @@ class TrainOptions:
                     raise ValueError(f"{flag} must lie in {interval}, got {value}")
 
 
-def check_device(name: str) -> None:
+def check_device(name: str, flag: str = "--device") -> None:
     """Refuse a device that torch does not know or does not find; it would otherwise fall back to the CPU in silence.
 
-    :param name: the value of ``--device``
+    :param name: the value of the flag
+    :param flag: the flag
     :raises ValueError: with the devices there are
     """
     count = torch.cuda.device_count()
     found = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if name not in found:
-        raise ValueError(f"--device {name}: there is no such device here; choose from {', '.join(found)}")
+        raise ValueError(f"{flag} {name}: there is no such device here; choose from {', '.join(found)}")
+
+
+def simulated_on(options: TrainOptions) -> str | None:
+    """Where a run's environments step as one batch.
+
+    :param options: of the run
+    :return: the device; None where they do not
+    :raises ValueError: ``--env-device`` names one that is not there, or there is no batch to put on it
+    """
+    check_device(options.env_device, "--env-device")
+    if options.vec != "auto" or not is_batched(options.env):
+        if options.env_device.startswith("cuda"):
+            raise ValueError(
+                f"--env-device {options.env_device}: {options.env} steps on the CPU"
+                + (f" with --vec {options.vec}" if is_batched(options.env) else "; only a batched form runs on a GPU")
+            )
+        return None
+    if options.env_device != "auto":
+        return options.env_device
+    agent_device = get_device(options.device)
+    return str(agent_device) if agent_device.type == "cuda" and find_spec("mujoco_warp") else "cpu"
 
 
 EXECUTION = ("device", "threads", "progress", "video", "total_timesteps", "keep_checkpoints")
@@ -186,7 +216,7 @@ def _early(arguments: Sequence[str]) -> dict[str, str]:
 def _preset_values(name: str, early: Mapping[str, str], cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
     chosen = early.get("preset", "auto")
     if chosen == "auto":
-        env_id = early.get("env", "").rpartition(":")[2]
+        env_id = early.get("env", "").rpartition(":")[2].removeprefix("headway/")  # which are Gymnasium's, bit for bit
         chosen = env_id if env_id in preset_names(name) else "default"
     return _as_meant(preset(name, chosen, cls.config_class), cls)
 

@@ -1,23 +1,32 @@
 """Figures."""
 
 import csv
+import json
 import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from .options import EXECUTION, parse_flags, read_run
+from .statistics import estimate_curve
 
 
 def read_columns(path: Path, *names: str) -> list[np.ndarray]:
     """Read columns of a CSV file.
 
     :param path: the file
-    :param names: columns; rows in which one is empty are left out
+    :param names: columns; rows in which one is empty are left out, as is a last line that is still being written
     :return: one float array per name
     """
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if all(row.get(name) for name in names)]
+    lines = path.read_text().rpartition("\n")[0].splitlines()
+    rows = [row for row in csv.DictReader(lines) if all(row.get(name) for name in names)]
     return [np.array([float(row[name]) for row in rows]) for name in names]
 
 
@@ -46,3 +55,242 @@ def learning_curve(run: Path, title: str) -> Path:
     path = run / "learning_curve.png"
     figure.savefig(path)
     return path
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind people tell apart, less the yellow that white swallows."""
+
+LINES = ("-", "--", ":", "-.")
+"""One per round through the colours."""
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Steps (T) and returns (T) of one run."""
+
+
+def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -> None:
+    """Draw interquartile means over runs with pointwise 95 % bootstrap bands, a panel per environment.
+
+    :param panels: the runs' curves, by environment and by the label of their group
+    :param path: the PNG to write
+    """
+    columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
+    lines = -(-len(panels) // columns)
+    size = (7, 4.5) if len(panels) == 1 else (4.5 * columns, 3.4 * lines + 0.6)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    labels = list(dict.fromkeys(label for groups in panels.values() for label in groups))
+    handles: dict[str, Any] = {}
+    for axes, (title, groups) in zip(grid.flat, panels.items(), strict=False):
+        for label, curves in groups.items():
+            if curves:
+                number = labels.index(label)
+                look = {"color": COLOURS[number % len(COLOURS)], "ls": LINES[number // len(COLOURS) % len(LINES)]}
+                handles[label] = _draw_group(axes, curves, look)
+        axes.set_title(textwrap.fill(title, 45), fontsize=11)
+        axes.margins(x=0.02)
+        axes.set(xlim=(0, None))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(map(abs, axes.get_ylim())) >= 10_000 else "{x:,g}")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("return of evaluations")
+    for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("environment steps")
+    counts = sorted({len(curves) for groups in panels.values() for curves in groups.values() if curves})
+    runs = f"{counts[0]} to {counts[-1]} runs" if len(counts) > 1 else f"{counts[0]} run{'s' * (counts[0] > 1)}"
+    band = "; band: 95 % bootstrap interval" if counts[-1] > 1 else ""
+    shown = [label for label in labels if label in handles]
+    figure.legend(
+        [handles[label] for label in shown], shown, loc="outside lower center", frameon=False, fontsize=9,
+        ncols=min(len(shown), 3 + columns), title=f"interquartile mean of {runs} each{band}", title_fontsize=8,
+    )  # fmt: skip
+    figure.savefig(path)
+
+
+def _draw_group(axes: Axes, curves: Sequence[Curve], look: Mapping[str, Any]) -> Any:
+    steps, values = aligned(curves)
+    middle, low, high = estimate_curve(values)
+    (line,) = axes.plot(steps, middle, lw=1.8, marker="o" if len(steps) == 1 else "", **look)
+    axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, lw=0)
+    return line
+
+
+def aligned(curves: Sequence[Curve]) -> Curve:
+    """Bring runs that were evaluated at different steps together, by linear interpolation.
+
+    :param curves: of N runs
+    :return: steps (T) that all of them have reached, and returns (N, T)
+    """
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    steps = steps[(steps >= start) & (steps <= end)]
+    return steps, np.stack([np.interp(steps, *curve) for curve in curves])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw the learning curves of runs, a panel per environment: interquartile mean over seeds, with 95 % intervals.
+
+    Runs of the same agent in the same environment are one group; where their settings differ, they are told apart."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders that hold some at any depth."""
+
+    output: Path = Path("learning_curves.png")
+    """The figure to write: .png, .pdf or .svg."""
+
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace a figure that exists."""
+
+
+def plot(options: PlotOptions) -> None:
+    """Run ``headway plot``.
+
+    :param options: its arguments
+    :raises FileExistsError: the figure would be overwritten
+    :raises ValueError: there is nothing to draw
+    """
+    output = options.output
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--output must end in .png, .pdf or .svg, got {output.name}")
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(f"{output} exists: choose another --output or pass --overwrite")
+    panels = grouped(find_runs(options.runs))
+    for title, groups in panels.items():
+        for label, curves in groups.items():
+            ends = [steps[-1] for steps, _ in curves]
+            short = "" if min(ends) == max(ends) else f", drawn to step {min(ends):,.0f}, where the shortest ends"
+            print(f"{title}: {label}, {len(curves)} run{'s' * (len(curves) > 1)}{short}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    learning_curves(panels, output)
+    print(f"written: {output}")
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Find run folders.
+
+    :param folders: run folders, or folders that hold some at any depth
+    :return: the run folders, each once
+    :raises FileNotFoundError: one of them is none and holds none
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        configs = [folder / "config.json"] if (folder / "config.json").exists() else sorted(folder.rglob("config.json"))
+        if not configs:
+            raise FileNotFoundError(f"{folder} is no run folder and holds none: a run has a config.json")
+        found |= dict.fromkeys(config.parent for config in configs)
+    return list(found)
+
+
+ALIKE = {"env", "seed", "env_device", "preset", "config", "run_dir", "resume", *EXECUTION}
+ALIKE |= {"log_every", "checkpoint_every", "eval_every", "eval_episodes"}
+"""Options in which runs may differ and still be of one group."""
+
+
+def grouped(runs: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
+    """Sort runs by environment and agent, and by settings where these differ.
+
+    :param runs: run folders
+    :return: their curves by environment and label; runs without an evaluation are left out
+    :raises ValueError: no run has been evaluated
+    """
+    kinds: dict[tuple[str, str], list[tuple[dict[str, str], Curve]]] = {}
+    for folder in runs:
+        steps, returns = read_columns(folder / "evaluations.csv", "step", "mean")
+        if len(steps):
+            content = read_run(folder)
+            settings = {k: v for k, v in {**content["options"], **content["config"]}.items() if k not in ALIKE}
+            kind = (content["options"]["env"].rpartition(":")[2], content["agent"])
+            kinds.setdefault(kind, []).append(({k: json.dumps(v) for k, v in settings.items()}, (steps, returns)))
+    if not kinds:
+        raise ValueError("none of these runs has been evaluated yet")
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for (env, agent), members in kinds.items():
+        names = dict.fromkeys(name for settings, _ in members for name in settings)
+        differing = [name for name in names if len({settings.get(name) for settings, _ in members}) > 1]
+        for settings, curve in members:
+            label = " ".join([agent, *(f"{name}={settings.get(name)}" for name in differing)])
+            panels.setdefault(env, {}).setdefault(label, []).append(curve)
+    return panels
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``headway plot``.
+
+    :param arguments: the command line after "plot"
+    :return: exit code
+    """
+    options = parse_flags(PlotOptions, arguments, "headway plot")
+    if options is not None:
+        plot(options)
+    return 0
+
+
+STYLES: dict[str, tuple[str, str, str, str, float]] = {
+    "headway": ("Headway, CPU", "#0072B2", "o", "-", 1.0),
+    "headway-gpu": ("Headway, GPU", "#D55E00", "D", "-", 1.0),
+    "mujoco.batch": ("mujoco.batch alone: the limit", "#7F7F7F", "_", "--", 1.0),
+    "envpool": ("EnvPool", "#009E73", "^", "", 1.0),
+    "gymnasium": ("one Gymnasium env", "#000000", "x", "", 1.0),
+    "gymnasium-sync": ("Gymnasium SyncVectorEnv", "#56B4E9", "s", "", 0.86),
+    "gymnasium-async": ("Gymnasium AsyncVectorEnv", "#56B4E9", "P", "", 0.86),
+    "sb3-dummy": ("SB3 DummyVecEnv", "#CC79A7", "s", "", 1.16),
+    "sb3-subproc": ("SB3 SubprocVecEnv", "#CC79A7", "P", "", 1.16),
+}
+"""Of what a rollout benchmark times: label, colour (Okabe and Ito's), marker, line, and how far beside its place it is
+drawn, so that none hides another."""
+
+
+def rollout_speeds(
+    rates: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], title: str, note: str, path: Path
+) -> None:
+    """Draw steps per second against the number of rows, a panel per robot, both axes logarithmic.
+
+    :param rates: rates of all rounds, by robot, side (a key of ``STYLES``) and number of rows
+    :param title: above the figure
+    :param note: small, below it
+    :param path: the PNG to write
+    """
+    columns = min(2, len(rates))
+    lines = -(-len(rates) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.6 * lines + 1.6), dpi=130, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False)
+    handles: dict[str, Any] = {}
+    for axes, (robot, sides) in zip(panels.flat, rates.items(), strict=False):
+        for side, by_rows in sides.items():
+            handles[STYLES[side][0]] = _draw_side(axes, side, by_rows)
+        axes.set(title=robot, xscale="log", yscale="log", xticks=sorted({n for side in sides.values() for n in side}))
+        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels.flat[len(rates) :]:
+        axes.set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("environment steps per second")
+    for axes in panels[-1]:
+        axes.set_xlabel("rows stepped together")
+    figure.suptitle(textwrap.fill(title, 40 * columns), fontsize=12)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1, frameon=False, fontsize=8,
+        title=textwrap.fill(note, 60 * columns), title_fontsize=8,
+    )  # fmt: skip
+    figure.savefig(path)
+
+
+def _draw_side(axes: Axes, side: str, by_rows: Mapping[int, Sequence[float]]) -> Any:
+    """Medians, and bars from the least to the greatest."""
+    _, colour, marker, line, beside = STYLES[side]
+    rows = sorted(by_rows)
+    medians = np.array([np.median(by_rows[n]) for n in rows])
+    reach = np.abs([[min(by_rows[n]) for n in rows], [max(by_rows[n]) for n in rows]] - medians)
+    places = [n * beside for n in rows]
+    order = 3 if side.startswith("headway") else 2
+    return axes.errorbar(places, medians, reach, c=colour, marker=marker, ms=6, ls=line, elinewidth=1, zorder=order)

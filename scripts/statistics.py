@@ -1,9 +1,14 @@
-"""Summaries of returns: mean, spread, and the interquartile mean with a bootstrap interval."""
+"""Summaries of returns and comparisons of agents, with bootstrap intervals, as "Deep Reinforcement Learning at the Edge
+of the Statistical Precipice" (Agarwal et al., arXiv 2108.13264) defines them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+RESAMPLES = 10_000
+"""Bootstrap samples behind an interval."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,25 @@ class Summary:
         )
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity with its 95 % percentile-bootstrap interval.
+
+    :param value: the quantity
+    :param low: lower end of the interval; NaN where nothing can be resampled: one run says nothing of its spread
+    :param high: its upper end, or NaN
+    """
+
+    value: float
+    low: float
+    high: float
+
+
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
     """Mean of what is left when the least and the largest quarter are put aside, each rounded down.
 
-    Not scipy's ``trim_mean``, for the second that it takes to import.
+    Of three values nothing is put aside, of five one at each end. Not scipy's ``trim_mean``, which does the same, for
+    the second that it takes to import.
 
     :param values: (*, N)
     :return: (*)
@@ -46,7 +66,9 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1))
 
 
-def summarise(returns: Sequence[float], lengths: Sequence[int], *, seed: int = 0, resamples: int = 10_000) -> Summary:
+def summarise(
+    returns: Sequence[float], lengths: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Summary:
     """Summarise the returns of some episodes.
 
     :param returns: one per episode
@@ -60,7 +82,77 @@ def summarise(returns: Sequence[float], lengths: Sequence[int], *, seed: int = 0
     if not len(values):
         raise ValueError("no episodes to summarise: at least one must finish")
     drawn = np.random.default_rng(seed).choice(values, (resamples, len(values)))
-    low, high = np.percentile(interquartile_mean(drawn), [2.5, 97.5])
+    low, high = _interval(interquartile_mean(drawn))
     iqm = float(interquartile_mean(values))
     mean, std = float(values.mean()), float(values.std())
     return Summary(len(values), mean, std, iqm, float(low), float(high), float(np.mean(lengths)))
+
+
+def estimate_iqm(scores: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Interquartile mean over all runs in all environments, with a stratified bootstrap interval.
+
+    Runs are resampled within their environment, so every sample has as many runs of each as there are.
+
+    :param scores: per environment, one score per run; of several environments, normalised to be comparable
+    :param seed: of the bootstrap
+    :param resamples: bootstrap samples
+    :return: the estimate
+    """
+    value = float(interquartile_mean(np.concatenate(scores)))
+    if _too_few(scores):
+        return Estimate(value, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    drawn = np.concatenate([rng.choice(runs, (resamples, len(runs))) for runs in scores], 1)
+    return Estimate(value, *map(float, _interval(interquartile_mean(drawn))))
+
+
+def estimate_improvement(
+    scores: Sequence[np.ndarray], baseline: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """Probability that a run scores higher than one of the baseline in the same environment; a tie counts half.
+
+    In each environment it is Mann and Whitney's U over the number of pairs, and these are averaged. For the interval,
+    the runs of both sides are resampled independently within each environment.
+
+    :param scores: per environment, one score per run
+    :param baseline: the same of the baseline; numbers of runs may differ
+    :param seed: of the bootstrap
+    :param resamples: bootstrap samples
+    :return: the estimate; 0.5 is no difference
+    """
+    rng = np.random.default_rng(seed)
+    few = _too_few([*scores, *baseline])
+    values, drawn = [], np.zeros(resamples)
+    for ours, theirs in zip(scores, baseline, strict=True):
+        wins = np.heaviside(ours[:, None] - theirs, 0.5)  # (N, M)
+        values.append(wins.mean())
+        # How often each run is drawn is all that a sample's mean depends on.
+        weights = [rng.multinomial(n, np.full(n, 1 / n), resamples) / n for n in wins.shape]
+        drawn += np.einsum("bn,nm,bm->b", weights[0], wins, weights[1], optimize=True)
+    low, high = (np.nan, np.nan) if few else _interval(drawn / len(values))
+    return Estimate(float(np.mean(values)), float(low), float(high))
+
+
+def estimate_curve(curves: np.ndarray, *, seed: int = 0, resamples: int = 2_000) -> np.ndarray:
+    """Interquartile mean over runs at each point of their learning curves, with a pointwise 95 % interval.
+
+    :param curves: (N runs, T points)
+    :param seed: of the bootstrap, which draws whole runs
+    :param resamples: bootstrap samples
+    :return: (3, T): value, lower and upper end; the ends are NaN where there is but one run
+    """
+    value = interquartile_mean(curves.T)
+    if _too_few([curves]):
+        return np.stack([value, *np.full((2, len(value)), np.nan)])
+    runs = np.random.default_rng(seed).integers(len(curves), size=(resamples, len(curves)))
+    ends = [_interval(interquartile_mean(point[runs])) for point in curves.T]  # all at once would be gigabytes
+    return np.stack([value, *np.array(ends).T])
+
+
+def _too_few(scores: Sequence[np.ndarray]) -> bool:
+    return min(map(len, scores)) < 2
+
+
+def _interval(drawn: np.ndarray) -> np.ndarray:
+    """:return: (2), the middle 95 % of bootstrap samples."""
+    return np.asarray(np.percentile(drawn, [2.5, 97.5]))

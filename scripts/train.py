@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,24 +33,28 @@ from ..agents import ActorCriticAgent
 from ..agents.core.archive import list_checkpoints
 from ..agents.core.files import versions
 from ..agents.core.logging import CSVFile, run_logger
-from ..envs import make
-from ..wrappers import Snapshot
+from ..envs import make, make_batched
+from ..wrappers import BatchedVecEnv, Snapshot
 from .evaluate import check_drawing, evaluation_env, record_video, run_episodes
-from .options import EXECUTION, Run, check_device, read_run
+from .options import EXECUTION, Run, TrainOptions, check_device, read_run, simulated_on
 from .statistics import Summary, summarise
 
 EVALUATION_SEED = 1_000_000
 """Distance between the seeds of training and evaluation episodes, so that they are never the same."""
 
 
-def training_env(env_id: str, n_envs: int, vec: str) -> VecEnv:
+def training_env(options: TrainOptions) -> VecEnv:
     """Build monitored environments whose state can be saved, in whichever process they run.
 
-    :param env_id: ``Id-v0`` or ``module:Id-v0``
-    :param n_envs: how many
-    :param vec: "dummy" or "subproc"
+    :param options: of the run
     :return: the vector environment
+    :raises ValueError: the environment cannot be made, or not on the device asked for
     """
+    env_id, vec = options.env, options.vec
+    device = simulated_on(options)
+    if device is not None:
+        return BatchedVecEnv(make_batched(env_id, options.n_envs, device=device, num_threads=options.threads))
+    make(env_id).close()  # here rather than in a worker, so that an unknown id is answered in one line
 
     def build() -> Env[Any, Any]:
         if vec == "subproc":
@@ -59,8 +64,8 @@ def training_env(env_id: str, n_envs: int, vec: str) -> VecEnv:
         env: Env[Any, Any] = Snapshot(Monitor(make(env_id)))
         return env
 
-    builders: list[Callable[[], Env[Any, Any]]] = [build for _ in range(n_envs)]
-    if vec == "dummy":
+    builders: list[Callable[[], Env[Any, Any]]] = [build for _ in range(options.n_envs)]
+    if vec != "subproc":
         return DummyVecEnv(builders)
     others = set(multiprocessing.active_children())
     try:
@@ -216,7 +221,7 @@ class Evaluator:
     def __init__(self, run: Run, folder: Path, keep_until: int) -> None:
         options = run.options
         self.seed = options.seed + EVALUATION_SEED
-        self.env = evaluation_env(options.env, min(options.eval_episodes, 8))
+        self.env = evaluation_env(options.env, min(options.eval_episodes, 8), threads=options.threads)
         self.file = CSVFile(folder / "evaluations.csv", key="step", keep_until=keep_until)
 
     @property
@@ -379,11 +384,12 @@ def train(run: Run) -> int:
                 stack.enter_context(sole_writer(folder))
             if options.threads:
                 torch.set_num_threads(options.threads)
-            make(options.env).close()  # here rather than in a worker, so that an unknown id is answered in one line
+            env = training_env(options)
+            stack.callback(close_env, env)
             if options.video:
                 check_drawing(options.env)
-            env = training_env(options.env, options.n_envs, options.vec)
-            stack.callback(close_env, env)
+            if isinstance(env, BatchedVecEnv):  # what auto has chosen, so that a resumed run stays there
+                run = replace(run, options=replace(options, env_device=str(env.batched.device)))
             agent, resumed = _make_agent(run, folder, env)
             if options.resume is None:
                 make_folder(run, folder)
@@ -432,9 +438,10 @@ def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signal
 def _introduce(run: Run, folder: Path, agent: ActorCriticAgent[Any], resumed: bool) -> None:
     options = run.options
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if agent.device.type == "cpu" else ""
+    batch = f" in one batch on {agent.batched_env.device}" if isinstance(agent.env, BatchedVecEnv) else ""
     print(
         f"{run.agent_class.__name__} in {options.env} · {options.total_timesteps:,} steps · seed {options.seed} · "
-        f"{_count(options.n_envs, 'environment')} · {agent.device}{threads}"
+        f"{_count(options.n_envs, 'environment')}{batch} · {agent.device}{threads}"
     )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
     print(f"hyper-parameters: {changes or 'the defaults'}")

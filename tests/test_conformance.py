@@ -275,7 +275,7 @@ def test_actions_respect_asymmetric_bounds(make: Make) -> None:
 
 def test_train_freq_and_gradient_steps(make: Make) -> None:
     assert make(vec(2), train_freq=4, gradient_steps=-1, learning_starts=0).learn(64)._n_updates == 64
-    assert make(vec(2), train_freq=4, gradient_steps=3, learning_starts=0).learn(64)._n_updates == 24
+    assert make(vec(2), train_freq=4, gradient_steps=3, learning_starts=0).learn(64)._n_updates == 48
     assert make(vec(), gradient_steps=20, learning_starts=10).learn(15)._n_updates == 100
     assert make(vec(), gradient_steps=0, learning_starts=0).learn(20)._n_updates == 0
     episodic = make(vec(), train_freq=(1, "episode"), gradient_steps=-1, learning_starts=0).learn(20)
@@ -574,7 +574,7 @@ def test_observation_spaces_are_checked(make: Make) -> None:
     class Odd(Point):
         def __init__(self) -> None:
             super().__init__()
-            self.observation_space = spaces.Discrete(3)
+            self.observation_space = spaces.MultiBinary(3)
 
     with pytest.raises(ValueError, match="only Box") as error:
         make(Odd())

@@ -1,7 +1,8 @@
-"""What the README shows runs, with fewer steps, and what it links to exists."""
+"""What the README and docs/environments.md show runs, with fewer steps, and what they link to exists."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -9,11 +10,12 @@ from headway.scripts.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """The fenced code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
@@ -39,6 +41,31 @@ def test_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     finally:
         gymnasium.registry.pop("Reach-v0", None)
     assert "after training" in capsys.readouterr().out
+
+
+def test_a_task_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (module,) = [block for block in blocks("python", ENVIRONMENTS) if "register_mujoco_task(" in block]
+    (train,) = re.findall(r"^headway (train .*)$", ENVIRONMENTS, re.MULTILINE)
+    (tmp_path / "swing.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert main(train.replace("10000", "256").replace("1000", "200").split()) == 0
+        assert list(tmp_path.glob("runs/mine-Swing-v0/sac/*/final.zip"))
+    finally:
+        gymnasium.registry.pop("mine/Swing-v0", None)
+
+
+def test_using_batches() -> None:
+    using, vary, snapshots = (block for block in blocks("python", ENVIRONMENTS) if "register_mujoco_task(" not in block)
+    names: dict[str, Any] = {}
+    exec(using.replace("1024", "4").replace("64", "3"), names)
+    assert names["obs"].shape == (4, 105)
+    exec(vary.replace("256", "4"), names)
+    assert len(names["env"].physics["body_mass"].unique(dim=0)) == 4
+    exec(snapshots.replace("7", "2"), names)
+    rows = names["env"].sim.qpos
+    assert (rows[1:] == rows[0]).all()
 
 
 @pytest.mark.parametrize(

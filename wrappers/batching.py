@@ -12,7 +12,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
-from ..envs import BatchedEnv, make
+from ..envs import BatchedEnv, NumpyVectorEnv, make
 from ..envs.batched import Info, Obs
 from .sb3 import DUMMY, BatchedVecEnv
 from .snapshot import capture, restore
@@ -21,7 +21,7 @@ AnyEnv = str | gym.Env[Any, Any] | VecEnv | VectorEnv[Any, Any, Any]
 
 
 def as_batched(env: AnyEnv) -> BatchedEnv:
-    """Turn an environment of any kind into a batch of tensors on the CPU; a batch stays as it is.
+    """Turn an environment of any kind into a batch of tensors on the CPU; a batch, whatever its face, stays as it is.
 
     :param env: an id (``Id-v0`` or ``module:Id-v0``), a ``gym.Env``, an SB3 ``VecEnv`` or a Gymnasium ``VectorEnv``
     :return: the batch, with one row for an id or a single environment
@@ -30,7 +30,7 @@ def as_batched(env: AnyEnv) -> BatchedEnv:
     """
     if isinstance(env, BatchedEnv):
         return env
-    if isinstance(env, BatchedVecEnv):
+    if isinstance(env, (BatchedVecEnv, NumpyVectorEnv)):
         return env.batched
     if isinstance(env, str):
         env = make(env)

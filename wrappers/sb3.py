@@ -25,32 +25,46 @@ DUMMY = "Autoreset.dummy"
 """Key that marks, in a row's info dict, what ``info["dummy"]`` marks in a batch; not there otherwise."""
 
 
-def row_infos(info: Info, terminated: Tensor, truncated: Tensor) -> list[dict[str, Any]]:
+def row_infos(
+    info: Info, dones: np.ndarray[Any, Any], cut: Tensor, blank: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Build Stable-Baselines3's list of info dicts.
 
-    Only rows that ended, or only did a delayed reset, get entries, so a large batch stays cheap.
+    Only rows that ended, or only did a delayed reset, get entries, and of a batch's tensors only these rows are read:
+    a large batch stays cheap, and where no row ended nothing waits for the device.
 
     :param info: what a batch's ``step`` returned
-    :param terminated: (N,)
-    :param truncated: (N,)
+    :param dones: rows that ended, (N,) bool
+    :param cut: of these, rows that were truncated and not terminated, (N,) bool
+    :param blank: N empty dicts to give to rows without entries; None makes new ones, which is slow for thousands
     :return: one dict per row
     """
     native = "sb3" in info
-    infos: list[dict[str, Any]] = list(info["sb3"]) if native else [{} for _ in range(len(terminated))]
-    ended = (terminated | truncated).nonzero().flatten().tolist()
-    final: Any = to_numpy(info["final_obs"]) if ended and not native else None
+    infos: list[dict[str, Any]] = list(info["sb3"] if native else blank or [{} for _ in range(len(dones))])
     if not native and "dummy" in info:
         for row in info["dummy"].nonzero().flatten().tolist():
-            infos[row][DUMMY] = True
-    for row in ended:
-        episode = {"r": float(info["episode"]["r"][row]), "l": int(info["episode"]["l"][row]), "t": 0.0}
-        infos[row].setdefault("episode", episode)
-        if not native:
-            infos[row]["TimeLimit.truncated"] = bool(truncated[row] & ~terminated[row])
-            infos[row]["terminal_observation"] = (
-                {k: v[row] for k, v in final.items()} if isinstance(final, dict) else final[row]
-            )
+            infos[row] = {DUMMY: True}
+    if not dones.any():
+        return infos
+    ended = np.flatnonzero(dones)
+    rows = torch.from_numpy(ended).to(cut.device)
+    numbers = (info["episode"]["r"], info["episode"]["l"], cut)
+    accounts = torch.stack([part[rows].double() for part in numbers], 1).tolist()
+    final: Any = None if native else _rows_to_numpy(info["final_obs"], rows)
+    for place, (row, (total, length, was_cut)) in enumerate(zip(ended.tolist(), accounts, strict=True)):
+        episode = {"r": total, "l": int(length), "t": 0.0}
+        if native:
+            infos[row].setdefault("episode", episode)
+        else:
+            last = {k: v[place] for k, v in final.items()} if isinstance(final, dict) else final[place]
+            infos[row] = {"episode": episode, "TimeLimit.truncated": bool(was_cut), "terminal_observation": last}
     return infos
+
+
+def _rows_to_numpy(obs: Obs, rows: Tensor) -> Any:
+    if isinstance(obs, dict):
+        return {key: part[rows].cpu().numpy() for key, part in obs.items()}
+    return obs[rows].cpu().numpy()
 
 
 class BatchedVecEnv(VecEnv):
@@ -88,8 +102,8 @@ class BatchedVecEnv(VecEnv):
         """Step the batch."""
         assert self._actions is not None
         obs, rewards, terminated, truncated, info = self.batched.step(self._actions)
-        infos = row_infos(info, terminated, truncated)
-        return to_numpy(obs), to_numpy(rewards), (terminated | truncated).cpu().numpy(), infos
+        dones = (terminated | truncated).cpu().numpy()
+        return to_numpy(obs), to_numpy(rewards), dones, row_infos(info, dones, truncated & ~terminated)
 
     def state(self) -> Any:
         """See :meth:`BatchedEnv.state`."""

@@ -205,7 +205,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         """
         training_env = _training_env(env)
         for name in ("observation_space", "action_space"):
-            if getattr(training_env, name) != getattr(self, name):
+            if not _read_alike(getattr(training_env, name), getattr(self, name)):
                 raise ValueError(
                     f"the environment's {name.replace('_', ' ')} is {getattr(training_env, name)}, "
                     f"this {type(self).__name__} was trained for {getattr(self, name)}"
@@ -379,11 +379,17 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if not dones.any():
             return
-        self._update_info_buffer(infos, dones)
-        for _ in range(int(dones.sum())):
-            self._episode_num += 1
-            if self._log_interval is not None and self._episode_num % self._log_interval == 0:
-                self.dump_logs()
+        ended = np.flatnonzero(dones)
+        self._update_info_buffer([infos[row] for row in ended], dones[ended])
+        before = self._episode_num
+        self._episode_num += len(ended)
+        # Once, however many rows end together: all of them would write the same line.
+        if self._log_interval is not None and self._episode_num // self._log_interval > before // self._log_interval:
+            self.dump_logs()
+
+    def _distributions(self) -> dict[str, Tensor]:
+        """:return: numbers to show as histograms in TensorBoard, by their full names."""
+        return {}
 
     def dump_logs(self) -> None:
         """Write one line of progress to the logger, under Stable-Baselines3's names."""
@@ -403,6 +409,8 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
             record("train/learning_rate", self.current_learning_rate)
         for name, value in self.metrics.flush().items():
             record(f"train/{name}", value)
+        for name, values in self._distributions().items():
+            record(name, values, exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(step=self.num_timesteps)
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -495,6 +503,20 @@ def _training_env(env: Any) -> VecEnv:
     if not isinstance(env, (VecEnv, Env)):
         raise TypeError(f"{env!r} is no environment: give an id, a gymnasium.Env, a VecEnv or a VectorEnv")
     return BaseAlgorithm._wrap_env(env)
+
+
+def _read_alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+    """Whether spaces are equal up to the precision of their numbers, which networks read as float32 anyway.
+
+    Gymnasium's MuJoCo environments observe in float64, a batch of the same task in float32.
+    """
+    if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
+        return one.keys() == other.keys() and all(_read_alike(one[key], other[key]) for key in one)
+    if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
+        kinds = one.dtype == other.dtype or one.dtype.kind == other.dtype.kind == "f"
+        same_bounds = one.shape == other.shape and np.allclose([one.low, one.high], [other.low, other.high])
+        return kinds and same_bounds
+    return bool(one == other)
 
 
 def _env_id(env: VecEnv) -> str | None:

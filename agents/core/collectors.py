@@ -42,6 +42,21 @@ class Collector(Protocol):
         """Go back to that place."""
 
 
+def _read(rewards: Tensor, ended: Tensor, finite: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], bool]:
+    """Bring to the host what is needed there of every step: from a GPU in one transfer, on the CPU without a copy.
+
+    :param rewards: (N,)
+    :param ended: (N,) bool
+    :param finite: scalar bool
+    :return: the same
+    """
+    if rewards.device.type == "cpu":
+        return rewards.numpy(), ended.numpy(), bool(finite)
+    count = len(ended)
+    read = torch.cat((rewards.float(), ended.float(), finite.float().view(1))).cpu().numpy()
+    return read[:count], read[count:-1] > 0, bool(read[-1])
+
+
 class OffPolicyCollector:
     """Steps the environments and stores every transition; a round is ``train_freq`` steps, or episodes.
 
@@ -54,6 +69,7 @@ class OffPolicyCollector:
         self.frequency, self.unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
         self.steps = 0
         self.episodes = 0
+        self._blank: list[dict[str, Any]] = [{} for _ in range(agent.n_envs)]
 
     @property
     def in_progress(self) -> bool:
@@ -84,30 +100,33 @@ class OffPolicyCollector:
 
     def _step(self) -> tuple[np.ndarray[Any, Any], list[dict[str, Any]], np.ndarray[Any, Any]]:
         """Step once and bring the agent into a complete state: stored, counted, logged."""
-        agent = self.agent
+        agent, env = self.agent, self.agent.batched_env
         actions = self._actions()
-        obs, rewards, terminated, truncated, info = agent.batched_env.step(agent.scaler.to_env(actions))
-        acting_obs = agent.codec.encode(obs, agent.device)
-        next_obs = agent.codec.encode(info["final_obs"], agent.device)
+        obs, rewards, terminated, truncated, info = env.step(agent.scaler.to_env(actions).to(env.device))
+        acting_obs, next_obs = agent.codec.encode(obs, env.device), agent.codec.encode(info["final_obs"], env.device)
         raw_obs, raw_rewards = info.get("raw", (None, rewards))
-        self._refuse_non_finite(next_obs, acting_obs, raw_rewards)
-        dummy = info.get("dummy")
+        total = raw_rewards.sum() + (0.0 if agent.codec.is_image else next_obs.sum() + acting_obs.sum())
+        host_rewards, dones, finite = _read(rewards, terminated | truncated, torch.isfinite(total))
+        if not finite:
+            self._refuse_non_finite(next_obs, acting_obs, raw_rewards)
+        cut = truncated & ~terminated  # an episode may end in both ways at once; it then does not go on
         rows = {
             "obs": agent.last_raw_obs,
             "actions": actions,
             "rewards": raw_rewards.to(agent.device),
             "terminated": terminated.to(agent.device),
-            "truncated": truncated.to(agent.device),
-            "next_obs": next_obs,
+            "truncated": cut.to(agent.device),
+            "next_obs": next_obs.to(agent.device),
         }
-        agent.store.add(rows, ~dummy.to(agent.device) if dummy is not None and dummy.any() else None)
-        agent.observe(acting_obs, None if raw_obs is None else agent.codec.encode(raw_obs, agent.device))
+        agent.store.add(agent.to_store(rows), ~info["dummy"] if "dummy" in info else None)
+        raw_obs = None if raw_obs is None else agent.codec.encode(raw_obs, agent.device)
+        agent.observe(acting_obs.to(agent.device), raw_obs)
         agent.num_timesteps += agent.n_envs
         self.steps += 1
-        dones, infos = (terminated | truncated).cpu().numpy(), row_infos(info, terminated, truncated)
+        infos = row_infos(info, dones, cut, self._blank)
         self.episodes += int(dones.sum())
         agent.count_episodes(dones, infos)
-        return dones, infos, rewards.cpu().numpy()
+        return dones, infos, host_rewards
 
     def _actions(self) -> Tensor:
         """Uniformly random actions before ``learning_starts``, the agent's own exploration after, (N, A) in [-1, 1]."""
@@ -119,9 +138,7 @@ class OffPolicyCollector:
             return agent.explore(agent.last_obs)
 
     def _refuse_non_finite(self, next_obs: Tensor, acting_obs: Tensor, rewards: Tensor) -> None:
-        total = rewards.sum() + (0.0 if next_obs.dtype == torch.uint8 else next_obs.sum() + acting_obs.sum())
-        if torch.isfinite(total):
-            return
+        """Name the first number that is not finite; there is none where only the sum was too large."""
         agent = self.agent
         found = [("reward", rewards.unsqueeze(1)), ("", next_obs.flatten(1)), ("", acting_obs.flatten(1))]
         for name, values in found:

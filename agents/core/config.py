@@ -265,7 +265,8 @@ class OffPolicyConfig(AgentConfig):
     """Share of the online weights that enters the target networks per update (Stable-Baselines3's default)."""
 
     train_freq: Count | tuple[Count, Literal["step", "episode"]] = 1
-    """Steps of the batched environment between trainings; a pair such as "1 episode" counts episodes instead."""
+    """Steps of every environment between trainings, whatever their number; "1 episode" counts episodes instead."""
 
     gradient_steps: Annotated[int, Range(-1)] = 1
-    """Gradient steps per training; -1 does as many as environment steps were collected since the last one."""
+    """Gradient steps per training and environment: 1 does 16 where 16 environments step together, so that more of them
+    change nothing but the speed (Stable-Baselines3 would do 1). -1 does as many as environment steps were collected."""

@@ -284,6 +284,31 @@ class Critics(nn.Module):
         return self.mlp(torch.cat([features, actions], -1), frozen=True, members=1)[0].squeeze(-1)  # type: ignore[no-any-return]
 
 
+class StateCritics(nn.Module):
+    """``E`` state-value functions V(s) as one stacked network.
+
+    :param inputs: state features, D
+    :param net_arch: widths of the hidden layers
+    :param activation: the non-linearity
+    :param n_critics: E
+    """
+
+    def __init__(
+        self, inputs: int, net_arch: Sequence[int], activation: Activation = "relu", n_critics: int = 2
+    ) -> None:
+        super().__init__()
+        self.mlp = StackedMLP(n_critics, inputs, 1, net_arch, activation)
+
+    def forward(self, states: Tensor, *, frozen: bool = False) -> Tensor:
+        """Evaluate all critics.
+
+        :param states: (B, D)
+        :param frozen: differentiate with respect to the states only
+        :return: values, (E, B)
+        """
+        return self.mlp(states, frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
+
+
 class Temperature(nn.Module):
     """The weight of the entropy bonus, kept positive by its logarithm.
 

@@ -37,6 +37,16 @@ class BatchNormalizer:
             columns.append(part if statistics is None else self._apply(part, statistics))
         return torch.cat(columns, 1)
 
+    def part(self, key: str, values: Tensor) -> Tensor:
+        """Normalise one part of Dict observations.
+
+        :param key: the part
+        :param values: raw, (…, D)
+        :return: normalised with the current statistics, (…, D)
+        """
+        statistics = self._statistics().get(key) if self.source.norm_obs else None
+        return values if statistics is None else self._apply(values, statistics)
+
     def rewards(self, rewards: Tensor) -> Tensor:
         """Normalise rewards.
 

@@ -53,6 +53,14 @@ class OffPolicyAgent(ActorCriticAgent[C]):
             generator=self.generators["store"],
         )
 
+    def to_store(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn a step into the fields of the store; an agent that overrides :meth:`_make_store` overrides this too.
+
+        :param rows: encoded ``obs``, ``actions``, ``rewards``, ``terminated``, ``truncated`` and ``next_obs``, (N, …)
+        :return: the fields, (N, …)
+        """
+        return rows
+
     def _make_collector(self) -> OffPolicyCollector:
         if isinstance(self.config.train_freq, tuple) and self.config.train_freq[1] == "episode" and self.n_envs > 1:
             raise ValueError(f"train_freq in episodes needs one environment, got {self.n_envs}: count steps instead")
@@ -65,7 +73,7 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         """
         if self.num_timesteps > self.config.learning_starts:
             steps = self.config.gradient_steps
-            self._pending_updates = collected if steps < 0 else steps
+            self._pending_updates = collected if steps < 0 else steps * self.n_envs
 
     def sample(self) -> Transitions:
         """:return: a batch from the store, normalised where the environment is."""

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Observation = Tensor | Mapping[str, Tensor]
 
@@ -16,10 +17,11 @@ Observation = Tensor | Mapping[str, Tensor]
 class ObservationCodec:
     """Turns observations of a space into one tensor per batch, the form in which they are stored and read.
 
-    Vectors and other small Boxes become (N, D) float32. A Dict of Boxes is flattened, its keys in the space's order. An
-    image, by Stable-Baselines3's definition, keeps its shape and its bytes.
+    Vectors and other small Boxes become (N, D) float32; Discrete becomes one-hot, as in Stable-Baselines3. A Dict of
+    these is flattened, its keys in the space's order. An image, by Stable-Baselines3's definition, keeps its shape and
+    its bytes.
 
-    :param space: a Box, or a Dict of Boxes without images
+    :param space: a Box, a Discrete, or a Dict of these without images
     :raises ValueError: any other space; the remedy is named
     """
 
@@ -29,9 +31,9 @@ class ObservationCodec:
         parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
         for key, part in parts.items():
             where = f"observation key {key!r}" if key else "the observation space"
-            if not isinstance(part, spaces.Box):
+            if not isinstance(part, (spaces.Box, spaces.Discrete)):
                 raise ValueError(
-                    f"{where} is {_shown(part)}; only Box, or a Dict of Boxes, can be read: "
+                    f"{where} is {_shown(part)}; only Box, Discrete, or a Dict of these, can be read: "
                     "wrap the environment in gymnasium.wrappers.FlattenObservation"
                 )
             if key and is_image_space(part):
@@ -40,7 +42,7 @@ class ObservationCodec:
                     "keep one of the two with gymnasium.wrappers.FilterObservation or TransformObservation"
                 )
         self.parts: dict[str, Any] = dict(parts)
-        self.sizes = [int(np.prod(part.shape)) for part in self.parts.values()]
+        self.sizes = [_size(part) for part in self.parts.values()]
         self.shape: tuple[int, ...] = tuple(space.shape) if self.is_image and space.shape else (sum(self.sizes),)
         self.dtype = torch.uint8 if self.is_image else torch.float32
 
@@ -56,10 +58,15 @@ class ObservationCodec:
             return obs.to(device, self.dtype)
         columns = [obs[key] for key in self.parts] if isinstance(obs, Mapping) else [obs]
         flat = [
-            column.to(device, self.dtype).reshape(len(column), size)
-            for column, size in zip(columns, self.sizes, strict=True)
+            self._encode_part(part, column.to(device))
+            for part, column in zip(self.parts.values(), columns, strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
+    def _encode_part(self, part: spaces.Space[Any], column: Tensor) -> Tensor:
+        if isinstance(part, spaces.Discrete):
+            return F.one_hot(column.long().reshape(len(column)) - int(part.start), int(part.n)).to(self.dtype)
+        return column.to(self.dtype).reshape(len(column), _size(part))
 
     def locate(self, column: int) -> str:
         """Name the place in the observation that a column of the encoded form came from, for error messages."""
@@ -76,6 +83,11 @@ class ObservationCodec:
         :return: a module with an attribute ``features_dim``
         """
         return ImageFeatures(self.space) if self.is_image else VectorFeatures(self.shape[0])
+
+
+def _size(part: spaces.Space[Any]) -> int:
+    """:return: columns that a part of an observation takes when encoded."""
+    return int(part.n) if isinstance(part, spaces.Discrete) else int(np.prod(part.shape or ()))
 
 
 class VectorFeatures(nn.Module):
@@ -127,6 +139,10 @@ class ActionScaler:
         """:return: actions (N, A) in [-1, 1] mapped to the environment's bounds, (N, *A)"""
         scaled = self.low + 0.5 * (actions + 1) * (self.high - self.low)
         return torch.clamp(scaled, self.low, self.high).reshape(-1, *self.shape)
+
+    def from_env(self, actions: Tensor) -> Tensor:
+        """:return: actions in the environment's bounds, (…, A), mapped to [-1, 1], (…, A)"""
+        return 2 * (actions - self.low) / (self.high - self.low) - 1
 
 
 def _inner_float32(bound: np.ndarray[Any, Any], inwards: float) -> np.ndarray[Any, Any]:

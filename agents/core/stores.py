@@ -173,6 +173,58 @@ class ReplayStore(Generic[BatchT]):
             **{name: flat.index_select(0, rows).view(batch_size, length, *flat.shape[1:]) for name, flat in self._drawn}
         )
 
+    def draw_around(self, batch_size: int, before: int, after: int) -> tuple[Tensor, Tensor]:
+        """Draw rows uniformly, with replacement, and say where their neighbours are.
+
+        Once a column is full, the first ``before`` rows of every column are not drawn: their episodes may have begun
+        before them.
+
+        :param batch_size: number of rows B
+        :param before: how many steps before a drawn one to look for
+        :param after: how many steps from a drawn one on, itself included, at least one
+        :return: rows to :meth:`take`, (B, before + after) int64 in the order of time, the drawn one at column
+            ``before``; and which of them are stored and of the same episode, (B, before + after) bool. The others'
+            rows are any.
+        :raises ValueError: if nothing is stored or an argument is out of range
+        """
+        self._check_draw(batch_size)
+        _check_at_least_one("after", after)
+        if before < 0:
+            raise ValueError(f"before must be at least 0, got {before}")
+        full = self._size == self.capacity_per_env  # its oldest rows may belong to an episode that began before them
+        if full and before >= self.capacity_per_env:
+            raise ValueError(
+                f"windows of {before} earlier steps need a buffer_size of more than {before * self.n_envs}, "
+                f"got {self.capacity_per_env * self.n_envs}"
+            )
+        drawn = self._draw(batch_size, before + 1 if full else 1)  # (B,)
+        offsets = torch.arange(-before, after, device=self.device)
+        rows = (drawn.unsqueeze(1) + offsets * self.n_envs) % self._ring  # (B, before + after)
+        # A neighbour belongs to the episode if its run is the drawn row's, so many steps on. A row beyond the write
+        # head is an old one, or was never written: its rank in its column tells.
+        runs = self._flat_runs.index_select(0, drawn).unsqueeze(1)
+        present = self._flat_runs.index_select(0, rows.view(-1)).view_as(rows) == runs + offsets
+        ranks, counts = self._ranks(drawn)
+        present &= (ranks.unsqueeze(1) + offsets < counts.unsqueeze(1)) & (runs + offsets >= 1)
+        return rows, present
+
+    def take(self, name: str, rows: Tensor) -> Tensor:
+        """:return: a field at rows that :meth:`draw_around` gave, (…) -> (…, *shape)."""
+        flat = self._flat[name]
+        return flat.index_select(0, rows.reshape(-1)).view(*rows.shape, *flat.shape[1:])
+
+    def _ranks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """How many older rows each row's column holds, and how many rows in all, (B,) each."""
+        slots, columns = rows // self.n_envs, rows % self.n_envs
+        if self._level:
+            oldest: Tensor | int = self._head if self._size == self.capacity_per_env else 0
+            counts = torch.full_like(rows, self._size)
+        else:
+            heads, sizes = (positions.to(self.device) for positions in self._positions())
+            oldest = torch.where(sizes == self.capacity_per_env, heads, 0).index_select(0, columns)
+            counts = sizes.index_select(0, columns)
+        return (slots - oldest) % self.capacity_per_env, counts
+
     def clear(self) -> None:
         """Forget all rows; the generator goes on from where it is."""
         self._heads.zero_()

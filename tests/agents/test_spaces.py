@@ -18,6 +18,7 @@ from headway.agents.core.spaces import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3.common.preprocessing import preprocess_obs
 
 CPU = torch.device("cpu")
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
@@ -67,6 +68,39 @@ def test_a_dict_is_laid_out_in_the_order_of_its_space() -> None:
     assert list(ObservationCodec(spaces.Dict(dict(parts))).parts) == ["a", "m", "z"]
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("start", [0, -2, 5])
+def test_discrete_becomes_one_hot_as_in_the_peer(start: int, dtype: Any) -> None:
+    space = spaces.Discrete(4, start=start, dtype=dtype)
+    codec = ObservationCodec(space)
+    obs = torch.arange(start, start + 4)
+    for column in (obs, obs.view(4, 1), obs.to(torch.int32)):
+        encoded = codec.encode(column, CPU)
+        assert encoded.dtype is codec.dtype is torch.float32
+        assert torch.equal(encoded, torch.eye(4))
+    assert codec.shape == (4,)
+    assert codec.features().features_dim == 4
+    if start == 0:
+        assert torch.equal(encoded, preprocess_obs(obs, space))  # type: ignore[arg-type]
+
+
+def test_discrete_parts_of_a_dict_take_as_many_columns_as_values() -> None:
+    parts = [("age", spaces.Discrete(3, start=1)), ("place", spaces.Box(-1, 1, (2,))), ("mode", spaces.Discrete(2))]
+    codec = ObservationCodec(spaces.Dict(OrderedDict(parts)))
+    obs = {"mode": torch.tensor([1, 0]), "age": torch.tensor([3, 1]), "place": torch.tensor([[0.5, -1], [0, 1]])}
+    assert (codec.sizes, codec.shape) == ([3, 2, 2], (7,))
+    assert codec.encode(obs, CPU).tolist() == [[0, 0, 1, 0.5, -1, 0, 1], [1, 0, 0, 0, 1, 1, 0]]
+    where = ["observation['age'][]"] * 3 + ["observation['place'][0]", "observation['place'][1]"]
+    assert [codec.locate(column) for column in range(7)] == [*where, *["observation['mode'][]"] * 2]
+
+
+@pytest.mark.parametrize("value", [-1, 3])
+def test_a_discrete_value_outside_of_its_space_is_refused(value: int) -> None:
+    codec = ObservationCodec(spaces.Dict({"n": spaces.Discrete(3)}))
+    with pytest.raises(RuntimeError, match="Class values must be"):
+        codec.encode({"n": torch.tensor([value])}, CPU)
+
+
 def test_images_keep_their_shape_and_their_bytes() -> None:
     codec = ObservationCodec(IMAGE)
     obs = batch(IMAGE, 2)
@@ -102,11 +136,11 @@ MATRIX = spaces.Box(np.array([[-np.inf, 0], [0, -1]], np.float32), np.ones((2, 2
 @pytest.mark.parametrize(
     ("space", "where", "remedy"),
     [
-        (spaces.Discrete(3), r"the observation space is Discrete\(3\)", "FlattenObservation"),
+        (spaces.MultiDiscrete([3, 2]), r"the observation space is MultiDiscrete", "FlattenObservation"),
         (spaces.MultiBinary(3), r"the observation space is MultiBinary\(3\)", "FlattenObservation"),
         (spaces.Tuple([MATRIX]), r"the observation space is Tuple\(Box", "FlattenObservation"),
         (spaces.Dict({"a": spaces.Dict({"b": MATRIX})}), r"observation key 'a' is Dict\('b'", "FlattenObservation"),
-        (spaces.Dict({"a": MATRIX, "n": spaces.Discrete(2)}), r"observation key 'n' is Discrete", "FlattenObservation"),
+        (spaces.Dict({"a": MATRIX, "n": spaces.Text(2)}), r"observation key 'n' is Text", "FlattenObservation"),
         (spaces.Dict({"a": MATRIX, "eye": IMAGE}), r"observation key 'eye' is an image", "FilterObservation"),
     ],
 )
@@ -117,7 +151,7 @@ def test_observation_spaces_that_are_refused(space: spaces.Space[Any], where: st
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Discrete(3), spaces.MultiBinary(3), spaces.Dict({"a": spaces.Dict({"b": MATRIX})})]
+    "space", [spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3), spaces.Dict({"a": spaces.Dict({"b": MATRIX})})]
 )
 def test_the_remedy_for_observations_helps(space: spaces.Space[Any]) -> None:
     env: gym.Env[Any, Any] = gym.Env()
@@ -135,6 +169,7 @@ def test_actions_are_scaled_to_the_bounds() -> None:
     actions = torch.tensor([-1.0, 0.0, 0.5, 1.0]).unsqueeze(1).repeat(1, 4)
     expected = [[[-1, 0], [-3, 10]], [[1, 0.5], [-2.5, 20]], [[2, 0.75], [-2.25, 25]], [[3, 1], [-2, 30]]]
     assert scaler.to_env(actions).tolist() == expected
+    assert torch.equal(scaler.from_env(scaler.to_env(actions).flatten(1)), actions)
 
 
 @given(st.data())
@@ -157,6 +192,16 @@ def test_actions_stay_within_the_bounds(data: st.DataObject) -> None:
     assert scaled.dtype == np.float32
     assert (scaled.astype(np.float64) >= low).all()
     assert (scaled.astype(np.float64) <= high).all()
+
+
+def test_actions_come_back_from_the_bounds() -> None:
+    space = spaces.Box(np.array([-2, 0.5, 10], np.float32), np.array([1, 3, 10.5], np.float32))
+    scaler = ActionScaler(space, CPU)
+    actions = torch.rand(5, 4, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    back = scaler.from_env(scaler.to_env(actions.view(20, 3)).view(5, 4, 3))
+    assert torch.allclose(back, actions, atol=1e-5)  # 10.2 in float32 is known to 1e-6, a quarter of the room to 4e-6
+    edges = torch.tensor(np.stack([space.low, space.high]))
+    assert scaler.from_env(edges).tolist() == [[-1] * 3, [1] * 3]
 
 
 def test_bounds_that_float32_cannot_hold_are_rounded_inwards() -> None:

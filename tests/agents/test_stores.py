@@ -303,6 +303,97 @@ def test_windows_are_uniform_over_all_there_are(capacity: int, history: list[Ste
     assert_uniform(counts, reference.windows(3))
 
 
+# -- rows and their neighbours -----------------------------------------------------------------------------------------
+
+
+def neighbours(reference: Reference, before: int, after: int) -> dict[int, list[int | None]]:
+    """What may be drawn: row numbers, and for each those around it, None where the episode has none stored.
+
+    As soon as a column is full, its oldest rows may belong to an episode whose beginning is lost, so the first
+    ``before`` rows of every column are left out.
+    """
+    full = any(len(column) == column.maxlen for column in reference.columns)
+    found = {}
+    for column in reference.columns:
+        rows = list(column)
+        for rank in range(before if full else 0, len(rows)):
+            around = []
+            for other in range(rank - before, rank + after):
+                there = 0 <= other < len(rows) and rows[other][2] == rows[rank][2]
+                around.append(rows[other][0] if there else None)
+            found[rows[rank][0]] = around
+    return found
+
+
+def drawn_around(store: ReplayStore[Transitions], count: int, before: int, after: int) -> list[list[int | None]]:
+    rows, present = store.draw_around(count, before, after)
+    assert rows.shape == present.shape == (count, before + after)
+    assert bool(((rows >= 0) & (rows < store.capacity_per_env * store.n_envs)).all())
+    uids, obs = store.take("rewards", rows), store.take("obs", rows)
+    assert obs.shape == (count, before + after, 3)
+    assert torch.equal(obs[present][:, 0], uids[present])
+    return [
+        [int(uid) if there else None for uid, there in zip(*pair, strict=True)]
+        for pair in zip(uids.tolist(), present.tolist(), strict=True)
+    ]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(histories(), st.integers(0, 5), st.integers(1, 5))
+def test_rows_around_a_drawn_one_are_of_its_episode(
+    history: tuple[int, int, list[Operation]], before: int, after: int
+) -> None:
+    capacity, n_envs, operations = history
+    store, reference = make_store(capacity, n_envs), Reference(capacity, n_envs)
+    for array in store._flat.values():  # memory that was never written may hold anything
+        array.fill_(1)
+    store._flat_runs.copy_(torch.arange(store._ring).remainder(7))
+    for i, operation in enumerate(operations):
+        reference.apply(operation, store)
+        if i % 3 and i < len(operations) - 1:
+            continue
+        if len(store) == 0:
+            with pytest.raises(ValueError, match="empty store"):
+                store.draw_around(1, before, after)
+        elif any(len(column) == column.maxlen for column in reference.columns) and before >= store.capacity_per_env:
+            with pytest.raises(ValueError, match=f"buffer_size of more than {before * n_envs}"):
+                store.draw_around(1, before, after)
+        else:
+            expected = neighbours(reference, before, after)
+            for around in drawn_around(store, 25, before, after):
+                assert around == expected[around[before]]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("capacity", "history"), HISTORIES)
+def test_rows_with_neighbours_are_drawn_uniformly(capacity: int, history: list[Step]) -> None:
+    store, reference = make_store(capacity, 3, seed=4), Reference(capacity, 3)
+    for step in history:
+        reference.apply(step, store)
+    expected = neighbours(reference, 3, 2)
+    drawn = drawn_around(store, 400 * len(expected), 3, 2)
+    assert all(around == expected[around[3]] for around in drawn)  # type: ignore[index]
+    assert_uniform(Counter((around[3],) for around in drawn), [(uid,) for uid in expected])  # type: ignore[misc]
+
+
+def test_neighbours_survive_a_saved_state() -> None:
+    store = make_store(20, 2, seed=1)
+    for t in range(17):
+        mask = None if t % 4 else torch.tensor([True, t % 8 == 0])
+        store.add(make_rows([2 * t, 2 * t + 1], [int(t % 6 == 5), 0]), mask)
+    twin = make_store(20, 2, seed=9)
+    twin.load_state(store.state())
+    assert all(torch.equal(*pair) for pair in zip(store.draw_around(50, 3, 4), twin.draw_around(50, 3, 4), strict=True))
+
+
+def test_draws_around_check_their_arguments() -> None:
+    store = make_store()
+    store.add(make_rows([1, 2]))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        store.draw_around(0, 1, 1)
+    with pytest.raises(ValueError, match="after must be at least 1, got 0"):
+        store.draw_around(1, 1, 0)
+
+
 def test_windows_need_few_looks_where_valid_ones_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(4000, 1)
     for t in range(4000):

@@ -1,15 +1,20 @@
 """Making environments from ids, and what is said about each way of getting an id wrong."""
 
+import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 from gymnasium import error
-from headway.envs import make, supports_rgb
+from headway.envs import is_batched, make, make_batched, register_mujoco_task, supports_rgb
+from headway.envs.mujoco.tasks import TASKS, Reacher
 
 MODULE = """
 import gymnasium as gym
@@ -125,7 +130,7 @@ def test_ids_that_gymnasium_itself_refuses(wrong: str, why: str) -> None:
     assert why in message
 
 
-@pytest.mark.parametrize("function", [make, supports_rgb])
+@pytest.mark.parametrize("function", [make, supports_rgb, is_batched, make_batched])
 def test_modules_that_are_missing_or_broken(function: Callable[..., Any], module: Callable[..., str]) -> None:
     assert complaint(function, "elsewhere_none:A-v0") == (
         "environment 'elsewhere_none:A-v0': there is no module 'elsewhere_none': "
@@ -200,3 +205,92 @@ def test_what_supports_rgb_promises_holds() -> None:
         frame: Any = env.render()
     assert frame.ndim == 3
     env.close()
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_are_registered(name: str) -> None:
+    env_id = f"headway/{name}-v5"
+    assert env_id in gym.registry
+    assert is_batched(env_id)
+    assert supports_rgb(env_id)
+    assert not is_batched(f"{name}-v5")
+    assert make_batched(env_id, 2).num_envs == 2
+
+
+FRESH = """
+import sys
+import gymnasium
+env = gymnasium.make("headway.envs:headway/Ant-v5")
+assert env.reset(seed=0)[0].shape == (105,)
+assert gymnasium.make_vec("headway.envs:headway/Ant-v5", num_envs=3).reset(seed=0)[0].shape == (3, 105)
+assert sum(env_id.startswith("headway/") for env_id in gymnasium.registry) == 11
+assert not {"warp", "stable_baselines3"} & sys.modules.keys(), "imported by who only simulates"
+"""
+
+
+def test_tasks_are_registered_in_a_new_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH], cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def refusal(*args: Any, **kwargs: Any) -> str:
+    with pytest.raises(ValueError, match=r"^.{1,400}$") as caught:
+        make_batched(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_batches_that_cannot_be_made(register: Callable[..., str]) -> None:
+    assert refusal("headway/Hoper-v5").startswith(
+        "there is no environment 'headway/Hoper-v5': did you mean headway/Hopper-v5"
+    )
+    assert refusal("Xyzzyx-v0").endswith("`headway envs` lists what is registered")
+    assert refusal("Hopper-v5").startswith("environment 'Hopper-v5' has no batched form: step several with headway.wr")
+    with_another_vector_form = "CartPole-v1"
+    assert gym.spec(with_another_vector_form).vector_entry_point is not None
+    assert "has no batched form" in refusal(with_another_vector_form)
+    assert "has no batched form" in refusal(register(lambda **_: None))
+    assert "TypeError: Hopper has no option 'num_thread': did you mean num_threads" in refusal(
+        "headway/Hopper-v5", 2, num_thread=1
+    )
+    assert "num_envs is 0: a batch needs at least one row" in refusal("headway/Hopper-v5", 0)
+    assert "rows take about" in refusal("headway/Hopper-v5", 10**10)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_gpu_that_is_not_there() -> None:
+    for refused in (make_batched, gym.make_vec, gym.make):
+        with pytest.raises(ValueError, match=r"device is cuda.*: PyTorch finds no CUDA device"):
+            refused("headway/Hopper-v5", device="cuda")  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nudge(Reacher):
+    """A task of this module."""
+
+    frame_skip: int = 3
+
+
+def test_register_mujoco_task(module: Callable[..., str]) -> None:
+    register_mujoco_task("mine/Nudge-v0", Nudge)
+    spec = gym.spec("mine/Nudge-v0")
+    assert (spec.max_episode_steps, spec.reward_threshold) == (Reacher.max_episode_steps, Reacher.reward_threshold)
+    assert make("mine/Nudge-v0").unwrapped.batch.task == Nudge()  # type: ignore[attr-defined]
+    register_mujoco_task("Nudge-v3", Nudge, max_episode_steps=7, reward_threshold=1.0, frame_skip=9)
+    spec = gym.spec("Nudge-v3")
+    assert (spec.max_episode_steps, spec.reward_threshold) == (7, 1.0)
+    batch: Any = make_batched("Nudge-v3", 2)
+    assert (batch.task, batch.max_episode_steps) == (Nudge(frame_skip=9), 7)
+    assert make_batched("Nudge-v3", 2, frame_skip=4, max_episode_steps=8).task == Nudge(frame_skip=4)  # type: ignore[attr-defined]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inner(Nudge):
+        pass
+
+    register_mujoco_task("Inner-v0", Inner)  # nobody can import it by name
+    assert type(make("Inner-v0").unwrapped.batch.task) is Inner  # type: ignore[attr-defined]
+    assert type(make_batched("Inner-v0").task) is Inner  # type: ignore[attr-defined]

@@ -1,11 +1,14 @@
-"""The learning curve of a run."""
+"""The learning curve of a run, and those of many."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
-from headway.scripts.plot import learning_curve, read_columns
+from headway.scripts import plot
+from headway.scripts.plot import COLOURS, aligned, find_runs, grouped, learning_curve, learning_curves, read_columns
 from matplotlib.axes import Axes
 
 PROGRESS = """\
@@ -58,3 +61,108 @@ def test_learning_curve_of_hardly_anything(run: Path, steps: str) -> None:
     lines = "".join(f"{step},-1.0,0.5\n" for step in steps.split())
     (run / "evaluations.csv").write_text(f"step,mean,std\n{lines}")
     assert matplotlib.image.imread(learning_curve(run, "A title that goes on and on " * 5)).std() > 0.01
+
+
+def test_columns_leave_out_a_line_that_is_being_written(tmp_path: Path) -> None:
+    (tmp_path / "half.csv").write_bytes(b"step,mean\r\n0,-1.5\r\n10,-1")  # of -12.5, say
+    assert [column.tolist() for column in read_columns(tmp_path / "half.csv", "step", "mean")] == [[0], [-1.5]]
+
+
+# ---- many runs -------------------------------------------------------------------------------------------------------
+
+
+def make_run(folder: Path, returns: list[float], env: str = "Pendulum-v1", every: int = 10, **settings: Any) -> Path:
+    folder.mkdir(parents=True)
+    options = {"env": env, "seed": len(returns), "run_dir": str(folder), "total_timesteps": 1, "n_envs": 1}
+    content = {"agent": "SAC", "options": options, "config": {"gamma": 0.9, "net_arch": [8, 8]} | settings}
+    (folder / "config.json").write_text(json.dumps(content))
+    lines = [f"{number * every},{value}" for number, value in enumerate(returns)]
+    (folder / "evaluations.csv").write_text("\n".join(["step,mean", *lines, ""]))
+    return folder
+
+
+def test_runs_are_aligned_where_all_have_been() -> None:
+    one = np.array([0.0, 10, 20]), np.array([0.0, 1, 4])
+    two = np.array([0.0, 5, 10, 15]), np.array([8.0, 6, 4, 2])
+    steps, values = aligned([one, two])
+    assert steps.tolist() == [0, 5, 10, 15]
+    assert values.tolist() == [[0, 0.5, 1, 2.5], [8, 6, 4, 2]]
+    assert aligned([one])[1].tolist() == [[0, 1, 4]]
+
+
+def test_runs_are_grouped_by_environment_agent_and_what_differs(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "s0", [1.0, 2], gamma=0.9)
+    make_run(tmp_path / "a" / "s1", [1.0, 2, 3], gamma=0.9)
+    make_run(tmp_path / "b", [3.0, 4], gamma=0.5)
+    make_run(tmp_path / "c", [5.0, 6], env="worlds:Point-v0", gamma=0.1, net_arch=[4])
+    (make_run(tmp_path / "d", []) / "evaluations.csv").write_text("step,mean\n")
+    runs = find_runs([tmp_path / "b", tmp_path, tmp_path / "a"])
+    assert runs[0] == tmp_path / "b"
+    assert len(runs) == 5
+    found = {env: {label: len(c) for label, c in groups.items()} for env, groups in grouped(runs).items()}
+    assert found == {"Pendulum-v1": {"SAC gamma=0.5": 1, "SAC gamma=0.9": 2}, "Point-v0": {"SAC": 1}}
+    with pytest.raises(FileNotFoundError, match="is no run folder and holds none"):
+        find_runs([tmp_path / "a" / "s0" / "nothing"])
+    with pytest.raises(ValueError, match="none of these runs has been evaluated yet"):
+        grouped([tmp_path / "d"])
+
+
+def test_figure_shows_the_iqm_and_its_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[tuple[str, list[float]]] = []
+    bands: list[tuple[list[float], list[float]]] = []
+    original_plot, original_fill = Axes.plot, Axes.fill_between
+
+    def draw(self: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> Any:
+        lines.append((look["color"], y.tolist()))
+        return original_plot(self, x, y, **look)
+
+    def fill(self: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, **look: Any) -> Any:
+        bands.append((low.tolist(), high.tolist()))
+        return original_fill(self, x, low, high, **look)
+
+    monkeypatch.setattr(Axes, "plot", draw)
+    monkeypatch.setattr(Axes, "fill_between", fill)
+    steps = np.array([0.0, 10, 20])
+    five = [(steps, np.array([0.0, 1, value])) for value in (-100, 1, 2, 3, 100)]
+    panels = {"one": {"A": five, "B": [(steps, steps)]}, "two": {"A": [], "B": five[1:4]}}
+    learning_curves(panels, tmp_path / "figure.png")
+    assert lines == [(COLOURS[0], [0, 1, 2]), (COLOURS[1], [0, 10, 20]), (COLOURS[1], [0, 1, 2])]
+    assert bands[0][0][:2] == bands[0][1][:2] == [0, 1]
+    assert bands[0][0][2] < 1 < 3 < bands[0][1][2]
+    assert np.isnan(bands[1]).all()
+    image = matplotlib.image.imread(tmp_path / "figure.png")
+    blue = (np.abs(image[..., :3] - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.02).mean()
+    vermilion = (np.abs(image[..., :3] - np.array([0xD5, 0x5E, 0]) / 255).max(-1) < 0.02).mean()
+    assert 0.0005 < blue < 0.05
+    assert 0.0005 < vermilion < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_figure_of_any_number_of_panels(tmp_path: Path, count: int) -> None:
+    curve = np.array([0.0, 1e6]), np.array([-2e4, 5e5])
+    groups = {f"arm {number}": [curve] for number in range(9)}  # more than there are colours
+    learning_curves({f"environment {number} " * 4: groups for number in range(count)}, tmp_path / "figure.png")
+    assert matplotlib.image.imread(tmp_path / "figure.png").std() > 0.01
+
+
+def test_plot_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "s0", [1.0, 2])
+    make_run(tmp_path / "runs" / "s1", [1.0, 2, 3])
+    assert plot.main(["runs"]) == 0
+    assert "Pendulum-v1: SAC, 2 runs, drawn to step 10, where the shortest ends" in capsys.readouterr().out
+    assert (tmp_path / "learning_curves.png").stat().st_size > 0
+    with pytest.raises(FileExistsError, match="choose another --output or pass --overwrite"):
+        plot.main(["runs"])
+    assert plot.main(["runs", "--overwrite"]) == 0
+    assert plot.main(["runs/s0", "runs/s1", "--output", "deep/er.svg"]) == 0
+    assert (tmp_path / "deep" / "er.svg").read_text().startswith("<?xml")
+    (tmp_path / "learning_curves.png").unlink()
+    for arguments, message in (
+        (["nowhere"], "nowhere is no run folder"),
+        (["runs", "--output", "a.doc"], "must end in .png, .pdf or .svg"),
+        (["runs", "--outptu", "a.png"], "did you mean --output"),
+        ([], "runs|RUNS|PATH"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            plot.main(arguments)

@@ -24,9 +24,10 @@ from headway.agents.core import archive
 from headway.agents.core.collectors import OffPolicyCollector
 from headway.agents.core.config import describe
 from headway.agents.core.logging import CSVFile
+from headway.envs import make_batched
 from headway.scripts import cli
 from headway.scripts import train as train_module
-from headway.scripts.options import TrainOptions, parse_train
+from headway.scripts.options import TrainOptions, parse_train, simulated_on
 from headway.scripts.train import Evaluator, TrainingCallback
 from kill_resume import being_written, differences, newest
 
@@ -200,7 +201,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 
 
 def test_every_flag_is_in_a_test() -> None:
-    elsewhere = "resume run_dir progress vec preset config compile"  # each has a test of its own
+    elsewhere = "resume run_dir progress vec env_device preset config compile"  # each has a test of its own
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     assert {*elsewhere.split(), *options.split(), *LEARNING["sac"]} == {*describe(TrainOptions), *describe(SACConfig)}
@@ -248,6 +249,10 @@ def test_precedence_default_preset_file_flag(monkeypatch: pytest.MonkeyPatch) ->
     assert (run.config.max_grad_norm, run.config.compile) == (None, "off")
     assert run.config.n_critics == run.config.learning_starts == 4  # the flag
     assert parse("--env", "Hopper-v5").config.tau == 0.01
+    presets["Hopper-v5"] = {"tau": 0.05}
+    assert parse("--env", "headway/Hopper-v5").config.tau == 0.05  # the same task, bit for bit
+    assert parse("--env", "headway.envs:headway/Hopper-v5").config.tau == 0.05
+    assert parse("--env", "others/Hopper-v5").config.tau == 0.01
     assert parse("--env=worlds:Point-v0", "--preset", "other").config.tau == 0.04
     assert parse("--env", "worlds:Point-v0", "--preset=default").config.tau == 0.01
     file.write_text("env: worlds:Point-v0\nrun_dir: my_runs/of_today\ntrain_freq: [2, episode]\nnet_arch: [3, 3]\n")
@@ -305,6 +310,9 @@ WRONG = [
         "--device abacus: there is no such device here; choose from auto, cpu",
     ),
     ("sac --env worlds:Point-v0 --device cuda:99", "--device cuda:99: there is no such device here"),
+    ("sac --env worlds:ShortCheetah-v0 --env-device cuda:99", "--env-device cuda:99: there is no such device here"),
+    ("sac --env nowhere:Point-v0 --vec subproc", "there is no module 'nowhere'"),
+    ("sac --env headway/HalfCheeta-v5", "there is no environment 'headway/HalfCheeta-v5': did you mean headway/HalfC"),
     ("sac --env worlds:Point-v0 --preset nothing", "agent sac has no preset 'nothing'"),
     ("sac --env worlds:Point-v0 --config missing.yaml", "--config missing.yaml: there is no such file"),
     ("sac --env worlds:Point-v0 --config key.yaml", "key.yaml has an unknown key 'gama': did you mean gamma?"),
@@ -327,6 +335,7 @@ WRONG = [
     ("--resume RUN --seed 5", "--seed is 0 in RUN and cannot become 5"),
     ("--resume RUN --net-arch 9", "--net-arch is (8,) in RUN and cannot become (9,)"),
     ("--resume RUN --eval-every 7", "--eval-every is 25 in RUN and cannot become 7"),
+    ("--resume RUN --env-device cpu", "--env-device is auto in RUN and cannot become cpu"),
 ]
 
 
@@ -559,6 +568,105 @@ def test_ctrl_c_in_a_terminal_with_environments_in_processes(headway: Command, t
     code, _, err = headway("train", "sac", *flags, "--total-timesteps", end, "--run-dir", "alone")
     assert (code, err) == (0, "")
     assert differences(Path("alone"), Path("run")) == []
+
+
+# ---- environments in one batch ---------------------------------------------------------------------------------------
+
+SIXTEEN = ["--env", "worlds:ShortCheetah-v0", "--n-envs", 16, "--total-timesteps", 480, "--learning-starts", 100]
+SIXTEEN += ["--eval-every", 160, "--log-every", 100, "--checkpoint-every", 200]
+
+
+def test_a_batched_environment_is_one_batch(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, str, int]] = []
+
+    def count(env_id: str, num_envs: int, device: str = "cpu", num_threads: int = 0) -> Any:
+        made.append((num_envs, device, num_threads))
+        return make_batched(env_id, num_envs, device=device, num_threads=num_threads)
+
+    with monkeypatch.context() as patch:
+        for module in ("train", "evaluate"):
+            patch.setattr(f"headway.scripts.{module}.make_batched", count)
+            patch.delattr(f"headway.scripts.{module}.DummyVecEnv")
+        code, out, err = headway("train", "sac", *TINY, *SIXTEEN, "--run-dir", "run", "--progress")
+    assert code == 0
+    assert "480/480 · return -" in err
+    assert made == [(16, "cpu", 1), (1, "cpu", 1)]
+    assert " · 16 environments in one batch on cpu · cpu, 1 thread\n" in out
+    assert "480 steps in " in out
+    assert ", 384 gradient steps" in out  # 16 after every step of the batch from the seventh on
+    assert [row["step"] for row in rows(Path("run/evaluations.csv"))] == ["0", "160", "320", "480"]
+    assert {row["length"] for row in rows(Path("run/evaluations.csv"))} == {"12.0"}
+    logged = [row["time/total_timesteps"] for row in rows(Path("run/progress.csv")) if row["rollout/ep_rew_mean"]]
+    assert logged == ["208", "304", "400", "480"]  # the first episodes end at step 192
+    assert json.loads(Path("run/config.json").read_text())["options"]["env_device"] == "cpu"  # what auto has chosen
+
+    code, out, _ = headway("evaluate", "run", "--episodes", 3, "--video", "film.gif", "--csv", "episodes.csv")
+    assert code == 0
+    assert "in worlds:ShortCheetah-v0" in out
+    assert [row["length"] for row in rows(Path("episodes.csv"))] == ["12"] * 3
+    assert Path("film.gif").stat().st_size > 0
+    code, _, err = headway("evaluate", "run", "--episodes", 3, "--env", "HalfCheetah-v5")
+    assert (code, err) == (0, "")
+
+
+def test_a_batch_learns_what_its_environments_in_turn_would(headway: Command) -> None:
+    together = finished(headway, "sac", *SIXTEEN, "--n-envs", 3, folder="together")
+    in_turn = finished(headway, "sac", *SIXTEEN, "--n-envs", 3, "--vec", "dummy", folder="in_turn")
+    assert same_networks(together, in_turn)
+    stores = [
+        archive.read_archive(archive.list_checkpoints(run / "checkpoints")[0]).members["store"]
+        for run in (together, in_turn)
+    ]
+    assert stores[0].keys() == stores[1].keys()
+    assert all(torch.equal(tensor, stores[1][name]) for name, tensor in stores[0].items())
+    assert (together / "evaluations.csv").read_text() == (in_turn / "evaluations.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def sixteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of sixteen rows that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("sixteen") / "run"
+    assert cli.main(["train", "sac", *TINY, *map(str, SIXTEEN), "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "step"), [(OffPolicyCollector, "_step", 23, 368), (SAC, "_update", 55, 160)]
+)
+def test_a_stopped_batch_goes_on_as_if_it_had_not_been(
+    headway: Command, sixteen: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, step: int
+) -> None:
+    with monkeypatch.context() as patch:
+        on_call(patch, owner, name, call, lambda: signal.raise_signal(signal.SIGINT))
+        code, out, err = headway("train", "sac", *TINY, *SIXTEEN, "--run-dir", "run")
+    assert (code, newest(Path("run"))) == (130, step)
+    go_on(headway, out + err)
+    assert differences(sixteen, Path("run"), scalars=False) == []
+
+
+def test_where_a_batch_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU or where there is none, a machine with two is made believe."""
+
+    def chosen(warp: bool = True, **options: Any) -> str | None:
+        monkeypatch.setattr("headway.scripts.options.find_spec", lambda name: object() if warp else None)
+        return simulated_on(TrainOptions(**{"env": "headway/HalfCheetah-v5", **options}))
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert chosen(device="cuda:1") == "cuda:1"
+    assert chosen(device="auto") == "cuda"
+    assert chosen(warp=False, device="cuda:1") == "cpu"
+    assert chosen(device="cpu") == "cpu"
+    assert chosen(device="cpu", env_device="cuda:0") == "cuda:0"
+    assert chosen(device="cuda", env_device="cpu") == "cpu"
+    assert chosen(env="Hopper-v5", device="cuda") is None
+    assert chosen(env="headway/Hopper-v5", device="cuda", vec="dummy") is None
+    with pytest.raises(ValueError, match=r"--env-device cuda: Hopper-v5 steps on the CPU; only a batched form runs"):
+        chosen(env="Hopper-v5", env_device="cuda")
+    with pytest.raises(ValueError, match=r"--env-device cuda: headway/Hopper-v5 steps on the CPU with --vec subproc"):
+        chosen(env="headway/Hopper-v5", env_device="cuda", vec="subproc")
+    with pytest.raises(ValueError, match=r"--env-device abacus: .* choose from auto, cpu, cuda, cuda:0, cuda:1"):
+        chosen(env_device="abacus")
 
 
 def test_a_longer_run_goes_on_from_a_complete_one(headway: Command, alone: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from headway.envs import register_mujoco_task
+from headway.envs.mujoco.tasks import HalfCheetah
 from support import Point
 
 
@@ -69,3 +71,4 @@ gym.register("NaNObservation-v0", Sick, kwargs={"what": "", "value": np.nan})
 gym.register("InfiniteReward-v0", Sick, kwargs={"what": "reward", "value": np.inf})
 gym.register("NaNClock-v0", Sick, kwargs={"what": "clock", "value": np.nan, "form": "dict"})
 gym.register("Crash-v0", Sick, kwargs={"what": "crash", "value": np.nan})
+register_mujoco_task("ShortCheetah-v0", HalfCheetah, max_episode_steps=12)

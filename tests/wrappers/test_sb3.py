@@ -151,8 +151,20 @@ def test_a_rows_own_infos_are_kept() -> None:
     assert infos[0]["episode"] == {"r": 3.5, "l": 2, "t": 0.0}
     monitored = {"r": 1.0, "l": 1, "t": 2.5}
     info = {"sb3": ({"episode": monitored},), "episode": {"r": torch.tensor([9.0]), "l": torch.tensor([9])}}
-    true, false = torch.tensor([True]), torch.tensor([False])
-    assert row_infos(info, true, false) == [{"episode": monitored}]
+    assert row_infos(info, np.array([True]), torch.tensor([False])) == [{"episode": monitored}]
+
+
+def test_empty_infos_may_be_lent() -> None:
+    blank: list[dict[str, Any]] = [{}, {}, {}]
+    obs = torch.tensor([[1.0], [2.0], [3.0]])
+    info = {"final_obs": obs, "episode": {"r": torch.tensor([4.0, 5.0, 6.0]), "l": torch.tensor([7, 8, 9])}}
+    info["dummy"] = torch.tensor([True, False, False])
+    infos = row_infos(info, np.array([False, False, True]), torch.tensor([False, False, True]), blank)
+    assert infos[:2] == [{DUMMY: True}, {}]
+    assert infos[1] is blank[1]
+    assert infos[2].pop("terminal_observation").tolist() == [3]
+    assert infos[2] == {"episode": {"r": 6.0, "l": 9, "t": 0.0}, "TimeLimit.truncated": True}
+    assert blank == [{}, {}, {}]
 
 
 def test_seeds_are_used_once() -> None:

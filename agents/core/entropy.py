@@ -1,0 +1,64 @@
+"""What agents that maximise entropy share: the temperature, fixed or learned."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from torch import Tensor
+
+from .config import OffPolicyConfig, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyConfig(OffPolicyConfig):
+    """What agents add that weigh entropy against reward."""
+
+    ent_coef: Annotated[float, Range(0)] | str = "auto"
+    """Entropy temperature: a number keeps it fixed, "auto" learns it from 1, "auto_0.1" learns it from 0.1."""
+
+    target_entropy: float | str = "auto"
+    """Entropy, in nats, that a learned temperature steers towards; "auto" is minus the number of action dimensions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.ent_coef, str):
+            self.initial_alpha()
+        if isinstance(self.target_entropy, str) and self.target_entropy != "auto":
+            raise ValueError(
+                f"{type(self).__name__}.target_entropy must be a number or 'auto', got {self.target_entropy!r}"
+            )
+
+    @property
+    def learns_alpha(self) -> bool:
+        """Whether the temperature is learned."""
+        return isinstance(self.ent_coef, str)
+
+    def initial_alpha(self) -> float:
+        """:return: the temperature to start from."""
+        if not isinstance(self.ent_coef, str):
+            return float(self.ent_coef)
+        kind, _, initial = self.ent_coef.partition("_")
+        try:
+            value = float(initial or 1.0)
+        except ValueError:
+            value = -1.0
+        if kind != "auto" or not 0 < value < float("inf"):
+            raise ValueError(
+                f"{type(self).__name__}.ent_coef must be a number, 'auto' or 'auto_<positive number>', "
+                f"got {self.ent_coef!r}"
+            )
+        return value
+
+    def entropy_goal(self, action_dim: int) -> float:
+        """:return: the entropy to steer towards, in nats, for actions of so many dimensions."""
+        return -float(action_dim) if self.target_entropy == "auto" else float(self.target_entropy)
+
+
+def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """J(alpha) = E[-log(alpha) (log pi(a|s) + target entropy)]: raises alpha while the entropy is below its target.
+
+    :param log_alpha: scalar
+    :param log_prob: of actions drawn from the current policy, (B,)
+    :param target_entropy: in nats
+    :return: scalar
+    """
+    return -log_alpha * (log_prob.detach().mean() + target_entropy)

@@ -1,0 +1,419 @@
+"""Many rows of one MuJoCo task: tensors in, tensors out, on one device."""
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from operator import index
+from typing import Any, Literal, get_args
+
+import mujoco
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from mujoco.batch import MODEL_FIELDS
+from torch import Tensor
+
+from ..batched import BatchedEnv, Info
+from .cpu import GIB, HostEngine, available_memory, contact_force_sensor
+from .engine import CONTACT_FORCES, Engine, Failure, Sim
+from .randomise import Randomise
+from .rendering import Camera, RowRenderer
+from .streams import HostStreams
+from .task import MujocoTask, compiled
+
+EngineName = Literal["auto", "mujoco", "warp"]
+
+
+class MujocoBatch(BatchedEnv):
+    """``N`` rows of a task, stepped together by MuJoCo on the CPU, or by MuJoCo Warp on a GPU.
+
+    Row ``i`` seeded ``s + i`` behaves, bit for bit on the CPU, as Gymnasium's environment seeded ``s + i``. Actions are
+    passed on as they are, as there: MuJoCo clamps controls to the actuators' ranges, rewards see what was asked for.
+    A step that is terminal and the last allowed is both ``terminated`` and ``truncated``, as there.
+
+    A row whose physics breaks down (NaN, or numbers too large) terminates with reward 0 and a ``RuntimeWarning`` that
+    names it, and starts a new episode; the other rows are untouched. ``info["failed"]`` (N,) marks such rows in the
+    steps that had any. On a GPU, where asking would wait for the device, it is there in every step, without a warning.
+
+    ``info`` also holds the parts of the reward and whatever else the task tells, each (N, …).
+
+    :param task: what to do on which robot
+    :param num_envs: N
+    :param device: "cpu", or "cuda" for MuJoCo Warp
+    :param dtype: of observations and rewards
+    :param num_threads: threads that step on the CPU; 0: one per CPU
+    :param max_episode_steps: when to truncate; None: the task's own limit; 0 or less: never
+    :param randomise: model fields drawn anew for each row and episode, from streams of their own: the other draws of a
+        seed stay as they are
+    :param engine: "auto" takes MuJoCo on the CPU and Warp on a GPU; "warp" on the CPU is for tests
+    :param autoreset_mode: SAME_STEP, or DISABLED to leave finished rows to ``reset(options={"reset_mask": …})``
+    :param render_mode: "rgb_array", "depth_array" or None
+    :param render_rows: which rows :meth:`render` draws; None: all
+    :param camera: size and view of what is drawn
+    :raises ValueError: no rows, more than fit into memory, an unknown field to randomise, or no such device
+    :raises TypeError: a function of the task returns what it should not; the message says what
+    """
+
+    def __init__(
+        self,
+        task: MujocoTask,
+        num_envs: int = 1,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        num_threads: int = 0,
+        max_episode_steps: int | None = None,
+        randomise: Randomise | None = None,
+        engine: EngineName = "auto",
+        autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        render_rows: Sequence[int] | None = None,
+        camera: Camera | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}: a batch needs at least one row")
+        autoreset_mode = AutoresetMode(autoreset_mode)
+        if autoreset_mode is AutoresetMode.NEXT_STEP:
+            raise ValueError("autoreset_mode is NEXT_STEP: take SAME_STEP, or DISABLED to reset rows yourself")
+        self.task, self.num_envs, self.dtype = task, num_envs, dtype
+        self.device = torch.device(device)
+        limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
+        self.max_episode_steps = limit if limit is not None and limit > 0 else None
+        self.randomise = dict(randomise or {})
+        self.engine = _make_engine(task, num_envs, self.device, engine, num_threads, tuple(self.randomise))
+        self.sim = Sim(self.engine)
+        self._noise, self._variations = self.engine.streams(), self.engine.streams((1,))
+        self._nominal = {name: self.engine.model_field(name)[0].clone() for name in self.randomise}
+        self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._returns = torch.zeros(num_envs, dtype=self.engine.dtype, device=self.device)
+        self._needs_reset = True
+        _try_functions(task, self.sim, self._noise.draw(self._rows([0])))
+        self.sim.freeze()
+        self._set_spaces()
+        self._autoreset = autoreset_mode is AutoresetMode.SAME_STEP
+        self.metadata = {  # type: ignore[misc]
+            "autoreset_mode": autoreset_mode,
+            "render_modes": ["rgb_array", "depth_array"],
+            "render_fps": round(1 / self.sim.dt),
+        }
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode is {render_mode!r}: it can be {' or '.join(self.metadata['render_modes'])}")
+        self.render_mode, self._camera = render_mode, camera or Camera()
+        self._renderer: RowRenderer | None = None
+        self.render_rows = range(num_envs) if render_rows is None else render_rows
+        for row in self.render_rows:
+            if not 0 <= row < num_envs:
+                raise ValueError(f"render_rows names row {row}, of {num_envs} rows numbered from 0")
+
+    def _set_spaces(self) -> None:
+        width = self.task.observation(self.sim).shape[1]
+        precision: Any = np.float64 if self.dtype == torch.float64 else np.float32
+        box = self.task.observation_space or spaces.Box(-np.inf, np.inf, (width,), precision)
+        if box.shape != (width,):
+            raise TypeError(f"{_name(self.task)}.observation returns {width} numbers, its observation_space is {box}")
+        low, high = self.engine.model.actuator_ctrlrange.astype(np.float32).T
+        self.single_observation_space, self.single_action_space = box, spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def _rows(self, rows: Sequence[int]) -> Tensor:
+        mask = torch.zeros(self.num_envs, dtype=torch.bool)
+        mask[list(rows)] = True
+        return mask.to(self.device)
+
+    # -- stepping ----------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Tensor, Info]:
+        """See :meth:`BatchedEnv.reset`.
+
+        ``options={"reset_mask": (N,) bool}`` starts new episodes in these rows only, and seeds only them.
+        """
+        mask = (options or {}).get("reset_mask")
+        every = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        rows = every if mask is None else torch.as_tensor(mask, device=self.device).bool()
+        if rows.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask has shape {tuple(rows.shape)}, for {self.num_envs} rows")
+        if seed is not None:
+            seeds = list(seed) if isinstance(seed, (list, tuple)) else [index(seed) + i for i in range(self.num_envs)]
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
+            chosen = rows.nonzero().flatten().tolist()
+            for streams in (self._noise, self._variations):
+                streams.seed([seeds[row] for row in chosen], chosen)
+        self._start(rows)
+        # Whether a mask is of all rows is not worth waiting for on a GPU.
+        if mask is None or (not rows.is_cuda and bool(rows.all())):
+            self._needs_reset = False
+        return self.task.observation(self.sim).to(self.dtype), dict(self.task.reset_info(self.sim))
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Info]:
+        """See :meth:`BatchedEnv.step`.
+
+        :raises gymnasium.error.ResetNeeded: there was no ``reset`` before the first step
+        :raises ValueError: actions of a wrong shape, or on another device
+        """
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before the first step()")
+        self._check_actions(actions)
+        before = self.task.before(self.sim)
+        failure = self.engine.step(actions)
+        judged = self.task.reward(self.sim, actions, before)
+        reward, parts = judged if isinstance(judged, tuple) else (judged, {})
+        terminated = self.task.terminated(self.sim)
+        if terminated is None:
+            terminated = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        final_obs = self.task.observation(self.sim).to(self.dtype)
+        if failure is not None:
+            self._warn(failure)
+            terminated = terminated | failure.rows
+            reward = reward.masked_fill(failure.rows, 0)
+            final_obs = final_obs.masked_fill(failure.rows.unsqueeze(1), 0)
+            parts = {**parts, "failed": failure.rows}
+        self._elapsed += 1
+        self._returns += reward
+        if self.max_episode_steps is None:
+            truncated = torch.zeros_like(terminated)
+        else:
+            truncated = self._elapsed >= self.max_episode_steps
+        info = {
+            **parts,
+            "final_obs": final_obs,
+            "episode": {"r": self._returns.clone(), "l": self._elapsed.clone()},
+        }
+        obs = self._restart(terminated | truncated, final_obs) if self._autoreset else final_obs
+        return obs, reward.to(self.dtype), terminated, truncated, info
+
+    def _restart(self, ended: Tensor, obs: Tensor) -> Tensor:
+        """Start anew where a row ended; on a GPU without asking whether one did, since asking waits for the device."""
+        if not ended.is_cuda and not ended.any():
+            return obs
+        self._start(ended)
+        return self.task.observation(self.sim).to(self.dtype)
+
+    def _start(self, rows: Tensor) -> None:
+        if self.randomise:
+            draws = self._variations.draw(rows)
+            fields = {name: how.draw(self._nominal[name], draws) for name, how in self.randomise.items()}
+            self.engine.set_model(rows, fields)
+        self.engine.reset(rows, self.task.reset(self.sim, self._noise.draw(rows)))
+        self._elapsed.masked_fill_(rows, 0)
+        self._returns.masked_fill_(rows, 0)
+
+    def _check_actions(self, actions: Tensor) -> None:
+        if not isinstance(actions, Tensor) or actions.shape != self.action_space.shape:
+            shape = getattr(actions, "shape", None)
+            raise ValueError(
+                f"actions are a {type(actions).__name__} of shape {shape if shape is None else tuple(shape)}, "
+                f"step takes a tensor of shape {self.action_space.shape}"
+            )
+        if actions.device.type != self.device.type:
+            raise ValueError(f"actions are on {actions.device}, the batch is on {self.device}: move them there first")
+
+    def _warn(self, failure: Failure) -> None:
+        if failure.rows.is_cuda or not failure.rows.any():
+            return
+        rows = failure.rows.nonzero().flatten().tolist()
+        shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+        warnings.warn(
+            f"the physics of row {shown} broke down ({failure.reason}): the episode ended with reward 0. "
+            "Look for actions that are not finite, or for a model or time step that is unstable",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+    @property
+    def physics(self) -> dict[str, Tensor]:
+        """The randomised model fields as each row has them now, (N, …) each: what a privileged critic may see."""
+        return {name: self.engine.model_field(name).clone() for name in self.randomise}
+
+    def np_random_of(self, row: int) -> np.random.Generator | None:
+        """:return: a generator that stands where the row's stream of initial states stands; on the CPU only."""
+        return self._noise.generator(row) if isinstance(self._noise, HostStreams) else None
+
+    def set_np_random_of(self, row: int, generator: np.random.Generator) -> None:
+        """Put the row's stream of initial states where a generator stands; on the CPU only.
+
+        :raises TypeError: the generator is another than NumPy's PCG64
+        """
+        if isinstance(self._noise, HostStreams):
+            self._noise.put(row, generator)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """Copy everything the future depends on: physics, random streams, randomised fields, steps and returns.
+
+        :param rows: row numbers (K,) int64; None: all
+        :return: tensors with the rows as leading axis
+        """
+        own = {name: field.clone() if rows is None else field[rows] for name, field in self._own().items()}
+        return {f"engine.{name}": field for name, field in self.engine.state(rows).items()} | own
+
+    def load_state(self, state: dict[str, Tensor], rows: Tensor | None = None) -> None:
+        """Write a copy of K rows into K rows, of this batch or of another of the same task.
+
+        :param state: what :meth:`state` returned
+        :param rows: row numbers (K,) int64, in any order; None: all
+        :raises ValueError: it does not fit; nothing was written
+        """
+        expected = self.state(torch.zeros(0, dtype=torch.int64, device=self.device))
+        count = self.num_envs if rows is None else len(rows)
+        for name in expected.keys() | state.keys():
+            shape = (count, *expected[name].shape[1:]) if name in expected else None
+            found = tuple(state[name].shape) if name in state else None
+            if shape != found:
+                raise ValueError(
+                    f"the state does not fit this batch: {name!r} is {found}, expected {shape} "
+                    "(None: it is not there); restore into the same task with the same options"
+                )
+        self.engine.load_state({n[7:]: field for n, field in state.items() if n.startswith("engine.")}, rows)
+        chosen: Any = slice(None) if rows is None else rows
+        for name, field in self._own().items():
+            field[chosen] = state[name]
+        if rows is None:
+            self._needs_reset = False
+
+    def copy_rows(self, src: Tensor, dst: Tensor) -> None:
+        """Make rows ``dst`` go on as rows ``src`` will.
+
+        :param src: row numbers (K,) int64
+        :param dst: row numbers (K,) int64, each at most once
+        """
+        self.engine.copy_rows(src, dst)
+        for field in self._own().values():
+            field[dst] = field[src]
+
+    def _own(self) -> dict[str, Tensor]:
+        streams = {"streams.noise": self._noise.state, "streams.variations": self._variations.state}
+        return {**streams, "elapsed": self._elapsed, "returns": self._returns}
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    def render(self) -> tuple[Any, ...] | None:
+        """:return: a frame (height, width, 3) of every row of ``render_rows``; None without a ``render_mode``."""
+        return None if self.render_mode is None else tuple(self.render_row(row) for row in self.render_rows)
+
+    def render_row(self, row: int, mode: str | None = None) -> Any:
+        """Draw one row as it is now.
+
+        :param row: its number
+        :param mode: "rgb_array", "depth_array", "rgbd_tuple" or "human"; None: the batch's ``render_mode``
+        :return: what Gymnasium's renderer gives in that mode
+        """
+        if self._renderer is None:
+            self._renderer = RowRenderer(self.engine, self._camera, self.task.camera)
+        return self._renderer.draw(row, mode or self.render_mode or "rgb_array")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close what :meth:`render` opened."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+
+# -- construction ----------------------------------------------------------------------------------------------------
+
+
+def _make_engine(
+    task: MujocoTask, num_envs: int, device: torch.device, name: EngineName, threads: int, varied: tuple[str, ...]
+) -> Engine:
+    if name not in get_args(EngineName):
+        raise ValueError(f"engine is {name!r}: it can be {', '.join(get_args(EngineName))}")
+    spec = task.spec()
+    model = compiled(spec)
+    _check_fields(varied)
+    if name == "warp" or (name == "auto" and device.type == "cuda"):
+        from .gpu import WarpEngine  # an extra, and seconds to import
+
+        return WarpEngine(model, num_envs, task.frame_skip, varied, device)
+    if device.type != "cpu":
+        raise ValueError(f"device is {device}: MuJoCo itself runs on the CPU, engine='warp' on a CUDA device")
+    trial = _tried(task, model, varied)
+    _check_memory(num_envs, trial.nbytes // trial.num_envs)
+    if trial.bound & CONTACT_FORCES:
+        contact_force_sensor(spec)
+        model = compiled(spec)
+    threads = threads or min(len(os.sched_getaffinity(0)), num_envs)
+    return HostEngine(model, num_envs, task.frame_skip, varied, threads)
+
+
+def _check_fields(varied: tuple[str, ...]) -> None:
+    for name in varied:
+        if name == "opt.timestep":
+            raise ValueError("randomise: opt.timestep cannot differ between rows, which step together")
+        if name not in MODEL_FIELDS:
+            near = difflib.get_close_matches(name, MODEL_FIELDS, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see MuJoCo's mjModel"
+            raise ValueError(f"randomise: {name!r} is no field of MjModel that rows can differ in: {hint}")
+
+
+def _tried(task: MujocoTask, model: mujoco.MjModel, varied: tuple[str, ...]) -> HostEngine:
+    """:return: an engine of two worlds that has bound the fields of MjData that the task's functions read."""
+    engine = HostEngine(model, 2, task.frame_skip, varied, num_threads=1)
+    _try_functions(task, Sim(engine), engine.streams().draw(torch.tensor([True, False])))
+    return engine
+
+
+def _check_memory(num_envs: int, bytes_per_row: int) -> None:
+    """Tell of a large batch before it is allocated, and refuse one that does not fit."""
+    needed, free = num_envs * bytes_per_row / GIB, available_memory() / GIB
+    if needed > free:
+        raise ValueError(
+            f"num_envs is {num_envs}: these rows take about {needed:.1f} GiB of memory, {free:.1f} GiB are free; "
+            f"{int(free * GIB / bytes_per_row):,} would fit"
+        )
+    if needed > 1:
+        print(f"{num_envs:,} rows take about {needed:.1f} GiB of memory, {free:.1f} GiB are free", file=sys.stderr)
+
+
+def _try_functions(task: MujocoTask, sim: Sim, random: Any) -> None:
+    """Call every function of a task once, and check what it returns."""
+    count, width = sim.num_envs, sim.model.nu
+    for field, value in task.reset(sim, random).items():
+        _check(task, f"reset's {field!r}", value, sim, (count, *getattr(sim, field).shape[1:]))
+    for name, value in task.reset_info(sim).items():
+        _check(task, f"reset_info's {name!r}", value, sim, (count, ...))
+    before = task.before(sim)
+    judged = task.reward(sim, torch.zeros(count, width, dtype=torch.float32, device=sim.device), before)
+    reward, parts = judged if isinstance(judged, tuple) else (judged, {})
+    _check(task, "reward", reward, sim, (count,))
+    for name, value in parts.items():
+        _check(task, f"reward's part {name!r}", value, sim, (count, ...))
+    terminated = task.terminated(sim)
+    if terminated is not None:
+        _check(task, "terminated", terminated, sim, (count,), torch.bool)
+    _check(task, "observation", task.observation(sim), sim, (count, None))
+
+
+def _check(
+    task: MujocoTask, what: str, value: Any, sim: Sim, shape: tuple[Any, ...], dtype: torch.dtype | None = None
+) -> None:
+    def fail(problem: str) -> None:
+        raise TypeError(f"{_name(task)}: {what} {problem}")
+
+    if not isinstance(value, Tensor):
+        fail(f"is a {type(value).__name__}, expected a tensor")
+    if shape[-1] is ...:
+        fits = value.ndim > 0 and value.shape[0] == shape[0]
+    else:
+        fits = value.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, value.shape, strict=True))
+    if not fits:
+        expected = str(shape).replace("None", "D").replace("Ellipsis", "…")
+        fail(f"has shape {tuple(value.shape)}, expected {expected}: the leading axis is the rows")
+    if value.device != sim.device and value.device.type != sim.device.type:
+        fail(f"is on {value.device}, expected {sim.device}: make new tensors with device=sim.device")
+    if dtype is not None and value.dtype != dtype:
+        fail(f"is of {value.dtype}, expected {dtype}")
+    storages = {field.untyped_storage().data_ptr() for field in vars(sim).values() if isinstance(field, Tensor)}
+    if not what.startswith("reset's") and value.untyped_storage().data_ptr() in storages:
+        fail("is a view of the simulation, which the next step overwrites: return a clone() of it")
+    if what == "observation" and not value.is_floating_point():
+        fail(f"is of {value.dtype}, expected a floating-point type")
+
+
+def _name(task: MujocoTask) -> str:
+    return type(task).__name__

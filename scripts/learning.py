@@ -1,0 +1,319 @@
+"""``headway benchmark learn``: train every arm of a suite in every environment with every seed, and compare them."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+import yaml
+from tqdm import tqdm
+
+from ..agents.core.config import Range, describe
+from ..agents.core.files import versions
+from ..envs import make
+from .machine import cores, machine
+from .report import Report
+from .results import EXIT, Trial, list_trials, pairs, read_result
+from .suites import Suite, parse_seeds, read_suite
+from .train import progress_bar
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnOptions:
+    """Train every arm of a suite in every environment with every seed, in parallel, and compare them with intervals."""
+
+    suite: tyro.conf.Positional[str]
+    """A suite that Headway brings along, a YAML file, or the output folder of an earlier command to go on with."""
+
+    out: Path | None = None
+    """Output folder, for runs and report; by default runs/suites/<name>. What is finished in it is not done again, what
+    was interrupted goes on."""
+
+    workers: Annotated[int, Range(0)] = 0
+    """Runs that train at the same time, each in a process of its own with one thread; 0: as many as there are CPUs."""
+
+    seeds: str | None = None
+    """Other seeds than the suite's: a count (5: 0 to 4), a range (3-7), or a list (2,5,9). A folder takes
+    further seeds."""
+
+    total_timesteps: Annotated[int, Range(1, unit="environment steps")] | None = None
+    """Another length of the runs than the suite's, in every environment."""
+
+    report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train nothing; write the report anew from what is in the output folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "total_timesteps"):
+            (interval,) = describe(type(self))[name].ranges
+            if (value := getattr(self, name)) is not None and value not in interval:
+                raise ValueError(f"--{name.replace('_', '-')} must lie in {interval}, got {value}")
+
+
+SUITE, COMMANDS = "suite.yaml", "commands.jsonl"
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+"""Of the process of a run."""
+
+# A run whose benchmark was killed is asked to save and stop, so that it cannot be in the way of the next one.
+PROGRAM = """
+import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+from headway.scripts.cli import main
+sys.argv[0] = "headway"
+sys.exit(main())
+"""
+
+
+def learn(options: LearnOptions) -> int:
+    """Run ``headway benchmark learn``.
+
+    :param options: its arguments
+    :return: exit code: 0 when all its runs are finished, 1 when one failed, 128 + signal when it was interrupted
+    """
+    suite, out = _resolve(options)
+    recorded = _recorded(suite, out)
+    if options.report_only:
+        if not (out / SUITE).exists():
+            raise FileNotFoundError(f"--report-only: {out} holds no runs of a suite; choose another --out")
+        return 0 if _report(recorded, out) else 1
+    for environment in suite.environments:
+        make(environment.id).close()  # so that an id that is wrong is answered now rather than in every log
+    out.mkdir(parents=True, exist_ok=True)
+    with sole_benchmark(out):
+        _record(recorded, out, options)
+        fleet = Fleet(list_trials(suite, out), options.workers or cores(), suite.final_evaluations)
+        _introduce(suite, out, fleet)
+        interrupted = fleet.run()
+    if interrupted:
+        workers = f" --workers {options.workers}" if options.workers else ""
+        print(f"interrupted: {fleet.done} of {len(fleet.trials)} runs are finished, what had begun is saved")
+        print(f"go on with: headway benchmark learn {shlex.quote(str(out))}{workers}")
+        return 128 + interrupted
+    _report(recorded, out)
+    return 0 if fleet.done == len(fleet.trials) else 1
+
+
+def _resolve(options: LearnOptions) -> tuple[Suite, Path]:
+    """What to run, and where."""
+    folder = Path(options.suite)
+    is_output = folder.is_dir() and (folder / SUITE).exists()
+    suite = read_suite(folder / SUITE if is_output else options.suite)
+    out = options.out or (folder if is_output else Path("runs") / "suites" / suite.name)
+    seeds = None if options.seeds is None else parse_seeds(options.seeds)
+    return suite.changed(seeds=seeds, total_timesteps=options.total_timesteps), out
+
+
+def _recorded(suite: Suite, out: Path) -> Suite:
+    """The suite with the seeds that the output folder has already.
+
+    :raises ValueError: the folder holds something else
+    """
+    if not (out / SUITE).exists():
+        if out.exists() and any(out.iterdir()):
+            raise FileExistsError(f"{out} exists and holds no runs of a suite: choose another --out")
+        return suite
+    earlier = read_suite(out / SUITE)
+    before, now = ({(e.label, a.label): shlex.join(s.command(e, a)) for e, a in pairs(s)} for s in (earlier, suite))
+    for (environment, arm), command in before.items():
+        if (environment, arm) not in now:
+            raise ValueError(f"{out} holds runs of {arm} in {environment}, not in this suite: choose another --out")
+        if now[environment, arm] != command:
+            raise ValueError(
+                f"{out} holds other runs of {arm} in {environment}: headway {command}, "
+                f"now headway {now[environment, arm]}; choose another --out"
+            )
+    return suite.changed(seeds=tuple(dict.fromkeys((*earlier.seeds, *suite.seeds))))
+
+
+def _record(suite: Suite, out: Path, options: LearnOptions) -> None:
+    """Write down what is going to be run, and on what."""
+    temporary = out / f".tmp.{SUITE}"
+    temporary.write_text(yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True))
+    temporary.replace(out / SUITE)
+    command = {
+        "command": shlex.join(["headway", *sys.argv[1:]]),
+        "started": datetime.now().isoformat(timespec="seconds"),
+        "workers": options.workers or cores(),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    with (out / COMMANDS).open("a") as file:
+        file.write(json.dumps(command) + "\n")
+
+
+def _introduce(suite: Suite, out: Path, fleet: "Fleet") -> None:
+    counts = [(len(suite.arms), "arm"), (len(suite.environments), "environment"), (len(suite.seeds), "seed")]
+    product = " x ".join(f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts)
+    steps = sum(trial.steps for trial in fleet.trials)
+    print(f"{suite.name}: {product} = {len(fleet.trials)} runs, {steps:,} steps, {fleet.workers} at a time")
+    print(f"output folder: {out}" + f"   ({fleet.done} runs are finished already)" * bool(fleet.done))
+
+
+def _report(suite: Suite, out: Path) -> bool:
+    """Write and print the report; whether all runs are finished."""
+    lines = (out / COMMANDS).read_text().splitlines() if (out / COMMANDS).exists() else []
+    replaced = (out / "results.md").exists()
+    report = Report.read(suite, out, [json.loads(line) for line in lines])
+    files = report.write()
+    print("\n" + "\n\n".join(report.scores()) + "\n")
+    finished = sum(result.status == "finished" for result in report.results)
+    print(f"{finished} of {len(report.results)} runs are finished")
+    print(f"{'replaced' if replaced else 'written'} in {out}: {', '.join(file.name for file in files)}")
+    for result in report.results:
+        if result.status == "failed":
+            print(f"failed: {result.trial}, see {result.trial.log}", file=sys.stderr)
+    return finished == len(report.results)
+
+
+@contextmanager
+def sole_benchmark(out: Path) -> Iterator[None]:
+    """Keep other processes from training the same runs.
+
+    :param out: folder of the runs
+    :raises ValueError: another process is at it
+    """
+    with _locked(out) as free:
+        if not free:
+            raise ValueError(f"another process is training a suite in {out}: wait for it, or stop it")
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder, as ``headway train`` does with its own; False if another process has done so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+class Fleet:
+    """Runs that train at the same time, each in a process of its own.
+
+    :param trials: the runs, in the order in which to start them; those that are finished are left alone
+    :param workers: how many train at a time
+    :param final_evaluations: how many make up the score that is shown
+    """
+
+    def __init__(self, trials: Sequence[Trial], workers: int, final_evaluations: int) -> None:
+        self.trials, self.workers, self.final_evaluations = trials, workers, final_evaluations
+        self.steps = {trial: trial.step for trial in trials}
+        self.waiting = deque(trial for trial in trials if not trial.finished)
+        self.done = len(trials) - len(self.waiting)
+        self.processes: dict[Trial, subprocess.Popen[bytes]] = {}
+        self.received: list[int] = []
+        self.passed_on = 0
+        self.next_look = 0.0
+
+    def run(self) -> int:
+        """Train them all; a run that fails does not keep the others from going on.
+
+        :return: the signal that has ended it before its time, or 0
+        """
+        total = sum(trial.steps for trial in self.trials)
+        previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with contextlib.closing(progress_bar(total, sum(self.steps.values()))) as bar:
+                while self.processes or (self.waiting and not self.received):
+                    self._start()
+                    self._pass_on_signals()
+                    self._reap()
+                    self._show(bar)
+                    time.sleep(0.1)
+        finally:
+            for process in self.processes.values():
+                process.terminate()  # which saves
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self.received[0] if self.received else 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+
+    def _start(self) -> None:
+        for trial in list(self.waiting):
+            if len(self.processes) >= self.workers or self.received:
+                return
+            if not _in_use(trial.folder):  # by what a killed benchmark has left: it is saving
+                self.waiting.remove(trial)
+                self.processes[trial] = _begin(trial)
+
+    def _pass_on_signals(self) -> None:
+        for number in self.received[self.passed_on :]:
+            if not self.passed_on:
+                tqdm.write("stopping: every run saves; Ctrl-C again does not wait for that", file=sys.stderr)
+            self.passed_on += 1
+            for process in self.processes.values():
+                process.send_signal(number)
+
+    def _reap(self) -> None:
+        for trial, process in list(self.processes.items()):
+            if process.poll() is None:
+                continue
+            del self.processes[trial]
+            self.steps[trial] = trial.step
+            with trial.log.open("a") as log:
+                log.write(f"{EXIT} {process.returncode}\n")
+            result = read_result(trial, self.final_evaluations)
+            self.done += result.status == "finished"
+            if result.status == "finished":
+                tqdm.write(f"[{self.done}/{len(self.trials)}] {trial}: final score {result.final:.1f}")
+            elif not self.received:
+                tqdm.write(f"{trial} {result.status}; the end of {trial.log}:\n{result.problem}", file=sys.stderr)
+
+    def _show(self, bar: "tqdm[Any]") -> None:
+        if self.processes and time.monotonic() < self.next_look:  # it reads files
+            return
+        self.next_look = time.monotonic() + 1
+        for trial in self.processes:
+            self.steps[trial] = trial.step
+        bar.set_description_str(f"{self.done}/{len(self.trials)} runs · ", refresh=False)
+        bar.update(sum(self.steps.values()) - bar.n)
+
+
+def _in_use(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    with _locked(folder) as free:
+        return not free
+
+
+def _begin(trial: Trial) -> "subprocess.Popen[bytes]":
+    """Start a run, or go on with it."""
+    known = (trial.folder / "config.json").exists()
+    command = ["train", "--resume", str(trial.folder)] if known else list(trial.command)
+    command += ["--threads", "1", "--no-progress"]
+    trial.folder.parent.mkdir(parents=True, exist_ok=True)
+    with trial.log.open("a") as log:
+        log.write(f"$ {shlex.join(['headway', *command])}\n")
+        log.flush()
+        # In a process group of its own, a terminal's Ctrl-C comes to it through us alone: a second one would end it.
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | ENVIRONMENT,
+            process_group=0,
+        )
