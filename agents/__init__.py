@@ -9,14 +9,17 @@ from .core.archive import FileFormatError, read_manifest
 from .core.base import AGENTS, ActorCriticAgent
 from .core.collectors import NonFiniteError
 from .core.config import nearest
+from .dcac import DCAC, DCACConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
 
 __all__ = [
     "AGENTS",
+    "DCAC",
     "SAC",
     "TD3",
     "ActorCriticAgent",
+    "DCACConfig",
     "FileFormatError",
     "NonFiniteError",
     "SACConfig",

@@ -1,7 +1,7 @@
 """``headway evaluate``: how good a saved policy is."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +17,11 @@ from .. import agents
 from ..agents import ActorCriticAgent
 from ..agents.core.archive import list_checkpoints, read_archive, unpack
 from ..agents.core.normalization import load_normalizer_state
-from ..envs import is_batched, make, make_batched
+from ..envs import make
 from ..wrappers import BatchedVecEnv
 from .options import check_device
 from .statistics import Summary, summarise
+from .worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,15 @@ class EvaluateOptions:
 
     env: str | None = None
     """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in."""
+
+    delay: str | None = None
+    """Delays of observations and of actions to evaluate behind, as for headway train; by default those of training."""
+
+    delays: tuple[str, ...] = ()
+    """Several of them, to be compared; none longer than those the policy was trained for."""
+
+    plot: Path | None = None
+    """Draw the comparison of --delays to this file."""
 
     seed: int = 10_000
     """Seed of the episodes; environment i of those stepped together starts from seed + i. Range: [0, inf)."""
@@ -67,27 +77,31 @@ class EvaluateOptions:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         check_device(self.device)
-        for file in (self.video, self.csv):
+        for file in (self.video, self.csv, self.plot):
             if file is not None and file.exists() and not self.overwrite:
                 raise FileExistsError(f"{file} exists: choose another name or pass --overwrite")
+        if self.delays and self.video is not None:
+            raise ValueError("--video shows one law of delays: choose it with --delay instead of --delays")
+        if self.plot is not None and not self.delays:
+            raise ValueError("--plot draws the comparison of --delays, and there are none")
         if self.video is not None and self.video.suffix not in (".mp4", ".gif"):
             raise ValueError(f"--video must end in .mp4 or .gif, got {self.video.name}")
 
 
-def evaluation_env(env_id: str, n_envs: int, render: bool = False, threads: int = 0) -> VecEnv:
+def evaluation_env(world: World, n_envs: int, render: bool = False, threads: int = 0) -> VecEnv:
     """Build environments for evaluation, on the CPU; as one batch where there is that form, to the same returns.
 
-    :param env_id: ``Id-v0`` or ``module:Id-v0``
+    :param world: the environment
     :param n_envs: how many
     :param render: to frames
     :param threads: that step a batch; 0: one per core
     :return: monitored environments
     """
-    if is_batched(env_id) and not render:
-        return BatchedVecEnv(make_batched(env_id, n_envs, num_threads=threads))
+    if world.is_batched and not render:
+        return BatchedVecEnv(world.batch(n_envs, threads=threads))
 
     def build() -> Env[Any, Any]:
-        return Monitor(make(env_id, render_mode="rgb_array" if render else None))
+        return Monitor(world.single(render_mode="rgb_array" if render else None))
 
     return DummyVecEnv([build for _ in range(n_envs)])
 
@@ -205,15 +219,19 @@ def evaluate(options: EvaluateOptions) -> Summary:
     options.check()
     path = policy_file(options.path)
     agent = agents.load(path, device=options.device)
-    env_id = options.env or agent.env_id
-    if env_id is None:
+    if options.env is None and agent.env_id is None:
         raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
+    world = World.of(options.env or str(agent.env_id))
+    if options.delay is not None:
+        world = World(world.env_id, options.delay, world.form)
     if options.video is not None:
-        check_drawing(env_id)
+        check_drawing(world.env_id)
     deterministic = not options.stochastic
-    env = normalised(evaluation_env(env_id, min(options.n_envs, options.episodes)), path)
+    print(f"{path}: {type(agent).__name__} after {agent.num_timesteps:,} steps, in {world}")
+    if options.delays:
+        return _evaluate_delays(options, agent, path, world)
+    env = normalised(evaluation_env(world, min(options.n_envs, options.episodes)), path)
     agent.attach_env(env)
-    print(f"{path}: {type(agent).__name__} after {agent.num_timesteps:,} steps, in {env_id}")
     returns, lengths = run_episodes(agent, env, options.episodes, options.seed, deterministic)
     env.close()
     summary = summarise(returns, lengths)
@@ -226,8 +244,35 @@ def evaluate(options: EvaluateOptions) -> Summary:
             writer.writerows(zip(range(len(returns)), returns, lengths, strict=True))
         print(f"episodes written to {options.csv}")
     if options.video is not None:
-        filmed = normalised(evaluation_env(env_id, 1, render=True), path)
+        filmed = normalised(evaluation_env(world, 1, render=True), path)
         frames = record_video(agent, filmed, options.video, options.seed, deterministic)
         filmed.close()
         print(f"{frames} frames written to {options.video}")
     return summary
+
+
+def _evaluate_delays(options: EvaluateOptions, agent: ActorCriticAgent[Any], path: Path, world: World) -> Summary:
+    """Evaluate one policy under several laws of delays; :return: the summary under the last."""
+    worlds = [world.under(delay) for delay in options.delays]  # all of them first: a mistake in the last is told now
+    width = max(map(len, options.delays))
+    summaries = []
+    for delay, changed in zip(options.delays, worlds, strict=True):
+        env = normalised(evaluation_env(changed, min(options.n_envs, options.episodes)), path)
+        agent.attach_env(env)
+        returns, lengths = run_episodes(agent, env, options.episodes, options.seed, not options.stochastic)
+        env.close()
+        summaries.append(summarise(returns, lengths))
+        print(f"{delay:<{width}}  {summaries[-1]}", flush=True)
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["delays", *(field.name for field in fields(Summary))])
+            writer.writerows([delay, *astuple(s)] for delay, s in zip(options.delays, summaries, strict=True))
+        print(f"returns written to {options.csv}")
+    if options.plot is not None:
+        from .plot import returns_by_delay  # takes a second to import
+
+        title = f"{type(agent).__name__} trained behind {world.delay}, in {world.env_id}"
+        returns_by_delay(options.plot, title, options.delays, summaries)
+        print(f"plot: {options.plot}")
+    return summaries[-1]

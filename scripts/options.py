@@ -21,6 +21,9 @@ from ..agents import AGENTS, ActorCriticAgent
 from ..agents.core.config import AgentConfig, FieldInfo, Range, describe, fits, nearest
 from ..agents.presets import preset, preset_names
 from ..envs import is_batched
+from ..wrappers.delays import parse_pair
+from ..wrappers.random_delay import Form
+from .worlds import World
 
 T = TypeVar("T")
 
@@ -31,6 +34,13 @@ class TrainOptions:
 
     env: str = ""
     """Environment: Id-v0, or module:Id-v0 to import the module that registers it. Required unless --resume is given."""
+
+    delay: str | None = None
+    """Random delays of observations and of actions, such as wifi,wifi or constant:2,2 or uniform:0-3,constant:1."""
+
+    delay_form: Form = "dict"
+    """What is observed behind delays: dict (with the actions on their way and the ages of what is seen), the same as
+    one flat vector, or bare (the observation alone)."""
 
     total_timesteps: Annotated[int, Range(1, unit="environment steps")] = 100_000
     """Length of the run, over all environments together."""
@@ -97,6 +107,13 @@ class TrainOptions:
             for interval in info.ranges:
                 if value not in interval:
                     raise ValueError(f"{flag} must lie in {interval}, got {value}")
+        if self.delay is not None:
+            parse_pair(self.delay)
+
+    @property
+    def world(self) -> World:
+        """The environment, delays included."""
+        return World(self.env, self.delay, self.delay_form)
 
 
 def check_device(name: str, flag: str = "--device") -> None:

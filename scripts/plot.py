@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from .options import EXECUTION, parse_flags, read_run
-from .statistics import estimate_curve
+from .statistics import Summary, estimate_curve
 
 
 def read_columns(path: Path, *names: str) -> list[np.ndarray]:
@@ -55,6 +55,32 @@ def learning_curve(run: Path, title: str) -> Path:
     path = run / "learning_curve.png"
     figure.savefig(path)
     return path
+
+
+def returns_by_delay(path: Path, title: str, delays: Sequence[str], summaries: Sequence[Summary]) -> None:
+    """Draw what one policy returns behind several laws of delays.
+
+    :param path: file to write
+    :param title: above the figure
+    :param delays: the laws
+    :param summaries: of the returns behind each
+    """
+    figure = Figure(figsize=(7, 1.6 + 0.45 * len(delays)), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(delays))
+    means, iqms = ([getattr(summary, name) for summary in summaries] for name in ("mean", "iqm"))
+    axes.errorbar(
+        means, places, xerr=[s.std for s in summaries], fmt="none", ecolor="0.7", capsize=3, label="mean ± std"
+    )
+    intervals = [[s.iqm - s.low for s in summaries], [s.high - s.iqm for s in summaries]]
+    axes.errorbar(iqms, places, xerr=intervals, fmt="o", color="C0", lw=3, label="IQM, 95 % interval")
+    axes.set(yticks=places, yticklabels=delays, xlabel="return", ylabel="delays: observation, action")
+    axes.set_ylim(len(delays) - 0.5, -0.5)  # in the order given, from the top
+    axes.set_title(textwrap.fill(title, 62), fontsize=11)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.savefig(path)
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -33,7 +34,6 @@ from ..agents import ActorCriticAgent
 from ..agents.core.archive import list_checkpoints
 from ..agents.core.files import versions
 from ..agents.core.logging import CSVFile, run_logger
-from ..envs import make, make_batched
 from ..wrappers import BatchedVecEnv, Snapshot
 from .evaluate import check_drawing, evaluation_env, record_video, run_episodes
 from .options import EXECUTION, Run, TrainOptions, check_device, read_run, simulated_on
@@ -50,18 +50,18 @@ def training_env(options: TrainOptions) -> VecEnv:
     :return: the vector environment
     :raises ValueError: the environment cannot be made, or not on the device asked for
     """
-    env_id, vec = options.env, options.vec
+    world, vec = options.world, options.vec
     device = simulated_on(options)
     if device is not None:
-        return BatchedVecEnv(make_batched(env_id, options.n_envs, device=device, num_threads=options.threads))
-    make(env_id).close()  # here rather than in a worker, so that an unknown id is answered in one line
+        return BatchedVecEnv(world.batch(options.n_envs, device, options.threads))
+    world.single().close()  # here rather than in a worker, so that an unknown id is answered in one line
 
     def build() -> Env[Any, Any]:
         if vec == "subproc":
             # A terminal's Ctrl-C reaches the workers too; they have to live on until their state is saved.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
-        env: Env[Any, Any] = Snapshot(Monitor(make(env_id)))
+        env: Env[Any, Any] = Snapshot(Monitor(world.single()))
         return env
 
     builders: list[Callable[[], Env[Any, Any]]] = [build for _ in range(options.n_envs)]
@@ -221,7 +221,7 @@ class Evaluator:
     def __init__(self, run: Run, folder: Path, keep_until: int) -> None:
         options = run.options
         self.seed = options.seed + EVALUATION_SEED
-        self.env = evaluation_env(options.env, min(options.eval_episodes, 8), threads=options.threads)
+        self.env = evaluation_env(options.world, min(options.eval_episodes, 8), threads=options.threads)
         self.file = CSVFile(folder / "evaluations.csv", key="step", keep_until=keep_until)
 
     @property
@@ -301,6 +301,8 @@ def run_folder(run: Run) -> Path:
     if options.resume is not None:
         return options.resume
     env_name = options.env.rpartition(":")[2].replace("/", "-")
+    if options.delay is not None:
+        env_name += "-" + re.sub(r"[^\w.]+", "-", f"{options.delay_form} {options.delay}")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-s{options.seed}"
     folder = options.run_dir or Path("runs") / env_name / name / stamp
     if folder.exists():
@@ -409,7 +411,7 @@ def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[ActorCriticAgent[A
     else:
         policy = policy_for(env.observation_space)
         agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
-    agent.env_id = options.env  # with the module in front, which whoever loads the policy has not imported yet
+    agent.env_id = str(options.world)  # with the module in front, which whoever loads the policy has not imported yet
     return agent, resumed
 
 
@@ -438,9 +440,10 @@ def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signal
 def _introduce(run: Run, folder: Path, agent: ActorCriticAgent[Any], resumed: bool) -> None:
     options = run.options
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if agent.device.type == "cpu" else ""
+    where = options.env + ("" if options.delay is None else f" behind delays {options.delay} ({options.delay_form})")
     batch = f" in one batch on {agent.batched_env.device}" if isinstance(agent.env, BatchedVecEnv) else ""
     print(
-        f"{run.agent_class.__name__} in {options.env} · {options.total_timesteps:,} steps · seed {options.seed} · "
+        f"{run.agent_class.__name__} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
         f"{_count(options.n_envs, 'environment')}{batch} · {agent.device}{threads}"
     )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
@@ -503,7 +506,7 @@ def _finish(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, 
     after = callback.evaluate(2 * options.eval_episodes)
     curve = learning_curve(folder, f"{run.agent_class.__name__} in {options.env}, seed {options.seed}")
     if options.video:
-        filmed = evaluation_env(options.env, 1, render=True)
+        filmed = evaluation_env(options.world, 1, render=True)
         record_video(agent, filmed, folder / "final.mp4", callback.evaluator.seed)
         filmed.close()
     write_config(folder, read_run(folder) | {"finished": agent.num_timesteps})

@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from headway.wrappers.random_delay import RandomDelay
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -50,6 +51,22 @@ class Point(gym.Env[Any, Any]):
 
     def render(self) -> Any:
         return np.full((16, 16, 3), int(40 * (self.x + 3)), np.uint8)
+
+
+class DelayedPoint(RandomDelay):
+    """The same, seen at once, but with actions that act one to three ticks after they were chosen.
+
+    :param delays: of observations and of actions
+    :param kwargs: the point's
+    """
+
+    def __init__(self, delays: tuple[str, str] = ("constant:0", "uniform:0-2"), **kwargs: Any) -> None:
+        super().__init__(Point(**kwargs), *delays)
+
+
+def delayed_vec(n: int = 1, **kwargs: Any) -> DummyVecEnv:
+    """Monitored delayed points for Stable-Baselines3."""
+    return DummyVecEnv([lambda: Monitor(DelayedPoint(**kwargs)) for _ in range(n)])
 
 
 def vec(n: int = 1, **kwargs: Any) -> DummyVecEnv:

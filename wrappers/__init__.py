@@ -1,11 +1,15 @@
-"""What changes how an environment is met."""
+"""What changes how an environment is met. Importing it registers ``headway/Delayed-v0`` with Gymnasium."""
 
 from .batching import VecEnvBatch, VectorEnvBatch, as_batched
+from .random_delay import BatchedRandomDelay, RandomDelay
+from .registration import register_all
 from .sb3 import BatchedVecEnv
 from .snapshot import Snapshot, StateNotSavable, capture, restore
 
 __all__ = [
+    "BatchedRandomDelay",
     "BatchedVecEnv",
+    "RandomDelay",
     "Snapshot",
     "StateNotSavable",
     "VecEnvBatch",
@@ -14,3 +18,5 @@ __all__ = [
     "capture",
     "restore",
 ]
+
+register_all()

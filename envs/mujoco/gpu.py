@@ -363,20 +363,28 @@ def _holder(model: mujoco.MjModel, name: str) -> tuple[Any, str]:
 
 
 def _checked_device(device: torch.device) -> torch.device:
-    if mjw is None:
-        raise ValueError(f"MuJoCo Warp, which steps on {device}, is not installed: pip install 'headway-rl[gpu]'")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device is {device}: MuJoCo Warp runs on 'cuda', and on 'cpu' for tests")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise _no_cuda(device, "PyTorch")
+    if mjw is None:
+        raise ValueError(
+            f"device is {device}: MuJoCo Warp, which steps there, is not installed: pip install 'headway-rl[gpu]'"
+        )
     if wp.config.log_level == wp.LOG_INFO:
         wp.config.log_level = wp.LOG_WARNING  # else a line on stdout for each of its fifty modules
     if device.type == "cpu":
         return device
-    if not torch.cuda.is_available() or not wp.is_cuda_available():
-        raise ValueError(
-            f"device is {device}: {'Warp' if torch.cuda.is_available() else 'PyTorch'} finds no CUDA device. "
-            "Take device='cpu', or install a PyTorch and a driver for your GPU"
-        )
+    if not wp.is_cuda_available():
+        raise _no_cuda(device, "Warp")
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _no_cuda(device: torch.device, who: str) -> ValueError:
+    return ValueError(
+        f"device is {device}: {who} finds no CUDA device. "
+        "Take device='cpu', or install a PyTorch and a driver for your GPU"
+    )
 
 
 def _solvable(model: mujoco.MjModel) -> mujoco.MjModel:

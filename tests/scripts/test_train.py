@@ -201,7 +201,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 
 
 def test_every_flag_is_in_a_test() -> None:
-    elsewhere = "resume run_dir progress vec env_device preset config compile"  # each has a test of its own
+    elsewhere = "resume run_dir progress vec env_device preset config compile delay delay_form"  # in tests of their own
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     assert {*elsewhere.split(), *options.split(), *LEARNING["sac"]} == {*describe(TrainOptions), *describe(SACConfig)}
@@ -279,7 +279,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 WRONG = [
     ("sac", "which environment? pass --env"),
     ("", "which agent? headway train AGENT --env ID"),
-    ("sca --env worlds:Point-v0", "there is no agent 'sca': did you mean sac?"),
+    ("sca --env worlds:Point-v0", "there is no agent 'sca': did you mean sac or dcac?"),
     ("sac --env Pendulm-v1", "there is no environment 'Pendulm-v1': did you mean Pendulum-v1"),
     ("sac --env nowhere:Point-v0", "there is no module 'nowhere'"),
     ("sac --env", "--env needs a value"),
@@ -584,8 +584,8 @@ def test_a_batched_environment_is_one_batch(headway: Command, monkeypatch: pytes
         return make_batched(env_id, num_envs, device=device, num_threads=num_threads)
 
     with monkeypatch.context() as patch:
+        patch.setattr("headway.scripts.worlds.make_batched", count)
         for module in ("train", "evaluate"):
-            patch.setattr(f"headway.scripts.{module}.make_batched", count)
             patch.delattr(f"headway.scripts.{module}.DummyVecEnv")
         code, out, err = headway("train", "sac", *TINY, *SIXTEEN, "--run-dir", "run", "--progress")
     assert code == 0
