@@ -1,7 +1,8 @@
 """``headway benchmark``: timings side by side with a peer, in one process, in turn, so that a slow minute hits both.
 
 ``speed``: gradient updates per second and environment steps per second of a whole ``learn()``, ours against
-Stable-Baselines3's, each at its own best number of threads. ``rollout`` is in :mod:`.benchmark_rollout`, ``learn``
+Stable-Baselines3's, each at its own best number of threads; DCAC, which has no peer there, against our SAC on the same
+delayed observations. ``rollout`` is in :mod:`.benchmark_rollout`, ``learn``
 in :mod:`.learning`.
 """
 
@@ -27,11 +28,12 @@ from ..agents.core.off_policy import OffPolicyAgent
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
 from .options import parse_flags
+from .worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
-    """Updates/s and steps/s of SAC and TD3, ours against Stable-Baselines3's, in turn: A B A B …"""
+    """Updates/s and steps/s of SAC and TD3 against Stable-Baselines3's, or of DCAC against SAC, in turn: A B A B …"""
 
     agents: tuple[str, ...] = ("sac", "td3")
     """Which agents to time."""
@@ -39,11 +41,14 @@ class SpeedOptions:
     env: str = "HalfCheetah-v5"
     """Environment that gives the data, and is stepped by learn()."""
 
+    delay: str = "constant:2,2"
+    """Delays that DCAC and its peer are behind."""
+
     rounds: int = 7
     """Rounds per thread count; medians over rounds are compared. Range: [1, inf)."""
 
     updates: int = 150
-    """Gradient updates per round and side, batch 256, two hidden layers of 256. Range: [1, inf)."""
+    """Gradient updates per round and side, batch 256 (DCAC: 128), two hidden layers of 256. Range: [1, inf)."""
 
     steps: int = 300
     """Environment steps, with one update each, of a whole learn() per round and side. Range: [1, inf)."""
@@ -67,11 +72,13 @@ class SpeedOptions:
         for name in self.agents:
             if name not in PEERS:
                 raise ValueError(
-                    f"--agents {name}: Stable-Baselines3 has no peer to time; choose from {', '.join(PEERS)}"
+                    f"--agents {name}: there is no peer to time it against; choose from {', '.join(PEERS)}"
                 )
 
 
-PEERS: dict[str, Any] = {"sac": stable_baselines3.SAC, "td3": stable_baselines3.TD3}
+PEERS: dict[str, Any] = {"sac": stable_baselines3.SAC, "td3": stable_baselines3.TD3, "dcac": agents.SAC}
+"""What each agent is timed against."""
+
 WARM_UP = 1_000
 """Environment steps that fill the stores before anything is timed."""
 
@@ -80,9 +87,9 @@ WARM_UP = 1_000
 class Measurement:
     """One quantity of one side at one thread count.
 
-    :param agent: "sac" or "td3"
+    :param agent: "sac", "td3" or "dcac"
     :param quantity: "updates/s" or "learn steps/s"
-    :param side: "headway" or "sb3"
+    :param side: "headway" or "peer"
     :param threads: torch threads
     :param rates: one per round
     """
@@ -123,30 +130,43 @@ class _Side:
         return count / (time.perf_counter() - start)
 
 
-def _sides(name: str, options: SpeedOptions) -> dict[str, _Side]:
-    ours: OffPolicyAgent[Any] = agents.AGENTS[name.upper()](  # type: ignore[assignment]
-        "MlpPolicy", options.env, seed=0, device=options.device, buffer_size=100_000, compile=options.compile
-    )
+def _ours(agent: type[OffPolicyAgent[Any]], env: Any, options: SpeedOptions, **hyper: Any) -> _Side:
+    policy = "MlpPolicy" if isinstance(env, str) else "MultiInputPolicy"
+    fixed: Any = {"seed": 0, "device": options.device, "buffer_size": 100_000, "compile": options.compile}
+    model = agent(policy, env, **fixed, **hyper)
 
     def update(count: int) -> None:
-        ours._pending_updates = count
-        ours._train()
+        model._pending_updates = count
+        model._train()
 
+    return _Side(model, update)
+
+
+def _sides(name: str, options: SpeedOptions) -> dict[str, _Side]:
+    agent: Any = agents.AGENTS[name.upper()]
+    if name == "dcac":
+        sides = {"headway": agent, "peer": PEERS[name]}
+        hyper = {"batch_size": 128, "learning_starts": 100}
+        return {
+            side: _ours(timed, World(options.env, options.delay).single(), options, **hyper)
+            for side, timed in sides.items()
+        }
+    ours = _ours(agent, options.env, options)
     peer = PEERS[name](
         "MlpPolicy",
         options.env,
         seed=0,
         device=options.device,
         buffer_size=100_000,
-        policy_kwargs={"net_arch": list(ours.config.net_arch)},  # its TD3 has 400 and 300 by default
+        policy_kwargs={"net_arch": list(ours.model.config.net_arch)},  # its TD3 has 400 and 300 by default
     )
-    return {"headway": _Side(ours, update), "sb3": _Side(peer, lambda count: peer.train(count, peer.batch_size))}
+    return {"headway": ours, "peer": _Side(peer, lambda count: peer.train(count, peer.batch_size))}
 
 
 def measure(name: str, options: SpeedOptions) -> list[Measurement]:
     """Time one agent on both sides, at every thread count, in turn.
 
-    :param name: "sac" or "td3"
+    :param name: "sac", "td3" or "dcac"
     :param options: how much to time
     :return: every measurement
     """
@@ -180,8 +200,10 @@ def speed(options: SpeedOptions) -> list[Measurement]:
             measurements += measure(name, options)
     torch.set_num_threads(cores)
     print(f"{options.env}, batch 256, networks 256x256, {options.rounds} rounds A B A B, device {options.device}")
-    print("medians over rounds [least, greatest], each side at its best thread count (t)\n")
-    print(f"{'agent':<6} {'quantity':<14} {'headway':>26} {'sb3':>26} {'ratio':>6}")
+    print("medians over rounds [least, greatest], each side at its best thread count (t)")
+    if "dcac" in options.agents:
+        print(f"dcac and its peer, our SAC: batch 128, behind delays {options.delay}")
+    print(f"\n{'agent':<6} {'quantity':<14} {'headway':>26} {'peer':>26} {'ratio':>6}")
     for name in options.agents:
         for quantity in ("updates/s", "learn steps/s"):
             best = [
@@ -189,7 +211,7 @@ def speed(options: SpeedOptions) -> list[Measurement]:
                     (m for m in measurements if (m.agent, m.quantity, m.side) == (name, quantity, side)),
                     key=lambda m: m.median,
                 )
-                for side in ("headway", "sb3")
+                for side in ("headway", "peer")
             ]
             cells = [f"{b.median:.0f} [{min(b.rates):.0f}, {max(b.rates):.0f}] {b.threads}t" for b in best]
             print(f"{name:<6} {quantity:<14} {cells[0]:>26} {cells[1]:>26} {best[0].median / best[1].median:>6.2f}")

@@ -18,6 +18,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark rollout [--flags]        steps/s of MuJoCo robots, side by side with every other way to step them
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
+  headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
 """
@@ -70,6 +71,10 @@ def _dispatch(command: str, rest: list[str]) -> int:
         from .plot import main as plot
 
         return plot(rest)
+    if command == "delays":
+        from .delays import main as delays
+
+        return delays(rest)
     if command == "agents":
         return _agents()
     if command == "envs":
@@ -102,7 +107,7 @@ def draw_without_screen() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-COMMANDS = ("train", "evaluate", "benchmark", "plot", "agents", "envs")
+COMMANDS = ("train", "evaluate", "benchmark", "plot", "delays", "agents", "envs")
 
 
 def _train(rest: list[str]) -> int:

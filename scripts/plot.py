@@ -57,6 +57,30 @@ def learning_curve(run: Path, title: str) -> Path:
     return path
 
 
+def delay_laws(path: Path, laws: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Draw laws of delays beside the ages that follow from them.
+
+    :param path: file to write
+    :param laws: by name, the probabilities of delays of 0, 1, … ticks, and those of ages
+    """
+    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    width = 0.8 / len(laws)
+    for place, (name, pair) in enumerate(laws.items()):
+        for axes, probs in zip(panels, pair, strict=True):
+            ticks = np.arange(len(probs)) + (place - (len(laws) - 1) / 2) * width
+            label = name if axes is panels[0] else None
+            axes.bar(ticks, probs, width, color=COLOURS[place % len(COLOURS)], label=label)
+    for axes, what in zip(panels, ("delay of a packet", "age of the newest that has arrived"), strict=True):
+        axes.set(xlabel=f"{what}, ticks")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("probability")
+    figure.legend(loc="outside lower center", ncols=min(len(laws), 4), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
 def returns_by_delay(path: Path, title: str, delays: Sequence[str], summaries: Sequence[Summary]) -> None:
     """Draw what one policy returns behind several laws of delays.
 

@@ -540,6 +540,8 @@ def law_table(law: Delay) -> Tensor:
     """
     if isinstance(law, PerEpisode):
         return law_table(law.dist)
+    if isinstance(law, Within):
+        return torch.cat((law_table(law.law), torch.zeros(law.longest - law.law.max, dtype=torch.float64)))
     if not isinstance(law, (Constant, Categorical)):
         return _shares(_simulated(law), law.max)
     probs = torch.tensor(law.probs if isinstance(law, Categorical) else (1.0,), dtype=torch.float64)
@@ -558,6 +560,8 @@ def age_law(law: Delay) -> Tensor:
     """
     if isinstance(law, PerEpisode):  # all its packets take as long
         return law_table(law)
+    if isinstance(law, Within):
+        return torch.cat((age_law(law.law), torch.zeros(law.longest - law.law.max, dtype=torch.float64)))
     if not isinstance(law, (Constant, Categorical)):
         delays = _simulated(law)
         start = min(law.max, delays.shape[1] - 1)  # when the first packet has arrived

@@ -249,3 +249,21 @@ def test_gpu_side_synchronises_once_per_turn(policy: bool, monkeypatch: pytest.M
 def test_every_side_can_be_drawn() -> None:
     assert STYLES.keys() == MAKERS.keys()
     assert {side for side, _ in RolloutOptions().sides()} == MAKERS.keys()
+
+
+def test_speed_of_dcac_is_measured_against_sac_on_the_same_observations(
+    headway: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("headway.scripts.benchmark.WARM_UP", 140)
+    file = tmp_path / "speed.json"
+    small = ("--rounds", 2, "--updates", 2, "--steps", 3, "--threads", 1)
+    code, out, _ = headway("benchmark", "speed", "--agents", "dcac", "--env", "Pendulum-v1", *small, "--json", file)
+    assert code == 0
+    assert "dcac and its peer, our SAC: batch 128, behind delays constant:2,2" in out
+    found = json.loads(file.read_text())["measurements"]
+    assert {(m["quantity"], m["side"]) for m in found} == {
+        (quantity, side) for quantity in ("updates/s", "learn steps/s") for side in ("headway", "peer")
+    }
+    assert all(len(m["rates"]) == 2 and min(m["rates"]) > 0 for m in found)
+    code, _, err = headway("benchmark", "speed", "--agents", "mbpo")
+    assert (code, "--agents mbpo: there is no peer to time it against" in err) == (1, True)

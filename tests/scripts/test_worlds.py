@@ -125,3 +125,18 @@ def test_sac_behind_delays(headway: Command, tmp_path: Path, form: str) -> None:
     assert f"behind delays constant:1,1 ({form})" in out
     space = agents.load(tmp_path / "r" / "final.zip").observation_space
     assert isinstance(space, spaces.Dict if form == "dict" else spaces.Box)
+
+
+def test_laws_shown_and_drawn(headway: Command, tmp_path: Path) -> None:
+    plot = tmp_path / "laws.png"
+    code, out, err = headway("delays", "wifi", "uniform:0-2", "within:3:constant:1", "--plot", plot)
+    assert (code, err) == (0, "")
+    wifi, wifi_age, uniform, _, within, _ = out.splitlines()[1:7]
+    assert wifi.split()[-5:] == ["0.000", "0.308", "0.593", "0.083", "0.016"]
+    assert wifi_age.split()[-5:] == ["0.000", "0.308", "0.623", "0.067", "0.001"]
+    assert uniform.split()[:3] == ["uniform:0-2", "delay", "1.000"]
+    assert within.split()[-4:] == ["0.000", "1.000", "0.000", "0.000"]
+    assert plot.stat().st_size > 5_000
+    assert "exists: choose another name" in headway("delays", "wifi", "--plot", plot)[2]
+    assert "there is no delay law 'wfi'" in headway("delays", "wfi")[2]
+    assert "name at least one law" in headway("delays")[2]
