@@ -227,11 +227,12 @@ def evaluate(options: EvaluateOptions) -> Summary:
     if options.video is not None:
         check_drawing(world.env_id)
     deterministic = not options.stochastic
-    print(f"{path}: {type(agent).__name__} after {agent.num_timesteps:,} steps, in {world}")
+    said = f"{path}: {type(agent).__name__} after {agent.num_timesteps:,} steps, in {world}"
     if options.delays:
-        return _evaluate_delays(options, agent, path, world)
+        return _evaluate_delays(options, agent, path, world, said)
     env = normalised(evaluation_env(world, min(options.n_envs, options.episodes)), path)
     agent.attach_env(env)
+    print(said)
     returns, lengths = run_episodes(agent, env, options.episodes, options.seed, deterministic)
     env.close()
     summary = summarise(returns, lengths)
@@ -251,9 +252,12 @@ def evaluate(options: EvaluateOptions) -> Summary:
     return summary
 
 
-def _evaluate_delays(options: EvaluateOptions, agent: ActorCriticAgent[Any], path: Path, world: World) -> Summary:
+def _evaluate_delays(
+    options: EvaluateOptions, agent: ActorCriticAgent[Any], path: Path, world: World, said: str
+) -> Summary:
     """Evaluate one policy under several laws of delays; :return: the summary under the last."""
     worlds = [world.under(delay) for delay in options.delays]  # all of them first: a mistake in the last is told now
+    print(said)
     width = max(map(len, options.delays))
     summaries = []
     for delay, changed in zip(options.delays, worlds, strict=True):

@@ -13,6 +13,7 @@ from headway import agents
 from headway.agents import SAC
 from headway.scripts.evaluate import evaluation_env, run_episodes
 from headway.scripts.statistics import interquartile_mean, summarise
+from headway.scripts.worlds import World
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from support import Point, vec
 
@@ -87,7 +88,7 @@ def test_csv_holds_every_episode(headway: Command, policy: Path) -> None:
         round(x, 1) for x in (np.mean(returns), np.std(returns), np.mean(sorted(returns)[2:-2]))
     ]
     agent = agents.load(policy)
-    assert run_episodes(agent, evaluation_env("worlds:Point-v0", 2), 9, 10_000)[0] == returns
+    assert run_episodes(agent, evaluation_env(World("worlds:Point-v0"), 2), 9, 10_000)[0] == returns
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
@@ -186,7 +187,7 @@ def test_a_policy_sees_the_statistics_it_was_trained_with(headway: Command) -> N
     """Statistics far from the identity: without them the policy acts otherwise, and its returns are others."""
 
     def build() -> DummyVecEnv:
-        return evaluation_env("worlds:Point-v0", 2)
+        return evaluation_env(World("worlds:Point-v0"), 2)
 
     venv = VecNormalize(build(), norm_reward=True)
     agent = SAC("MlpPolicy", venv, net_arch=(8,), seed=0, learning_starts=10, batch_size=8)

@@ -170,7 +170,7 @@ def test_files_that_are_no_suite(tmp_path: Path, text: str, message: str) -> Non
 
 def test_suites_that_do_not_exist(headway: Command) -> None:
     assert "there is no suite 'pendulum-smal'" in headway("benchmark", "learn", "pendulum-smal")[2]
-    assert "did you mean pendulum-small?" in headway("benchmark", "learn", "pendulum-smal")[2]
+    assert "did you mean pendulum-small" in headway("benchmark", "learn", "pendulum-smal")[2]
     assert "there is no suite mine.yaml" in headway("benchmark", "learn", "mine.yaml")[2]
 
 
