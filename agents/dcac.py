@@ -154,7 +154,9 @@ def critic_loss(critics: StateCritics, states: Tensor, target: Tensor) -> Tensor
 
 @final
 class DCAC(OffPolicyAgent[DCACConfig]):
-    """Delay-correcting actor-critic (arXiv 2010.02966), for what :class:`headway.wrappers.RandomDelay` shows.
+    """Delay-correcting actor-critic: off-policy, for observations and actions that are late (arXiv 2010.02966).
+
+    It reads what :class:`headway.wrappers.RandomDelay` shows in its dict form.
 
     Values are of states that hold the actions on their way. Each update draws fragments x_0, (r_1, x_1), … and, with
     actions a_t ~ pi(.|x_t) that replace those recorded since x_0 in the buffers::
@@ -186,7 +188,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         if missing:
             raise ValueError(
                 f"DCAC reads delayed observations, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
-                "not in this environment's: wrap it in headway.wrappers.RandomDelay (without flat)"
+                "not in this environment's: wrap it in headway.wrappers.RandomDelay (form 'dict'), or pass --delay"
             )
         ages_count = all(isinstance(parts[key], spaces.Discrete) and parts[key].start == 0 for key in AGES)
         if not ages_count or parts["action_buffer"].shape[1:] != action_space.shape:

@@ -8,7 +8,6 @@ in :mod:`.learning`.
 
 import contextlib
 import json
-import platform
 import statistics
 import sys
 import time
@@ -27,7 +26,8 @@ from ..agents.core.files import versions
 from ..agents.core.off_policy import OffPolicyAgent
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
-from .options import parse_flags
+from .machine import machine
+from .options import run_flags
 from .worlds import World
 
 
@@ -218,7 +218,7 @@ def speed(options: SpeedOptions) -> list[Measurement]:
     if options.json is not None:
         content = {
             "command": sys.argv,
-            "machine": {"processor": platform.processor(), "cores": cores},
+            "machine": machine(),
             "versions": versions(),
             "measurements": [asdict(m) | {"median": m.median} for m in measurements],
         }
@@ -250,6 +250,4 @@ def main(arguments: Sequence[str]) -> int:
     if name not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {name!r}: {nearest(name, BENCHMARKS)}")
     flags, run = BENCHMARKS[name]
-    options = parse_flags(flags, arguments[1:], f"headway benchmark {name}")
-    result = None if options is None else run(options)
-    return result if isinstance(result, int) else 0
+    return run_flags(flags, arguments[1:], f"headway benchmark {name}", run)

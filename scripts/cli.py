@@ -129,12 +129,9 @@ def _train(rest: list[str]) -> int:
 
 def _evaluate(rest: list[str]) -> int:
     from .evaluate import EvaluateOptions, evaluate
-    from .options import parse_flags
+    from .options import run_flags
 
-    options = parse_flags(EvaluateOptions, rest, "headway evaluate")
-    if options is not None:
-        evaluate(options)
-    return 0
+    return run_flags(EvaluateOptions, rest, "headway evaluate", evaluate)
 
 
 def _agents() -> int:

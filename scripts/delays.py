@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from ..wrappers.delays import age_law, law_table, parse
-from .options import parse_flags
+from .options import run_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,4 @@ def main(arguments: Sequence[str]) -> int:
     :param arguments: the command line after "delays"
     :return: exit code
     """
-    options = parse_flags(DelayOptions, arguments, "headway delays")
-    if options is not None:
-        show(options)
-    return 0
+    return run_flags(DelayOptions, arguments, "headway delays", show)

@@ -223,7 +223,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
         raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
     world = World.of(options.env or str(agent.env_id))
     if options.delay is not None:
-        world = World(world.env_id, options.delay, world.form)
+        world = World(world.env_id, options.delay) if world.delay is None else world.under(options.delay)
     if options.video is not None:
         check_drawing(world.env_id)
     deterministic = not options.stochastic

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,6 +109,8 @@ class TrainOptions:
                     raise ValueError(f"{flag} must lie in {interval}, got {value}")
         if self.delay is not None:
             parse_pair(self.delay)
+        elif self.delay_form != "dict":
+            raise ValueError(f"--delay-form {self.delay_form} says how delays are observed: it needs --delay")
 
     @property
     def world(self) -> World:
@@ -330,6 +332,20 @@ def parse_flags(
         hint = f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help"
         raise ValueError(f"{prog} takes no {unknown[0].partition('=')[0]}: {hint}")
     return parsed
+
+
+def run_flags(cls: type[T], arguments: Sequence[str], program: str, work: Callable[[T], Any]) -> int:
+    """Parse a command's flags and do its work.
+
+    :param cls: the dataclass of its flags
+    :param arguments: the command line after the command's name
+    :param program: what it is called in its help
+    :param work: what is done with the flags; it may return an exit code
+    :return: exit code
+    """
+    options = parse_flags(cls, arguments, program)
+    result = None if options is None else work(options)
+    return result if isinstance(result, int) else 0
 
 
 def _first_sentence(box: str) -> str:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from .options import EXECUTION, parse_flags, read_run
+from .options import EXECUTION, read_run, run_flags
 from .statistics import Summary, estimate_curve
 
 
@@ -28,6 +28,12 @@ def read_columns(path: Path, *names: str) -> list[np.ndarray]:
     lines = path.read_text().rpartition("\n")[0].splitlines()
     rows = [row for row in csv.DictReader(lines) if all(row.get(name) for name in names)]
     return [np.array([float(row[name]) for row in rows]) for name in names]
+
+
+def _plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Give axes a faint grid and no frame but the two scales."""
+    axes.grid(axis=grid, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def learning_curve(run: Path, title: str) -> Path:
@@ -49,8 +55,7 @@ def learning_curve(run: Path, title: str) -> Path:
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M: written out, long runs' labels would touch
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # where no curve can be
     path = run / "learning_curve.png"
     figure.savefig(path)
@@ -74,8 +79,7 @@ def delay_laws(path: Path, laws: Mapping[str, Sequence[Sequence[float]]]) -> Non
     for axes, what in zip(panels, ("delay of a packet", "age of the newest that has arrived"), strict=True):
         axes.set(xlabel=f"{what}, ticks")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(axis="y", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes, "y")
     panels[0].set_ylabel("probability")
     figure.legend(loc="outside lower center", ncols=min(len(laws), 4), frameon=False, fontsize=8)
     figure.savefig(path)
@@ -101,8 +105,7 @@ def returns_by_delay(path: Path, title: str, delays: Sequence[str], summaries: S
     axes.set(yticks=places, yticklabels=delays, xlabel="return", ylabel="delays: observation, action")
     axes.set_ylim(len(delays) - 0.5, -0.5)  # in the order given, from the top
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes, "x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path)
 
@@ -142,8 +145,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(map(abs, axes.get_ylim())) >= 10_000 else "{x:,g}")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
@@ -274,10 +276,7 @@ def main(arguments: Sequence[str]) -> int:
     :param arguments: the command line after "plot"
     :return: exit code
     """
-    options = parse_flags(PlotOptions, arguments, "headway plot")
-    if options is not None:
-        plot(options)
-    return 0
+    return run_flags(PlotOptions, arguments, "headway plot", plot)
 
 
 STYLES: dict[str, tuple[str, str, str, str, float]] = {
@@ -319,8 +318,7 @@ def rollout_speeds(
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     for axes in panels.flat[len(rates) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:

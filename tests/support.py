@@ -6,8 +6,20 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from headway.wrappers.random_delay import RandomDelay
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
+
+
+class Stop(BaseCallback):
+    """Stop at a step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.at
 
 
 class Point(gym.Env[Any, Any]):

@@ -35,7 +35,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from support import DelayedPoint, Point, delayed_vec, vec
+from support import DelayedPoint, Point, Stop, delayed_vec, vec
 
 Make = Callable[..., ActorCriticAgent[Any]]
 
@@ -108,17 +108,6 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", tensors_only)
-
-
-class Stop(BaseCallback):
-    """Stop at a step."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def _on_step(self) -> bool:
-        return self.num_timesteps < self.at
 
 
 class Rows(KVWriter):

@@ -32,9 +32,9 @@ EngineName = Literal["auto", "mujoco", "warp"]
 class MujocoBatch(BatchedEnv):
     """``N`` rows of a task, stepped together by MuJoCo on the CPU, or by MuJoCo Warp on a GPU.
 
-    Row ``i`` seeded ``s + i`` behaves, bit for bit on the CPU, as Gymnasium's environment seeded ``s + i``. Actions are
-    passed on as they are, as there: MuJoCo clamps controls to the actuators' ranges, rewards see what was asked for.
-    A step that is terminal and the last allowed is both ``terminated`` and ``truncated``, as there.
+    Row ``i`` of a batch seeded ``s`` behaves, bit for bit on the CPU, as Gymnasium's environment seeded ``s + i``.
+    Actions are passed on as they are, as there: MuJoCo clamps controls to the actuators' ranges, rewards see what was
+    asked for. A step that is terminal and the last allowed is both ``terminated`` and ``truncated``, as there.
 
     A row whose physics breaks down (NaN, or numbers too large) terminates with reward 0 and a ``RuntimeWarning`` that
     names it, and starts a new episode; the other rows are untouched. ``info["failed"]`` (N,) marks such rows in the

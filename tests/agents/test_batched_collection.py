@@ -21,6 +21,7 @@ from headway.wrappers import BatchedVecEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
+from support import Stop
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -315,15 +316,6 @@ def same(first: SAC, second: SAC) -> None:
         for name, value in ours.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[name])), name
     assert list(first.ep_info_buffer or ()) == list(second.ep_info_buffer or ()) != []
-
-
-class Stop(BaseCallback):
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.at = at
-
-    def _on_step(self) -> bool:
-        return self.num_timesteps < self.at
 
 
 @pytest.mark.parametrize("step", np.random.default_rng(0).integers(1, 30, 3).tolist())

@@ -82,8 +82,9 @@ def test_evaluated_behind_several_laws(headway: Command, run: Path, tmp_path: Pa
 def test_evaluated_behind_its_own_delays_and_others(headway: Command, run: Path) -> None:
     _, own, _ = headway("evaluate", run, "--episodes", 2)
     assert "in worlds:Point-v0@dict@uniform:0-2,constant:1" in own
-    _, other, _ = headway("evaluate", run, "--episodes", 2, "--delay", "constant:2,1")
-    assert "length 9" in other
+    _, other, _ = headway("evaluate", run, "--episodes", 2, "--delay", "constant:1,0")
+    assert "in worlds:Point-v0@dict@within:2:constant:1,within:1:constant:0" in other
+    assert "length 8" in other
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,7 @@ def test_evaluations_that_cannot_be(headway: Command, run: Path, flags: str, mes
         ("dcac --delay-form flat --delay constant:1,1", "DCAC reads delayed observations"),
         ("sac --delay unifrm:0-3,wifi", "there is no delay law 'unifrm'"),
         ("sac --delay constant:-1,0", "-1"),
+        ("sac --delay-form bare", "--delay-form bare says how delays are observed: it needs --delay"),
     ],
 )
 def test_trainings_that_cannot_be(headway: Command, tmp_path: Path, flags: str, message: str) -> None:
