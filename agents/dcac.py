@@ -344,6 +344,8 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         return [count for count in left if count]
 
     def _distributions(self) -> dict[str, Tensor]:
+        if not len(self.store):
+            return {}
         # What an update would draw now: so the histograms follow from what a checkpoint holds.
         state = self.store.generator.get_state()
         fragments = self.sample_fragments()

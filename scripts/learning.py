@@ -1,7 +1,6 @@
 """``headway benchmark learn``: train every arm of a suite in every environment with every seed, and compare them."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -29,7 +28,7 @@ from .machine import cores, machine
 from .report import Report
 from .results import EXIT, Trial, list_trials, pairs, read_result
 from .suites import Suite, parse_seeds, read_suite
-from .train import progress_bar
+from .train import locked, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,25 +186,10 @@ def sole_benchmark(out: Path) -> Iterator[None]:
     :param out: folder of the runs
     :raises ValueError: another process is at it
     """
-    with _locked(out) as free:
+    with locked(out) as free:
         if not free:
             raise ValueError(f"another process is training a suite in {out}: wait for it, or stop it")
         yield
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder, as ``headway train`` does with its own; False if another process has done so."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 class Fleet:
@@ -295,7 +279,7 @@ class Fleet:
 def _in_use(folder: Path) -> bool:
     if not folder.exists():
         return False
-    with _locked(folder) as free:
+    with locked(folder) as free:
         return not free
 
 

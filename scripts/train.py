@@ -351,23 +351,37 @@ def write_config(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder.
+
+    :param folder: the folder
+    :return: whether it is locked now; False if another process has done so
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)  # and with it the lock, as when the process is killed
+
+
+@contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder, and clear away what a killed one was just writing.
 
     :param folder: the run's folder
     :raises ValueError: another process is training in it
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise ValueError(f"another process is training in {folder}: wait for it, or stop it") from cause
+    with locked(folder) as free:
+        if not free:
+            raise ValueError(f"another process is training in {folder}: wait for it, or stop it")
         for leftover in folder.rglob(".*.tmp*"):
             leftover.unlink()
         yield
-    finally:
-        os.close(descriptor)  # and with it the lock, as when the process is killed
 
 
 def train(run: Run) -> int:

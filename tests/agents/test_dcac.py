@@ -921,3 +921,11 @@ def test_the_gpu_computes_the_same() -> None:
     assert torch.allclose(policy_loss(there, actor, critics, noise.cuda()).cpu(), here[1], rtol=1e-9)
     agent = DCAC("MultiInputPolicy", delayed_point(), seed=0, device="cuda", **TINY).learn(60)
     assert all(math.isfinite(value) for value in agent.metrics.flush().values())
+
+
+def test_logs_can_be_written_before_anything_is_stored() -> None:
+    agent = DCAC("MultiInputPolicy", RandomDelay(Point(), "constant:1", "constant:1"), device="cpu")
+    agent.set_logger(Logger(None, []))
+    agent.start_time = 0
+    agent.dump_logs()
+    assert len(agent.store) == 0
