@@ -24,7 +24,8 @@ Observations are a Dict, with the names of the paper's extension in brackets:
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from operator import index
@@ -320,6 +321,17 @@ def _warn_of_short_episodes(horizon: int, limit: int | None) -> None:
         )
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to the calling thread: its others would go on spinning while the physics steps on its own threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class BatchedRandomDelay(BatchedEnv):
     """Many rows behind random delays, on one device and without a loop over rows.
 
@@ -442,6 +454,7 @@ class BatchedRandomDelay(BatchedEnv):
         for name, value in starts.items():
             reg[name] = torch.where(_like(rows, reg[name]), value, reg[name])
 
+    @_one_thread()
     def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """See :meth:`BatchedEnv.step`."""
         reg, t, resting = self._registers, self._registers["tick"], self._registers["ended"]
