@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from ..envs.naming import nearest
 from .core.archive import FileFormatError, read_manifest
 from .core.base import AGENTS, ActorCriticAgent
 from .core.collectors import NonFiniteError
-from .core.config import nearest
 from .dcac import DCAC, DCACConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config

@@ -11,12 +11,13 @@ from gymnasium import error
 from gymnasium.envs.registration import EnvSpec
 
 from .batched import BatchedEnv
+from .mean_field import registration as mean_field
 from .mujoco import MujocoTask
 from .mujoco.making import name_of
 from .mujoco.tasks import TASKS
 
 _MUJOCO = "headway.envs.mujoco"
-_BATCHED_ENTRY_POINTS = {f"{_MUJOCO}.making:make_vector"}
+_BATCHED_ENTRY_POINTS = {f"{_MUJOCO}.making:make_vector", *mean_field.BATCHED_ENTRY_POINTS}
 
 
 def register_mujoco_task(
@@ -49,6 +50,7 @@ def register_all() -> None:
     """Register Headway's own environments; importing ``headway.envs`` has done it."""
     for name, task in TASKS.items():
         register_mujoco_task(f"headway/{name}-v5", task)
+    mean_field.register_all()
 
 
 def is_batched(env_id: str) -> bool:

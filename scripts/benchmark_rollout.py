@@ -17,8 +17,9 @@ import torch
 from tqdm import tqdm
 
 from .. import envs  # noqa: F401  (registers Headway's own)
-from ..agents.core.config import Range, describe, nearest
+from ..agents.core.config import Range, describe
 from ..agents.core.files import versions
+from ..envs.naming import nearest
 from .contenders import MAKERS, WARM_UP, Absent, Scene, Side
 from .machine import cores, machine
 from .plot import rollout_speeds

@@ -9,6 +9,7 @@ import imageio
 import numpy as np
 import tyro
 from gymnasium import Env
+from mujoco import MjModel, mj_name2id, mjtObj
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -100,10 +101,21 @@ def evaluation_env(world: World, n_envs: int, render: bool = False, threads: int
     if world.is_batched and not render:
         return BatchedVecEnv(world.batch(n_envs, threads=threads))
 
+    options = {"render_mode": "rgb_array", **_following_camera(world)} if render else {}
+
     def build() -> Env[Any, Any]:
-        return Monitor(world.single(render_mode="rgb_array" if render else None))
+        return Monitor(world.single(**options))
 
     return DummyVecEnv([build for _ in range(n_envs)])
+
+
+def _following_camera(world: World) -> dict[str, str]:
+    """Ask for the camera that moves with a robot; left alone, some robots walk out of Gymnasium's picture."""
+    env = world.single()
+    model = getattr(env.unwrapped, "model", None)
+    env.close()
+    has_one = isinstance(model, MjModel) and mj_name2id(model, mjtObj.mjOBJ_CAMERA, "track") >= 0
+    return {"camera_name": "track"} if has_one else {}
 
 
 def run_episodes(

@@ -18,9 +18,10 @@ import yaml
 from stable_baselines3.common.utils import get_device
 
 from ..agents import AGENTS, ActorCriticAgent
-from ..agents.core.config import AgentConfig, FieldInfo, Range, describe, fits, nearest
+from ..agents.core.config import AgentConfig, FieldInfo, Range, describe, fits
 from ..agents.presets import preset, preset_names
 from ..envs import is_batched
+from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from ..wrappers.random_delay import Form
 from .worlds import World

@@ -1,6 +1,7 @@
 """What changes how an environment is met. Importing it registers ``headway/Delayed-v0`` with Gymnasium."""
 
 from .batching import VecEnvBatch, VectorEnvBatch, as_batched
+from .mean_field import CrowdFollowsLearner, NashConvCallback, exploitability_of, tabular_policy
 from .random_delay import BatchedRandomDelay, RandomDelay
 from .registration import register_all
 from .sb3 import BatchedVecEnv
@@ -9,6 +10,8 @@ from .snapshot import Snapshot, StateNotSavable, capture, restore
 __all__ = [
     "BatchedRandomDelay",
     "BatchedVecEnv",
+    "CrowdFollowsLearner",
+    "NashConvCallback",
     "RandomDelay",
     "Snapshot",
     "StateNotSavable",
@@ -16,7 +19,9 @@ __all__ = [
     "VectorEnvBatch",
     "as_batched",
     "capture",
+    "exploitability_of",
     "restore",
+    "tabular_policy",
 ]
 
 register_all()

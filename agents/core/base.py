@@ -20,11 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
 from ...envs import BatchedEnv, make, supports_rgb
+from ...envs.naming import nearest
 from ...wrappers.batching import as_batched
 from ...wrappers.sb3 import BatchedVecEnv
 from . import files
 from .collectors import Collector
-from .config import AgentConfig, nearest
+from .config import AgentConfig
 from .logging import Metrics
 from .modules import Tracked, TrackedModules
 from .normalization import BatchNormalizer

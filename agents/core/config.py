@@ -5,16 +5,17 @@ the admissible interval and the unit. Everything else (checks, ``--help``, neare
 """
 
 import ast
-import difflib
 import functools
 import inspect
 import math
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
+
+from ...envs.naming import nearest
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,6 @@ class FieldInfo:
     def help(self) -> str:
         """The docstring, followed by the admissible interval and unit."""
         return " ".join([self.doc, *(f"Range: {r}." for r in self.ranges)])
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known names come closest to a misspelt one.
-
-    :param name: what was written
-    :param known: the names that exist
-    :return: a clause for an error message, such as "did you mean gamma?"
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 def _strip(annotation: Any) -> tuple[Any, tuple[Range, ...]]:

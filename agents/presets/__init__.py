@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from ..core.config import AgentConfig, describe, nearest
+from ...envs.naming import nearest
+from ..core.config import AgentConfig, describe
 
 
 def preset_names(agent: str) -> list[str]:

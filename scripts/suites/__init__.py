@@ -10,7 +10,8 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 
-from ...agents.core.config import Count, FieldInfo, Range, describe, fits, nearest
+from ...agents.core.config import Count, FieldInfo, Range, describe, fits
+from ...envs.naming import nearest
 from ..options import Run, TrainOptions, agent_class, parse_train
 
 T = TypeVar("T")

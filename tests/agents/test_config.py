@@ -4,8 +4,9 @@ from dataclasses import FrozenInstanceError, dataclass, fields
 import pytest
 import yaml
 from headway.agents import AGENTS
-from headway.agents.core.config import AgentConfig, OffPolicyConfig, Range, describe, nearest
+from headway.agents.core.config import AgentConfig, OffPolicyConfig, Range, describe
 from headway.agents.presets import preset, preset_names
+from headway.envs.naming import nearest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

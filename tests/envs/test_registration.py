@@ -226,7 +226,7 @@ import gymnasium
 env = gymnasium.make("headway.envs:headway/Ant-v5")
 assert env.reset(seed=0)[0].shape == (105,)
 assert gymnasium.make_vec("headway.envs:headway/Ant-v5", num_envs=3).reset(seed=0)[0].shape == (3, 105)
-assert sum(env_id.startswith("headway/") for env_id in gymnasium.registry) == 11
+assert sum(env_id.startswith("headway/") and env_id.endswith("-v5") for env_id in gymnasium.registry) == 11
 assert not {"warp", "stable_baselines3"} & sys.modules.keys(), "imported by who only simulates"
 """
 

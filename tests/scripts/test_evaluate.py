@@ -11,7 +11,7 @@ import pytest
 from conftest import Command
 from headway import agents
 from headway.agents import SAC
-from headway.scripts.evaluate import evaluation_env, run_episodes
+from headway.scripts.evaluate import _following_camera, evaluation_env, run_episodes
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -241,3 +241,16 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     assert all(r.low <= r.iqm <= r.high for r in results)
     assert 0.88 <= np.mean([r.low <= 5 <= r.high for r in results]) <= 0.98
     assert summarise([1.0, 2, 3, 4], [1] * 4) == summarise([1.0, 2, 3, 4], [1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "camera"),
+    [
+        ("HalfCheetah-v5", {"camera_name": "track"}),
+        ("headway/HalfCheetah-v5@dict@wifi,wifi", {"camera_name": "track"}),
+        ("InvertedPendulum-v5", {}),
+        ("Pendulum-v1", {}),
+    ],
+)
+def test_films_follow_robots(name: str, camera: dict[str, str]) -> None:
+    assert _following_camera(World.of(name)) == camera

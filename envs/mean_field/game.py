@@ -1,0 +1,283 @@
+"""Finite mean field games in discrete time: what the members of a crowd can do, where it takes them, what they earn."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .regularisers import Regulariser
+
+StateReward = Callable[[Any, Tensor], Tensor]
+ActionReward = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MFGame:
+    """A mean field game with ``n_pop`` populations, S states, A actions and H decisions.
+
+    At each time t = 0..H-1 a member of population p in state x chooses an action, earns
+
+        r_state(t, mu_t)[p, x] + r_action(t, mu_t)[p, x, action] + regulariser.bonus(its probabilities)
+
+    where mu_t holds the distributions of all populations, and moves. At time H, it earns ``terminal(mu_H)[p, x]``.
+
+    Members move in one of two ways. *Two stages*: to y = ``post[x, a]``, then by noise, to ``noise_idx[y, k]`` with
+    probability ``noise_p[y, k]``. Or by *successors*: to ``succ_idx[x, a, k]`` with probability
+    ``succ_p[x, a, k]``, or ``transition(t, mu_t)[x, a, k]`` where that depends on the crowd.
+
+    **Batches.** Any number of games that differ in their numbers is one game with a ``batch`` of leading dimensions:
+    ``mu0``, ``noise_p``, ``succ_p`` and whatever the rewards return may have them. Where what is said of p or x is
+    the same for all, 1 in its dimension does.
+
+    **Functions of time.** Rewards and transitions are called as ``f(t, mu)`` for one time, t an int and mu
+    (…, n_pop, S), or for many at once, t a tensor (T, 1, …, 1) with as many dimensions as mu, (T, …, n_pop, S). They
+    return tensors that broadcast to (…, n_pop, S), (…, n_pop, S, A) and (…, n_pop, S, A, K), in the game's dtype: what
+    passes through float32 is no longer equal where it should be. Where ``t`` matters, use it in tensor operations.
+
+    :param name: for messages and titles
+    :param S: number of states
+    :param A: number of actions
+    :param H: number of decisions
+    :param mu0: initial distributions, (…, n_pop, S)
+    :param r_state: reward of being somewhere
+    :param r_action: reward of doing something there; None: 0
+    :param terminal: reward at time H, of mu_H; None: 0
+    :param legal: actions that exist in a state, (S, A) bool; by default all
+    :param post: (S, A) int64
+    :param noise_idx: (S, K) int64; None: no noise
+    :param noise_p: (S, K), or (…, n_pop, S, K)
+    :param succ_idx: (S, A, K) int64
+    :param succ_p: (S, A, K), or (…, n_pop, S, A, K)
+    :param transition: see above
+    :param regulariser: a bonus on the policy, as in games whose members pay for certainty
+    :param labels: names of the states
+    :param grid: (width, height), where state x + width * y stands for cell (x, y) of a picture
+    :param info: whatever else is to be known of it
+    :raises ValueError: a shape, index or probability that cannot be; the message says which and where
+    """
+
+    name: str
+    S: int
+    A: int
+    H: int
+    mu0: Tensor
+    r_state: StateReward
+    r_action: ActionReward | None = None
+    terminal: Callable[[Tensor], Tensor] | None = None
+    legal: Tensor = None  # type: ignore[assignment]
+    post: Tensor | None = None
+    noise_idx: Tensor | None = None
+    noise_p: Tensor | None = None
+    succ_idx: Tensor | None = None
+    succ_p: Tensor | None = None
+    transition: Callable[[Any, Tensor], Tensor] | None = None
+    regulariser: Regulariser | None = None
+    labels: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if cast(Tensor | None, self.legal) is None:
+            object.__setattr__(self, "legal", torch.ones(self.S, self.A, dtype=torch.bool, device=self.mu0.device))
+        _check_sizes(self)
+        _check_moves(self)
+        _check_rewards(self)
+
+    @property
+    def n_pop(self) -> int:
+        """Number of populations."""
+        return self.mu0.shape[-2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.mu0.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of rewards, masses and probabilities; float64 unless made otherwise."""
+        return self.mu0.dtype
+
+    @cached_property
+    def batch(self) -> tuple[int, ...]:
+        """Leading dimensions that the game itself has."""
+        crowd = self._somewhere
+        shapes = [crowd.shape[:-2], self.r_state(0, crowd).shape[:-2]]
+        shapes += [] if self.r_action is None else [self.r_action(0, crowd).shape[:-3]]
+        shapes += [] if self.terminal is None else [self.terminal(crowd).shape[:-2]]
+        shapes += [] if self.transition is None else [self.transition(0, crowd).shape[:-4]]
+        for part, own in ((self.noise_p, 2), (self.succ_p, 3)):
+            shapes += [] if part is None or part.ndim == own else [part.shape[: -own - 1]]
+        try:
+            return np.broadcast_shapes(*map(tuple, shapes))
+        except ValueError:
+            found = ", ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(f"{self.name}: leading dimensions do not broadcast with each other: {found}") from None
+
+    @cached_property
+    def dynamic(self) -> bool:
+        """Whether the ways of a member depend on where the others are."""
+        return self.transition is not None
+
+    @property
+    def _somewhere(self) -> Tensor:
+        """A crowd to try functions on: everybody as at the start, with somebody everywhere."""
+        return (self.mu0 + 1 / self.S) / 2
+
+    def uniform_policy(self) -> Tensor:
+        """:return: every legal action equally likely, (*batch, n_pop, H, S, A)."""
+        rows = self.legal.to(self.dtype)
+        rows = rows / rows.sum(-1, keepdim=True)
+        return rows.expand(*self.batch, self.n_pop, self.H, self.S, self.A).clone()
+
+    def check_policy(self, policy: Tensor) -> Tensor:
+        """See that something is a policy of this game.
+
+        :param policy: (…, n_pop, H, S, A)
+        :return: it, on the game's device and of its type
+        :raises ValueError: its shape is another, or a row is no distribution over legal actions
+        """
+        policy = torch.as_tensor(policy, dtype=self.dtype, device=self.device)
+        wanted = (self.n_pop, self.H, self.S, self.A)
+        if tuple(policy.shape[-4:]) != wanted:
+            raise ValueError(
+                f"a policy of {self.name} is (…, n_pop, H, S, A) = (…, {_listed(wanted)}), got {_shape(policy)}"
+            )
+        _check_distributions(policy, "the policy", ("population", "time", "state"))
+        illegal = (policy != 0) & ~self.legal
+        if illegal.any():
+            *_, population, time, state, action = (int(i) for i in illegal.nonzero()[0])
+            raise ValueError(
+                f"the policy takes action {action} in state {state}, at time {time} in population {population}: "
+                f"it is not legal there; legal are {self.legal[state].nonzero().flatten().tolist()}"
+            )
+        return policy
+
+    def check_flow(self, flow: Tensor) -> Tensor:
+        """See that something is a flow of this game.
+
+        :param flow: (…, n_pop, H + 1, S)
+        :return: it, on the game's device and of its type
+        :raises ValueError: its shape is another, or at some time it is no distribution
+        """
+        flow = torch.as_tensor(flow, dtype=self.dtype, device=self.device)
+        wanted = (self.n_pop, self.H + 1, self.S)
+        if tuple(flow.shape[-3:]) != wanted:
+            raise ValueError(
+                f"a flow of {self.name} is (…, n_pop, H + 1, S) = (…, {_listed(wanted)}), got {_shape(flow)}"
+            )
+        _check_distributions(flow, "the flow", ("population", "time"))
+        return flow
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _shape(part: Tensor) -> str:
+    return f"({_listed(tuple(part.shape))})"
+
+
+def _check_sizes(game: MFGame) -> None:
+    for name in ("S", "A", "H"):
+        if (size := getattr(game, name)) < 1:
+            raise ValueError(f"{game.name}: {name} must be at least 1, got {size}")
+    if game.mu0.ndim < 2 or game.mu0.shape[-1] != game.S:
+        raise ValueError(f"{game.name}: mu0 must be (…, n_pop, S = {game.S}), got {_shape(game.mu0)}")
+    if not game.mu0.dtype.is_floating_point:
+        raise ValueError(f"{game.name}: mu0 must hold floating-point numbers, got {game.mu0.dtype}")
+    _check_distributions(game.mu0, f"{game.name}: mu0", ("population",))
+    if tuple(game.legal.shape) != (game.S, game.A) or game.legal.dtype != torch.bool:
+        raise ValueError(
+            f"{game.name}: legal must be (S, A) = ({game.S}, {game.A}) of bool, "
+            f"got {_shape(game.legal)} of {game.legal.dtype}"
+        )
+    if not game.legal.any(1).all():
+        raise ValueError(f"{game.name}: state {int((~game.legal.any(1)).nonzero()[0])} has no legal action")
+
+
+def _check_moves(game: MFGame) -> None:
+    _check_parts(game)
+    for name, sizes in (("post", "SA"), ("noise_idx", "SK"), ("succ_idx", "SAK")):
+        if (part := getattr(game, name)) is not None:
+            _check_index(game, name, part, sizes)
+    for name, index in (("noise_p", game.noise_idx), ("succ_p", game.succ_idx)):
+        if (part := getattr(game, name)) is not None and index is not None:
+            if tuple(part.shape[-index.ndim :]) != tuple(index.shape):
+                raise ValueError(f"{game.name}: {name} must end like its indices, {_shape(index)}, got {_shape(part)}")
+            _check_distributions(part, f"{game.name}: {name}", ("state", "action")[: index.ndim - 1])
+
+
+def _check_parts(game: MFGame) -> None:
+    given = [
+        name
+        for name in ("post", "noise_idx", "noise_p", "succ_idx", "succ_p", "transition")
+        if getattr(game, name) is not None
+    ]
+    ways = (["post"], ["post", "noise_idx", "noise_p"], ["succ_idx", "succ_p"], ["succ_idx", "transition"])
+    if given not in ways:
+        known = ", or ".join(" and ".join(way) for way in ways)
+        raise ValueError(
+            f"{game.name}: how members move is said by {known}; got {' and '.join(given) or 'none of them'}"
+        )
+
+
+def _check_index(game: MFGame, name: str, part: Tensor, sizes: str) -> None:
+    wanted = tuple({"S": game.S, "A": game.A}[size] for size in sizes if size != "K")
+    if part.ndim != len(sizes) or tuple(part.shape[: len(wanted)]) != wanted or part.dtype != torch.int64:
+        raise ValueError(
+            f"{game.name}: {name} must be ({', '.join(sizes)}) of int64 with S = {game.S}, A = {game.A}, "
+            f"got {_shape(part)} of {part.dtype}"
+        )
+    low, high = map(int, part.aminmax())
+    if low < 0 or high >= game.S:
+        raise ValueError(f"{game.name}: {name} names states {low} to {high}, there are 0 to {game.S - 1}")
+
+
+def _check_rewards(game: MFGame) -> None:
+    """Call every function once, with one time and with many."""
+    crowd = game._somewhere.expand(*game.batch, game.n_pop, game.S)
+    many = crowd.expand(2, *crowd.shape)
+    times = torch.arange(2, device=game.device).clamp(max=game.H - 1).view(2, *[1] * crowd.ndim)
+    calls: list[tuple[str, StateReward, tuple[int, ...]]] = [("r_state", game.r_state, (game.n_pop, game.S))]
+    if game.r_action is not None:
+        calls.append(("r_action", game.r_action, (game.n_pop, game.S, game.A)))
+    if game.transition is not None:
+        assert game.succ_idx is not None
+        calls.append(("transition", game.transition, (game.n_pop, *game.succ_idx.shape)))
+    for name, function, wanted in calls:
+        for t, mu in ((0, crowd), (times, many)):
+            _check_returned(game, name, function(t, mu), wanted)
+    if game.terminal is not None:
+        _check_returned(game, "terminal", game.terminal(crowd), (game.n_pop, game.S))
+    if game.transition is not None:
+        _check_distributions(game.transition(0, crowd), f"{game.name}: what transition returns", ("state", "action"))
+
+
+def _check_returned(game: MFGame, name: str, part: Tensor, wanted: tuple[int, ...]) -> None:
+    found = tuple(part.shape[-len(wanted) :])
+    if any(size not in (1, full) for size, full in zip(found[::-1], wanted[::-1], strict=False)):
+        raise ValueError(f"{game.name}: {name} must return (…, {_listed(wanted)}), it returned {_shape(part)}")
+    if not part.isfinite().all():
+        raise ValueError(
+            f"{game.name}: {name} returned {float(part[~part.isfinite()][0])} for a crowd that is everywhere"
+        )
+
+
+def _check_distributions(part: Tensor, what: str, dims: tuple[str, ...]) -> None:
+    """See that the last dimension is a distribution everywhere; ``dims`` name the ones before it."""
+    tolerance = 1e-9 if part.dtype == torch.float64 else 1e-5
+    sums = part.sum(-1)
+    wrong = ~((sums - 1).abs() <= tolerance) | (part < 0).any(-1)
+    if wrong.any():
+        place = wrong.nonzero()[0].tolist()
+        row = part[tuple(place)]
+        where = ", ".join(f"{name} {index}" for name, index in zip(dims, place[-len(dims) :], strict=False))
+        fault = (
+            f"has a negative entry, {float(row.min())}" if (row < 0).any() else f"sums to {float(row.sum())}, not to 1"
+        )
+        raise ValueError(f"{what} must hold distributions; at {where} it {fault}")

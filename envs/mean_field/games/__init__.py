@@ -1,0 +1,1 @@
+"""Benchmark games, by the names of :data:`headway.envs.mean_field.GAMES`."""

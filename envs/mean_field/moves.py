@@ -1,0 +1,145 @@
+"""Where actions take a crowd: masses pushed forwards, expectations taken backwards.
+
+Everything here is laid out for speed, as (S, …, L): states first, L = games x populations last, so that what is done
+for every game stands side by side in memory, and a single game is a vector.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .game import MFGame
+
+DENSE = 256
+"""Up to so many states noise is a matrix product, which is faster than gathering on any device (our choice)."""
+
+
+class Moves(Protocol):
+    """How a game's members get from state to state."""
+
+    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
+        """Take the expectation of what comes next.
+
+        :param values: of the next states, (S, L)
+        :param t: time of the decision
+        :param mu: where the crowd is then, (S, L)
+        :return: (S, A, L)
+        """
+
+    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
+        """Move a crowd.
+
+        :param joint: mass by state and action, (S, A, L)
+        :param t: time of the decision
+        :param mu: where the crowd is then, (S, L)
+        :return: mass by next state, (S, L)
+        """
+
+
+class Layout:
+    """Between the shapes of the interface, (…, n_pop, …, S, …), and (…, S, …, L).
+
+    :param game: the game
+    :param batch: leading dimensions of all that is computed
+    """
+
+    def __init__(self, game: MFGame, batch: tuple[int, ...]) -> None:
+        self.game, self.lead = game, (*batch, game.n_pop)
+        self.columns = 1
+        for size in self.lead:
+            self.columns *= size
+
+    def inward(self, part: Tensor, own: int) -> Tensor:
+        """:return: (…, n_pop, *own) -> (*own, L), ``own`` the number of dimensions after n_pop."""
+        part = part.expand(*self.lead, *part.shape[part.ndim - own :])
+        return part.flatten(0, len(self.lead) - 1).movedim(0, -1).contiguous()
+
+    def outward(self, part: Tensor) -> Tensor:
+        """:return: (*own, L) -> (…, n_pop, *own)."""
+        return part.movedim(-1, 0).reshape(*self.lead, *part.shape[:-1]).contiguous()
+
+    def crowd(self, mu: Tensor) -> Tensor:
+        """:return: (…, S, L) -> (…, *batch, n_pop, S), as rewards want it; a view."""
+        return mu.view(*mu.shape[:-1], *self.lead).movedim(mu.ndim - 2, -1)
+
+    def rewards(self, part: Tensor, times: tuple[int, ...], own: int) -> Tensor:
+        """:return: what a function of (t, mu) returned, (T…, …, n_pop, *own) -> (T…, *own, L)."""
+        game = self.game
+        sizes = (game.S, game.A)[:own] if own < 3 else part.shape[-own:]
+        part = part.to(game.dtype).expand(*times, *self.lead, *sizes)
+        front = len(times)
+        return part.flatten(front, front + len(self.lead) - 1).movedim(front, -1).contiguous()
+
+
+class TwoStages:
+    """Deterministic moves, then noise that depends on where they lead."""
+
+    def __init__(self, game: MFGame, layout: Layout) -> None:
+        assert game.post is not None
+        self.S, self.A = game.S, game.A
+        self.post = game.post.flatten()
+        self.idx, self.p, self.matrix = game.noise_idx, None, None
+        if game.noise_p is not None:
+            assert game.noise_idx is not None
+            if game.noise_p.ndim == 2 and game.S <= DENSE:
+                matrix = torch.zeros(game.S, game.S, dtype=game.dtype, device=game.device)
+                self.matrix = matrix.scatter_add_(1, game.noise_idx, game.noise_p.to(game.dtype))  # (from, to)
+            else:
+                p = game.noise_p if game.noise_p.ndim > 2 else game.noise_p.expand(1, *game.noise_p.shape)
+                self.p = layout.inward(p, 2) if game.noise_p.ndim > 2 else p.movedim(0, -1)  # (S, K, L or 1)
+
+    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
+        """See :class:`Moves`."""
+        if self.matrix is not None:
+            values = self.matrix @ values
+        elif self.p is not None:
+            assert self.idx is not None
+            values = (values.index_select(0, self.idx.flatten()).view(*self.idx.shape, -1) * self.p).sum(1)
+        return values.index_select(0, self.post).view(self.S, self.A, -1)
+
+    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
+        """See :class:`Moves`."""
+        moved = joint.new_zeros(self.S, joint.shape[-1]).index_add_(0, self.post, joint.flatten(0, 1))
+        if self.matrix is not None:
+            return self.matrix.T @ moved
+        if self.p is not None:
+            assert self.idx is not None
+            spread = (moved.unsqueeze(1) * self.p).flatten(0, 1)
+            return torch.zeros_like(moved).index_add_(0, self.idx.flatten(), spread)
+        return moved
+
+
+class Successors:
+    """A list of successors for each state and action, with probabilities that may depend on the crowd."""
+
+    def __init__(self, game: MFGame, layout: Layout) -> None:
+        assert game.succ_idx is not None
+        self.game, self.layout, self.idx = game, layout, game.succ_idx
+        self.p = None
+        if game.succ_p is not None:
+            p = game.succ_p.to(game.dtype)
+            self.p = layout.inward(p, 3) if p.ndim > 3 else p.unsqueeze(-1)  # (S, A, K, L or 1)
+
+    def probabilities(self, t: int, mu: Tensor) -> Tensor:
+        """:return: of the successors, (S, A, K, L or 1)."""
+        if self.p is not None:
+            return self.p
+        assert self.game.transition is not None
+        p = self.game.transition(t, self.layout.crowd(mu))
+        return self.layout.inward(p.to(self.game.dtype).expand(*p.shape[:-3], *self.idx.shape), 3)
+
+    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
+        """See :class:`Moves`."""
+        led_to = values.index_select(0, self.idx.flatten()).view(*self.idx.shape, -1)
+        return (led_to * self.probabilities(t, mu)).sum(2)
+
+    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
+        """See :class:`Moves`."""
+        spread = (joint.unsqueeze(2) * self.probabilities(t, mu)).flatten(0, 2)
+        return joint.new_zeros(self.game.S, joint.shape[-1]).index_add_(0, self.idx.flatten(), spread)
+
+
+def moves_of(game: MFGame, layout: Layout) -> Moves:
+    """:return: how a game's members move."""
+    return TwoStages(game, layout) if game.post is not None else Successors(game, layout)

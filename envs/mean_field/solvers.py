@@ -1,0 +1,327 @@
+"""Iterative solvers of mean field games, exact in each step, for whole batches of games at once."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..naming import nearest
+from .dynamics import TIE_TOLERANCE, exploited
+from .game import MFGame
+from .sweeps import Rewards, Sweeps, Tie
+
+
+@dataclass(frozen=True)
+class History:
+    """How a solver got on."""
+
+    iterations: tuple[int, ...]
+    """Iterations done at each evaluation; 0 is the initial policy."""
+    exploitability: Tensor
+    """(evaluations, …)"""
+    seconds: tuple[float, ...]
+    """Since the beginning, time for evaluations included."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found."""
+
+    policy: Tensor
+    """(…, n_pop, H, S, A)"""
+    flow: Tensor
+    """Of that policy, (…, n_pop, H + 1, S)"""
+    history: History
+
+    @property
+    def exploitability(self) -> Tensor:
+        """Of that policy, (…,)."""
+        return self.history.exploitability[-1]
+
+
+class Solver:
+    """A policy that gets better step by step.
+
+    What follows from the policy is computed when it is asked for, once, and forgotten when the policy changes.
+
+    :param sweeps: passes through the game
+    :param policy: the first one, (H, S, A, L)
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, sweeps: Sweeps, policy: Tensor) -> None:
+        self.sweeps, self._policy = sweeps, policy
+
+    @property
+    def policy(self) -> Tensor:
+        """(H, S, A, L)"""
+        return self._policy
+
+    @cached_property
+    def mu(self) -> Tensor:
+        """Flow of the policy, (H + 1, S, L)."""
+        return self.sweeps.forward(self.policy)
+
+    @cached_property
+    def joint(self) -> Tensor:
+        """Occupancies of the policy, (H, S, A, L)."""
+        return self.policy * self.mu[:-1].unsqueeze(2)
+
+    @cached_property
+    def rewards(self) -> Rewards:
+        """Along the flow."""
+        return self.sweeps.rewards(self.mu)
+
+    @cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Values of the best response to the flow."""
+        return self.sweeps.best(self.mu, self.rewards)
+
+    def exploitability(self) -> Tensor:
+        """:return: of the policy, (*batch,)."""
+        return exploited(self.sweeps, self.joint, self.mu, self.rewards, self.best[1])
+
+    def q_values(self) -> Tensor:
+        """:return: of actions under the policy, (H, S, A, L)."""
+        return self.sweeps.evaluate(self.policy, self.mu, self.rewards)[0]
+
+    def forget(self) -> None:
+        """Drop what followed from the last policy."""
+        for name in ("mu", "joint", "rewards", "best"):
+            self.__dict__.pop(name, None)
+
+    def step(self, k: int) -> None:
+        """Improve the policy.
+
+        :param k: number of the iteration, from 1
+        """
+        raise NotImplementedError
+
+
+class FictitiousPlay(Solver):
+    """Best respond to the average crowd so far (arXiv 2007.03458).
+
+    The average is one of crowds: policies are weighted by the mass that follows them. Where moves do not depend on the
+    crowd, the flow of the average policy is the average of flows.
+
+    :param learning_rate: weight of the newest best response; None: 1 / (k + 1) in iteration k
+    :param temperature: above 0, the response is a softmax of the best response's values over it
+    :param tie: see :func:`best_response`
+    """
+
+    name = "fictitious_play"
+
+    def __init__(
+        self,
+        sweeps: Sweeps,
+        policy: Tensor,
+        learning_rate: float | None = None,
+        temperature: float = 0.0,
+        tie: Tie = "split",
+    ) -> None:
+        super().__init__(sweeps, policy)
+        self.learning_rate, self.temperature, self.tie = learning_rate, temperature, tie
+
+    @property
+    def policy(self) -> Tensor:
+        """See :class:`Solver`."""
+        if "joint" in self.__dict__:
+            return self.sweeps.conditional(self.joint, self.mu)
+        return self._policy
+
+    def step(self, k: int) -> None:
+        """See :class:`Solver`."""
+        response = _response(self.sweeps, self.best[0], self.temperature, self.tie)
+        weight = 1 / (k + 1) if self.learning_rate is None else self.learning_rate
+        mu = self.sweeps.forward(response)
+        joint = torch.lerp(self.joint, response * mu[:-1].unsqueeze(2), weight)
+        mu = torch.lerp(self.mu, mu, weight)
+        if self.sweeps.game.dynamic:
+            self._policy = self.sweeps.conditional(joint, mu)
+            self.forget()
+            return
+        self.forget()
+        self.joint, self.mu = joint, mu
+
+
+class OnlineMirrorDescent(Solver):
+    """Follow the softmax of all values so far (arXiv 2103.00623).
+
+    :param learning_rate: of values
+    """
+
+    name = "online_mirror_descent"
+
+    def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
+        super().__init__(sweeps, policy)
+        self.learning_rate = learning_rate
+        self._logits = policy.log().clamp(min=torch.finfo(policy.dtype).min)
+
+    def step(self, k: int) -> None:
+        """See :class:`Solver`."""
+        self._logits = self._logits + self.learning_rate * self.q_values()
+        self._policy = self.sweeps.softmax(self._logits)
+        self.forget()
+
+
+class MunchausenMirrorDescent(Solver):
+    """Mirror descent without a sum: the last policy's logarithm stands for it (arXiv 2203.11973).
+
+    :param learning_rate: of values
+    """
+
+    name = "munchausen_mirror_descent"
+
+    def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
+        super().__init__(sweeps, policy)
+        self.learning_rate = learning_rate
+
+    def step(self, k: int) -> None:
+        """See :class:`Solver`."""
+        lowest = torch.finfo(self.policy.dtype).tiny
+        self._policy = self.sweeps.softmax(self.policy.clamp(min=lowest).log() + self.learning_rate * self.q_values())
+        self.forget()
+
+
+class BoltzmannPolicyIteration(Solver):
+    """Follow the softmax of the last policy's values (arXiv 2102.01585).
+
+    :param learning_rate: inverse temperature
+    """
+
+    name = "boltzmann_policy_iteration"
+
+    def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
+        super().__init__(sweeps, policy)
+        self.learning_rate = learning_rate
+
+    def step(self, k: int) -> None:
+        """See :class:`Solver`."""
+        self._policy = self.sweeps.softmax(self.learning_rate * self.q_values())
+        self.forget()
+
+
+class FixedPoint(Solver):
+    """Respond to the crowd, move the crowd towards what the response does, and again.
+
+    :param damping: share of the crowd that stays as it was, in [0, 1)
+    :param temperature: above 0, the response is a softmax of the best response's values over it
+    :param tie: see :func:`best_response`
+    """
+
+    name = "fixed_point"
+
+    def __init__(
+        self, sweeps: Sweeps, policy: Tensor, damping: float = 0.0, temperature: float = 0.0, tie: Tie = "split"
+    ) -> None:
+        super().__init__(sweeps, policy)
+        self.damping, self.temperature, self.tie = damping, temperature, tie
+        self._crowd = self.mu
+
+    def step(self, k: int) -> None:
+        """See :class:`Solver`."""
+        values = self.best[0]
+        if self.damping:
+            values = self.sweeps.best(self._crowd, self.sweeps.rewards(self._crowd))[0]
+        self._policy = _response(self.sweeps, values, self.temperature, self.tie)
+        self.forget()
+        self._crowd = torch.lerp(self.mu, self._crowd, self.damping)
+
+
+SOLVERS: dict[str, type[Solver]] = {
+    solver.name: solver
+    for solver in (FictitiousPlay, OnlineMirrorDescent, MunchausenMirrorDescent, BoltzmannPolicyIteration, FixedPoint)
+}
+
+
+def solve(
+    game: MFGame,
+    algorithm: str = "online_mirror_descent",
+    iterations: int = 100,
+    *,
+    policy: Tensor | None = None,
+    tolerance: float | None = None,
+    evaluate_every: int = 1,
+    progress: bool = False,
+    on_evaluation: Callable[[int, Tensor], Any] | None = None,
+    **parameters: Any,
+) -> Solution:
+    """Look for a Nash equilibrium.
+
+    :param game: one game, or a batch of them
+    :param algorithm: a name in :data:`SOLVERS`
+    :param iterations: at most so many
+    :param policy: where to start, (…, n_pop, H, S, A), further leading dimensions solve further times; None: uniform
+    :param tolerance: stop as soon as no game's exploitability is greater
+    :param evaluate_every: distance between evaluations of exploitability, in iterations; the last one is always done
+    :param progress: show a bar
+    :param on_evaluation: called with the iterations done and the exploitability (…,)
+    :param parameters: the algorithm's
+    :return: the last policy, its flow, and exploitability on the way
+    :raises ValueError: an unknown algorithm (the nearest is named), a parameter out of range, a policy that is none
+    :raises TypeError: a parameter that the algorithm does not have
+    """
+    if algorithm not in SOLVERS:
+        raise ValueError(f"there is no algorithm {algorithm!r}: {nearest(algorithm, SOLVERS)}")
+    if iterations < 0 or evaluate_every < 1:
+        raise ValueError(
+            f"iterations must be at least 0 and evaluate_every at least 1, got {iterations} and {evaluate_every}"
+        )
+    first = game.uniform_policy() if policy is None else game.check_policy(policy)
+    sweeps = Sweeps(game, tuple(first.shape[:-4]))
+    started = time.perf_counter()
+    solver = SOLVERS[algorithm](sweeps, sweeps.layout.inward(first, 3), **_checked(algorithm, parameters))
+    done, records, seconds = [0], [solver.exploitability()], [time.perf_counter() - started]
+    with tqdm(total=iterations, desc=f"{game.name}, {algorithm}", disable=not progress, leave=False) as bar:
+        for k in range(1, iterations + 1):
+            if tolerance is not None and done[-1] == k - 1 and bool((records[-1] <= tolerance).all()):
+                break
+            solver.step(k)
+            bar.update()
+            if k % evaluate_every == 0 or k == iterations:
+                done.append(k)
+                records.append(solver.exploitability())
+                seconds.append(time.perf_counter() - started)
+                if progress:
+                    bar.set_postfix(exploitability=f"{float(records[-1].max()):.3g}")
+                if on_evaluation is not None:
+                    on_evaluation(k, records[-1])
+    exploitability = torch.stack(records)
+    if exploitability.isnan().any():
+        first_nan = done[int(exploitability.reshape(len(done), -1).isnan().any(1).nonzero()[0])]
+        raise ValueError(f"{game.name}: exploitability is NaN after {first_nan} iterations of {algorithm}")
+    outward = sweeps.layout.outward
+    return Solution(outward(solver.policy), outward(solver.mu), History(tuple(done), exploitability, tuple(seconds)))
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda value: 0 < value < float("inf"), "must lie in (0, inf)"),
+    "damping": (lambda value: 0 <= value < 1, "must lie in [0, 1)"),
+    "temperature": (lambda value: 0 <= value < float("inf"), "must lie in [0, inf)"),
+}
+
+
+def _checked(algorithm: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """:return: the parameters, whose values can be."""
+    for name, value in parameters.items():
+        fits, words = _RANGES.get(name, (lambda _: True, ""))
+        if value is not None and not fits(value):
+            raise ValueError(f"{name} of {algorithm} {words}, got {value}")
+    if algorithm == FictitiousPlay.name and (rate := parameters.get("learning_rate")) is not None and rate > 1:
+        raise ValueError(f"learning_rate of {algorithm} must lie in (0, 1], got {rate}")
+    if (tie := parameters.get("tie", "split")) not in ("split", "first"):
+        raise ValueError(f"tie is {tie!r}: it can be 'split' or 'first'")
+    return parameters
+
+
+def _response(sweeps: Sweeps, values: Tensor, temperature: float, tie: Tie) -> Tensor:
+    """:return: the policy (H, S, A, L) that goes with the values of a best response."""
+    if temperature:
+        return sweeps.softmax(values / temperature)
+    return sweeps.greedy(values, tie, TIE_TOLERANCE)

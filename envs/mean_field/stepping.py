@@ -1,0 +1,195 @@
+"""What batches of mean field environments share: seeds, resets of some rows, ends, accounts of episodes, snapshots."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from ..batched import BatchedEnv, Info
+
+
+class HorizonBatch(BatchedEnv):
+    """``N`` rows whose episodes end after a fixed number of steps; the end is part of the task, so it terminates them.
+
+    What changes from step to step is in registers, tensors (N, …), which a step replaces and never writes into. Rows
+    may be at different times; the host keeps their clocks, so that nothing waits for the device to learn of an end.
+
+    :param num_envs: N
+    :param horizon: steps per episode
+    :param device: where the tensors are
+    :param dtype: of rewards
+    :param autoreset_mode: SAME_STEP, or DISABLED to leave finished rows to ``reset(options={"reset_mask": …})``; until
+        then they rest
+    :raises ValueError: no rows, or another mode
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        horizon: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        autoreset_mode: AutoresetMode,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}: a batch needs at least one row")
+        autoreset_mode = AutoresetMode(autoreset_mode)
+        if autoreset_mode is AutoresetMode.NEXT_STEP:
+            raise ValueError("autoreset_mode is NEXT_STEP: take SAME_STEP, or DISABLED to reset rows yourself")
+        self.num_envs, self.horizon, self.dtype = num_envs, horizon, dtype
+        self.device = torch.device(device)
+        self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": []}  # type: ignore[misc]
+        self.render_mode = None
+        self._autoreset = autoreset_mode is AutoresetMode.SAME_STEP
+        self._needs_reset = True
+        self._clock = np.zeros(num_envs, np.int64)
+        self.final_info: Info = {}
+        """What the last step led to, by the names that ``info`` has for what goes with ``obs``."""
+        self._registers = {
+            "times": torch.zeros(num_envs, dtype=torch.int64, device=self.device),
+            "returns": torch.zeros(num_envs, dtype=torch.float64, device=self.device),
+        }
+
+    def _set_spaces(self, observation: spaces.Space[Any], action: spaces.Space[Any]) -> None:
+        self.single_observation_space, self.single_action_space = observation, action
+        self.observation_space = batch_space(observation, self.num_envs)
+        self.action_space = batch_space(action, self.num_envs)
+
+    # -- what a concrete batch fills in ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _seed(self, rows: Sequence[int], seeds: Sequence[int | None]) -> None:
+        """Start the random streams of some rows, from entropy where the seed is None."""
+
+    @abstractmethod
+    def _begin(self, rows: np.ndarray[Any, Any], mask: Tensor) -> None:
+        """Start new episodes in the registers of some rows, given as (N,) bool on the host and on the device."""
+
+    @abstractmethod
+    def _move(self, actions: Tensor, times: Tensor) -> tuple[Tensor, Info]:
+        """Step the registers.
+
+        :param actions: checked, (N, *A)
+        :param times: of the decisions, (N,), each below the horizon
+        :return: rewards (N,), and what is to be told of the transition
+        """
+
+    @abstractmethod
+    def _observed(self) -> Tensor:
+        """:return: observations of the registers, (N, D)."""
+
+    def told(self) -> Info:
+        """:return: what is to be told of the registers, with whichever observation belongs to them."""
+        return {}
+
+    def _check_actions(self, actions: Tensor) -> None:
+        """Refuse actions of a wrong shape or device."""
+        if not isinstance(actions, Tensor) or actions.shape != self.action_space.shape:
+            shape = getattr(actions, "shape", None)
+            raise ValueError(
+                f"actions are a {type(actions).__name__} of shape {shape if shape is None else tuple(shape)}, "
+                f"step takes a tensor of shape {self.action_space.shape}"
+            )
+        if actions.device.type != self.device.type:
+            raise ValueError(f"actions are on {actions.device}, the batch is on {self.device}: move them there first")
+
+    # -- the protocol ------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Tensor, Info]:
+        """See :meth:`BatchedEnv.reset`.
+
+        ``options={"reset_mask": (N,) bool}`` starts new episodes in these rows only, and seeds only them.
+        """
+        given = (options or {}).get("reset_mask")
+        rows = np.ones(self.num_envs, bool) if given is None else torch.as_tensor(given).bool().cpu().numpy()
+        if rows.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask has shape {rows.shape}, for {self.num_envs} rows")
+        if seed is not None:
+            seeds = list(seed) if isinstance(seed, (list, tuple)) else [index(seed) + i for i in range(self.num_envs)]
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
+            chosen = [row for row in np.flatnonzero(rows).tolist() if seeds[row] is not None]
+            self._seed(chosen, [seeds[row] for row in chosen])
+        self._start(rows)
+        if rows.all():
+            self._needs_reset = False
+        return self._observed(), self.told()
+
+    def _start(self, rows: np.ndarray[Any, Any]) -> None:
+        mask = torch.from_numpy(rows.copy()).to(self.device)
+        self._clock[rows] = 0
+        for name in ("times", "returns"):
+            self._registers[name] = self._registers[name].masked_fill(mask, 0)
+        self._begin(rows, mask)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Info]:
+        """See :meth:`BatchedEnv.step`.
+
+        :raises gymnasium.error.ResetNeeded: there was no ``reset`` before the first step
+        :raises ValueError: actions of a wrong shape, or on another device
+        """
+        if self._needs_reset:
+            raise ResetNeeded("call reset() before the first step()")
+        self._check_actions(actions)
+        resting = self._clock >= self.horizon
+        before, times = dict(self._registers), self._registers["times"]
+        rewards, info = self._move(actions, times.clamp(max=self.horizon - 1) if resting.any() else times)
+        self._registers["times"] = times + 1
+        self._registers["returns"] = self._registers["returns"] + rewards
+        if resting.any():
+            rewards = self._rest(before, torch.from_numpy(resting).to(self.device), rewards)
+        self._clock += ~resting
+        ended = self._clock >= self.horizon
+        terminated = torch.from_numpy(ended).to(self.device)
+        final_obs = self._observed()
+        self.final_info = told = self.told()
+        info |= {
+            "final_obs": final_obs,
+            "episode": {"r": self._registers["returns"].clone(), "l": self._registers["times"].clone()},
+        }
+        obs = final_obs
+        if self._autoreset and ended.any():
+            self._start(ended)
+            obs, told = self._observed(), self.told()
+        return obs, rewards.to(self.dtype), terminated, torch.zeros_like(terminated), info | told
+
+    def _rest(self, before: dict[str, Tensor], resting: Tensor, rewards: Tensor) -> Tensor:
+        """Put rows back that had ended before; :return: the rewards without theirs."""
+        for name, old in before.items():
+            mask = resting.view(-1, *[1] * (old.ndim - 1))
+            self._registers[name] = torch.where(mask, old, self._registers[name])
+        return rewards.masked_fill(resting, 0)
+
+    # -- snapshots ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """See :meth:`BatchedEnv.state`."""
+        return {name: part.clone() for name, part in self._registers.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See :meth:`BatchedEnv.load_state`."""
+        expected = self.state()
+        for name in expected.keys() | state.keys():
+            shapes = [tuple(part[name].shape) if name in part else None for part in (expected, state)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the state does not fit this batch: {name!r} is {shapes[1]}, expected {shapes[0]} "
+                    "(None: it is not there); restore into the same environment with the same options"
+                )
+        for name in self._registers:
+            self._registers[name] = state[name].to(self.device).clone()
+        self._clock = self._registers["times"].cpu().numpy().copy()
+        self._needs_reset = False
+
+
+def first_row(info: Info) -> dict[str, Any]:
+    """:return: what a batch of one row told, as arrays and NumPy's scalars."""
+    return {name: np.array(part[0].cpu().numpy())[()] for name, part in info.items() if isinstance(part, Tensor)}

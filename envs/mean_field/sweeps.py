@@ -1,0 +1,150 @@
+"""One pass through a game, forwards or backwards in time, for every game and population of a batch at once.
+
+Tensors are laid out as in :mod:`.moves`, times first: policies (H, S, A, L), flows (H + 1, S, L). Q-values leave out
+the reward of being in the state, which is the same for all actions.
+"""
+
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .game import MFGame
+from .moves import Layout, moves_of
+
+Tie = Literal["split", "first"]
+
+
+class Rewards(NamedTuple):
+    """What a flow makes everything worth."""
+
+    state: Tensor
+    """(H, S, L)"""
+    action: Tensor | None
+    """(H, S, A, L)"""
+    final: Tensor
+    """(S, L)"""
+
+
+class Sweeps:
+    """Passes through a game.
+
+    :param game: the game
+    :param batch: leading dimensions of what is computed; the game's own broadcast with it
+    """
+
+    def __init__(self, game: MFGame, batch: tuple[int, ...] = ()) -> None:
+        self.game = game
+        self.batch = np.broadcast_shapes(game.batch, batch)
+        self.layout = Layout(game, self.batch)
+        self.moves = moves_of(game, self.layout)
+        self.legal = game.legal.unsqueeze(-1)  # (S, A, 1)
+        self.mu0 = self.layout.inward(game.mu0, 1)  # (S, L)
+        self.times = torch.arange(game.H, device=game.device).view(-1, *[1] * (len(self.layout.lead) + 1))
+
+    @cached_property
+    def barrier(self) -> Tensor | None:
+        """-inf for illegal actions, 0 for others, (S, A, 1); None if all are legal."""
+        if bool(self.legal.all()):
+            return None
+        return torch.zeros_like(self.legal, dtype=self.game.dtype).masked_fill_(~self.legal, -torch.inf)
+
+    def rewards(self, mu: Tensor) -> Rewards:
+        """Evaluate the rewards along a flow.
+
+        :param mu: (H + 1, S, L)
+        :raises ValueError: one is NaN; the message says where
+        """
+        game, layout = self.game, self.layout
+        crowd, times = layout.crowd(mu[:-1]), self.times
+        state = layout.rewards(game.r_state(times, crowd), (game.H,), 1)
+        action = None
+        if game.r_action is not None:
+            action = layout.rewards(game.r_action(times, crowd), (game.H,), 2)
+        if game.terminal is None:
+            final = torch.zeros_like(mu[-1])
+        else:
+            final = layout.rewards(game.terminal(layout.crowd(mu[-1])), (), 1)
+        for name, part, dims in (("r_state", state, "tx"), ("r_action", action, "txa"), ("terminal", final, "x")):
+            if part is not None and not part.is_cuda and part.isnan().any():  # asking a GPU would wait for it
+                places = zip(dims, part.isnan().nonzero()[0].tolist(), strict=False)
+                where = ", ".join(f"{dim} = {place}" for dim, place in places)
+                raise ValueError(f"{game.name}: {name} returned NaN, first at {where}")
+        return Rewards(state, action, final)
+
+    def forward(self, policy: Tensor) -> Tensor:
+        """:return: the flow (H + 1, S, L) of a policy (H, S, A, L)."""
+        flow = policy.new_empty(self.game.H + 1, *self.mu0.shape)
+        mu = flow[0] = self.mu0
+        for t in range(self.game.H):
+            mu = flow[t + 1] = self.moves.push(policy[t] * mu.unsqueeze(1), t, mu)
+        return flow
+
+    def best(self, mu: Tensor, rewards: Rewards) -> tuple[Tensor, Tensor]:
+        """Best respond to a flow.
+
+        :return: values of actions (H, S, A, L), -inf where illegal, and of states (H + 1, S, L)
+        """
+        game, regulariser = self.game, self.game.regulariser
+        q = mu.new_empty(game.H, game.S, game.A, mu.shape[-1])
+        values = torch.empty_like(mu)
+        value = values[-1] = rewards.final
+        for t in reversed(range(game.H)):
+            now = self.moves.expect(value, t, mu[t])
+            if rewards.action is not None:
+                now = now + rewards.action[t]
+            if self.barrier is not None:
+                now = now + self.barrier
+            q[t] = now
+            most = now.amax(1) if regulariser is None else regulariser.best(now, 1)[1]
+            value = torch.add(most, rewards.state[t], out=values[t])
+        return q, values
+
+    def evaluate(self, policy: Tensor, mu: Tensor, rewards: Rewards) -> tuple[Tensor, Tensor]:
+        """Evaluate a policy against a flow.
+
+        :return: values of actions (H, S, A, L), finite where illegal too, and of states (H + 1, S, L)
+        """
+        game, regulariser = self.game, self.game.regulariser
+        q = mu.new_empty(game.H, game.S, game.A, mu.shape[-1])
+        values = torch.empty_like(mu)
+        value = values[-1] = rewards.final
+        own = rewards.state if regulariser is None else rewards.state + regulariser.bonus(policy, 2)
+        for t in reversed(range(game.H)):
+            now = self.moves.expect(value, t, mu[t])
+            if rewards.action is not None:
+                now = now + rewards.action[t]
+            q[t] = now
+            value = torch.add((policy[t] * now).sum(1), own[t], out=values[t])
+        return q, values
+
+    def greedy(self, q: Tensor, tie: Tie, tol: float) -> Tensor:
+        """:return: a policy that takes the best of (H, S, A, L) values, or of those of a regularised game."""
+        if self.game.regulariser is not None:
+            return self.game.regulariser.best(q, 2)[0]
+        best = (q >= q.amax(2, keepdim=True) - tol).to(q.dtype)
+        if tie == "first":
+            return torch.zeros_like(q).scatter_(2, best.argmax(2, keepdim=True), 1)
+        return best / best.sum(2, keepdim=True)
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """:return: probabilities (H, S, A, L) of legal actions."""
+        return (logits if self.barrier is None else logits + self.barrier).softmax(2)
+
+    def earned(self, joint: Tensor, mu: Tensor, rewards: Rewards) -> Tensor:
+        """:return: the value (L,) of a policy on its own flow, from its occupancies (H, S, A, L); no pass is needed."""
+        total = (mu[:-1] * rewards.state).sum((0, 1)) + (mu[-1] * rewards.final).sum(0)
+        if rewards.action is not None:
+            total = total + (joint * rewards.action).sum((0, 1, 2))
+        if self.game.regulariser is not None:
+            bonus = self.game.regulariser.bonus(self.conditional(joint, mu), 2)
+            total = total + (mu[:-1] * bonus).sum((0, 1))
+        return total
+
+    def conditional(self, joint: Tensor, mu: Tensor) -> Tensor:
+        """:return: the policy (H, S, A, L) behind occupancies; uniform over legal actions where nobody is."""
+        mass = mu[:-1].unsqueeze(2)
+        uniform = (self.legal / self.legal.sum(1, keepdim=True)).to(joint.dtype)
+        return torch.where(mass > 0, joint / mass, uniform)
