@@ -1,0 +1,398 @@
+"""Deep solvers of mean field games: mirror descent, and fictitious play with agents that learn their best responses.
+
+Members learn from experience, sampled against the crowd as it is. What their policies do to the crowd, and how much one
+member could gain by another (exploitability), is computed exactly after every iteration.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from tqdm import tqdm
+
+from ..envs.mean_field import History, MFGame, Solution, exploitability, flow
+from ..envs.mean_field.member import MeanFieldAgentBatch
+from ..wrappers.mean_field import averaged, tabular_policy
+from ..wrappers.sb3 import BatchedVecEnv
+from .mean_field_config import AverageConfig, BestResponseConfig, MirrorDescentConfig
+from .mean_field_dqn import Average, BestMember, Member, MirrorMember
+
+__all__ = [
+    "AverageConfig",
+    "BestResponseConfig",
+    "DeepHistory",
+    "DeepSolution",
+    "Iteration",
+    "MirrorDescentConfig",
+    "average_fictitious_play",
+    "deep_fictitious_play",
+    "deep_mirror_descent",
+    "fictitious_play_with",
+    "log_iterations",
+]
+
+
+class Learner(Protocol):
+    """What fictitious play asks of an agent: that of Stable-Baselines3."""
+
+    def learn(self, total_timesteps: int, *, reset_num_timesteps: bool) -> Any:
+        """Train for so many environment steps."""
+
+
+class Iteration(NamedTuple):
+    """How far a solver has got."""
+
+    number: int
+    """Iterations done."""
+    exploitability: float
+    """Of the policy, exact."""
+    seconds: float
+    """Since the beginning."""
+    steps: int
+    """Environment steps since the beginning, of all populations."""
+    policy: Tensor
+    """(n_pop, H, S, A)"""
+
+
+OnIteration = Callable[[Iteration], Any]
+
+
+@dataclass(frozen=True)
+class DeepHistory(History):
+    """How a deep solver got on."""
+
+    steps: tuple[int, ...]
+    """Environment steps since the beginning, of all populations."""
+
+
+@dataclass(frozen=True)
+class DeepSolution(Solution):
+    """What a deep solver found."""
+
+    history: DeepHistory
+    learners: tuple[Any, ...]
+    """What learnt, by population: networks of this package, or the agents that ``make_learner`` made."""
+    interrupted: bool = False
+    """Whether Ctrl-C ended it; the policy is that of the last whole iteration then."""
+
+
+def deep_mirror_descent(
+    game: MFGame,
+    config: MirrorDescentConfig | None = None,
+    *,
+    iterations: int = 100,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: bool = False,
+    on_iteration: OnIteration | None = None,
+) -> DeepSolution:
+    """Deep Munchausen online mirror descent (D-MOMD, arXiv 2203.11973).
+
+    Each iteration learns, from episodes against the crowd's present flow and with a network Q that goes on from the
+    last iteration's::
+
+        Q(s, a) = r + alpha tau log p(a|s) + E sum_a' p(a'|s') (Q'(s', a') - tau log p(a'|s'))
+
+    p = softmax(Q / tau) being the last policy, Q' a copy of Q, renewed every so often, and logarithms cut off at
+    log 1e-6. With alpha = 1 this is online mirror descent of step size 1 / tau.
+
+    Deviations: many members act at once, with probabilities p, not greedily; an iteration forgets the experience of the
+    one before, whose rewards are another crowd's.
+
+    :param game: one game, without a regulariser
+    :param config: hyper-parameters
+    :param iterations: at most so many
+    :param seed: of all that is drawn
+    :param tolerance: stop as soon as exploitability is no greater
+    :param progress: show a bar
+    :param on_iteration: called after each
+    :return: the last policy, its flow, and exploitability on the way; after Ctrl-C, those of the last whole iteration
+    :raises ValueError: a game or number that will not do, or learning that diverged
+    """
+    config = config or MirrorDescentConfig()
+    members = [MirrorMember(game, p, config, s) for p, s in enumerate(_seeds(_single(game), seed))]
+    solver = _MirrorDescent(game, members, iterations)
+    return _run(solver, "deep_mirror_descent", iterations, tolerance, progress, on_iteration)
+
+
+def deep_fictitious_play(
+    game: MFGame,
+    config: BestResponseConfig | None = None,
+    *,
+    iterations: int = 100,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: bool = False,
+    on_iteration: OnIteration | None = None,
+) -> DeepSolution:
+    """Fictitious play whose best responses are learnt by a deep Q-network, and averaged exactly.
+
+    :param game: one game, without a regulariser
+    :param config: hyper-parameters
+    :param iterations: at most so many
+    :param learning_rate: weight of the newest best response; None: 1 / (k + 1) in iteration k
+    :param seed: of all that is drawn
+    :param tolerance: stop as soon as exploitability is no greater
+    :param progress: show a bar
+    :param on_iteration: called after each
+    :return: see :func:`deep_mirror_descent`
+    :raises ValueError: a game or number that will not do, or learning that diverged
+    """
+    config = config or BestResponseConfig()
+    members = [BestMember(game, p, config, s) for p, s in enumerate(_seeds(_single(game), seed))]
+
+    def respond(mu: Tensor, done: float) -> tuple[Tensor, int]:
+        steps = _learn(members, mu, done)
+        return torch.stack([member.policy() for member in members]), steps
+
+    solver = _FictitiousPlay(game, members, respond, _weight(learning_rate), iterations)
+    return _run(solver, "deep_fictitious_play", iterations, tolerance, progress, on_iteration)
+
+
+def average_fictitious_play(
+    game: MFGame,
+    config: AverageConfig | None = None,
+    *,
+    iterations: int = 100,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: bool = False,
+    on_iteration: OnIteration | None = None,
+) -> DeepSolution:
+    """Deep average-network fictitious play (D-AFP, arXiv 2203.11973).
+
+    Each iteration learns a best response to the flow of the average policy with a deep Q-network that goes on from the
+    last iteration's, puts decisions of that response into a reservoir, and fits the average policy to the reservoir by
+    cross-entropy.
+
+    Deviations: the average is fitted by Adam over legal actions, and followed at the temperature at which it was
+    fitted; OpenSpiel fits by gradient descent and follows at ten times that. An iteration forgets the experience of
+    the one before, whose rewards are another crowd's.
+
+    :param game: one game, without a regulariser
+    :param config: hyper-parameters
+    :param iterations: at most so many
+    :param seed: of all that is drawn
+    :param tolerance: stop as soon as exploitability is no greater
+    :param progress: show a bar
+    :param on_iteration: called after each
+    :return: see :func:`deep_mirror_descent`
+    :raises ValueError: a game or number that will not do, or learning that diverged
+    """
+    config = config or AverageConfig()
+    seeds = _seeds(_single(game), seed, 2)
+    members = [BestMember(game, p, config, s) for p, s in enumerate(seeds[::2])]
+    averages = [Average(member, config, s) for member, s in zip(members, seeds[1::2], strict=True)]
+    solver = _AveragePlay(game, averages, iterations)
+    return _run(solver, "average_fictitious_play", iterations, tolerance, progress, on_iteration)
+
+
+def fictitious_play_with(
+    game: MFGame,
+    make_learner: Callable[[VecEnv], Learner],
+    *,
+    iterations: int = 10,
+    timesteps: int = 20_000,
+    members: int = 64,
+    restart: bool = False,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: bool = False,
+    on_iteration: OnIteration | None = None,
+) -> DeepSolution:
+    """Fictitious play whose best responses any agent learns that has discrete actions.
+
+    Each iteration trains the agent as a member of the crowd, which moves as the average policy so far has it; then
+    reads off what it does in all states at all times, and takes that into the average. Policies are averaged by the
+    mass that follows them, as in arXiv 2007.03458::
+
+        fictitious_play_with(game, lambda env: stable_baselines3.PPO("MlpPolicy", env, seed=0), iterations=20)
+
+    Agents of Stable-Baselines3 know nothing of masks: while they learn, a legal action drawn at random takes the place
+    of an illegal one; in the policy that is read off there are none. Of agents with values, the best action counts.
+
+    :param game: one game, without a regulariser
+    :param make_learner: makes an agent for an environment; one for each population
+    :param iterations: at most so many
+    :param timesteps: environment steps to train for, per iteration and population
+    :param members: environments side by side
+    :param restart: train a new agent in each iteration, instead of going on with the last one
+    :param learning_rate: weight of the newest best response; None: 1 / (k + 1) in iteration k
+    :param seed: of the environments; agents have their own
+    :param tolerance: stop as soon as exploitability is no greater
+    :param progress: show a bar
+    :param on_iteration: called after each
+    :return: see :func:`deep_mirror_descent`
+    :raises ValueError: a game or number that will not do
+    """
+    _single(game)
+    for name, number in (("timesteps", timesteps), ("members", members)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    batches = [MeanFieldAgentBatch(members, game, population=p, illegal="random") for p in range(game.n_pop)]
+    envs = [BatchedVecEnv(batch) for batch in batches]
+    for env, own in zip(envs, _seeds(game, seed), strict=True):
+        env.seed(own)
+    learners: list[Any] = [make_learner(env) for env in envs]
+
+    def respond(mu: Tensor, done: float) -> tuple[Tensor, int]:
+        before = sum(learner.num_timesteps for learner in learners)
+        for p, batch in enumerate(batches):
+            batch.set_mean_field(mu)
+            if restart and done > 0:
+                before -= learners[p].num_timesteps
+                learners[p] = make_learner(envs[p])
+            learners[p].learn(timesteps, reset_num_timesteps=False)
+        return tabular_policy(learners, game), sum(learner.num_timesteps for learner in learners) - before
+
+    solver = _FictitiousPlay(game, learners, respond, _weight(learning_rate), iterations)
+    return _run(solver, "fictitious_play_with", iterations, tolerance, progress, on_iteration)
+
+
+def log_iterations(logger: Logger) -> OnIteration:
+    """Write every iteration to a logger of Stable-Baselines3: TensorBoard, CSV or the terminal.
+
+    :param logger: as made by ``stable_baselines3.common.logger.configure(folder, ["tensorboard"])``
+    :return: to be given as ``on_iteration``; steps are environment steps
+    """
+
+    def write(iteration: Iteration) -> None:
+        logger.record("mean_field/exploitability", iteration.exploitability)
+        logger.record("mean_field/iteration", iteration.number)
+        logger.record("time/seconds", iteration.seconds)
+        logger.dump(iteration.steps)
+
+    return write
+
+
+class _Solver(Protocol):
+    game: MFGame
+    policy: Tensor
+    """(n_pop, H, S, A), replaced once an iteration is whole."""
+    learners: Any
+
+    def step(self, k: int) -> int:
+        """Do iteration k, from 1; :return: environment steps done."""
+
+
+class _MirrorDescent:
+    def __init__(self, game: MFGame, learners: list[MirrorMember], iterations: int) -> None:
+        self.game, self.learners, self.iterations = game, learners, iterations
+        self.policy = torch.stack([member.policy() for member in learners])
+
+    def step(self, k: int) -> int:
+        steps = _learn(self.learners, flow(self.game, self.policy), (k - 1) / self.iterations)
+        self.policy = torch.stack([member.remember() for member in self.learners])
+        return steps
+
+
+class _FictitiousPlay:
+    def __init__(
+        self,
+        game: MFGame,
+        learners: Any,
+        respond: Callable[[Tensor, float], tuple[Tensor, int]],
+        weight: Callable[[int], float],
+        iterations: int,
+    ) -> None:
+        self.game, self.learners, self.respond, self.weight = game, learners, respond, weight
+        self.iterations = iterations
+        self.policy = game.uniform_policy()
+
+    def step(self, k: int) -> int:
+        response, steps = self.respond(flow(self.game, self.policy), (k - 1) / self.iterations)
+        self.policy = averaged(self.game, self.policy, response, self.weight(k))
+        return steps
+
+
+class _AveragePlay:
+    def __init__(self, game: MFGame, learners: list[Average], iterations: int) -> None:
+        self.game, self.learners, self.iterations = game, learners, iterations
+        self.policy = torch.stack([average.policy() for average in learners])
+
+    def step(self, k: int) -> int:
+        members = [average.member for average in self.learners]
+        steps = _learn(members, flow(self.game, self.policy), (k - 1) / self.iterations)
+        steps += sum(average.learn() for average in self.learners)
+        self.policy = torch.stack([average.policy() for average in self.learners])
+        return steps
+
+
+def _run(
+    solver: _Solver,
+    name: str,
+    iterations: int,
+    tolerance: float | None,
+    progress: bool,
+    on_iteration: OnIteration | None,
+) -> DeepSolution:
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0, got {iterations}")
+    game, policy, started = solver.game, solver.policy, time.perf_counter()
+    records = [_measured(game, 0, 0, started, policy)]
+    interrupted = False
+    try:
+        with tqdm(total=iterations, desc=f"{game.name}, {name}", disable=not progress, leave=False) as bar:
+            for k in range(1, iterations + 1):
+                if tolerance is not None and records[-1].exploitability <= tolerance:
+                    break
+                steps = solver.step(k)
+                record = _measured(game, k, records[-1].steps + steps, started, solver.policy)
+                policy, records = solver.policy, [*records, record]
+                bar.update()
+                if progress:
+                    bar.set_postfix(exploitability=f"{record.exploitability:.3g}")
+                if on_iteration is not None:
+                    on_iteration(record)
+    except KeyboardInterrupt:
+        interrupted = True
+    numbers, values, seconds, counts, _ = zip(*records, strict=True)
+    history = DeepHistory(numbers, torch.tensor(values, dtype=game.dtype, device=game.device), seconds, counts)
+    return DeepSolution(policy, flow(game, policy), history, tuple(solver.learners), interrupted)
+
+
+def _measured(game: MFGame, k: int, steps: int, started: float, policy: Tensor) -> Iteration:
+    exploited = float(exploitability(game, policy))
+    return Iteration(k, exploited, time.perf_counter() - started, steps, policy)
+
+
+def _learn(members: list[Any], mu: Tensor, done: float) -> int:
+    member: Member[Any]
+    steps = 0
+    for member in members:
+        member.schedule(done)
+        steps += member.learn(mu)
+    return steps
+
+
+def _weight(learning_rate: float | None) -> Callable[[int], float]:
+    if learning_rate is None:
+        return lambda k: 1 / (k + 1)
+    if not 0 < learning_rate <= 1:
+        raise ValueError(f"learning_rate, the weight of a new best response, must lie in (0, 1], got {learning_rate}")
+    return lambda k: learning_rate
+
+
+def _single(game: MFGame) -> MFGame:
+    """:return: the game; :raises ValueError: members cannot learn it."""
+    if game.batch:
+        raise ValueError(f"{game.name} is a batch {game.batch} of games: deep solvers take one at a time")
+    if game.regulariser is not None:
+        raise ValueError(
+            f"{game.name} pays for how choices are spread, by {game.regulariser}, which single actions do not show: "
+            "use headway.envs.mean_field.solve"
+        )
+    return game
+
+
+def _seeds(game: MFGame, seed: int, each: int = 1) -> list[int]:
+    """:return: numbers to seed with, so many for each population."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2**31 - 1, (game.n_pop * each,), generator=generator).tolist()

@@ -1,0 +1,451 @@
+"""Deep solvers of mean field games: losses by hand, limits in which they are exact, and what they reach."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from headway.agents import mean_field_dqn
+from headway.agents.core.config import describe
+from headway.agents.mean_field import (
+    AverageConfig,
+    BestResponseConfig,
+    DeepSolution,
+    Iteration,
+    MirrorDescentConfig,
+    average_fictitious_play,
+    deep_fictitious_play,
+    deep_mirror_descent,
+    fictitious_play_with,
+    log_iterations,
+)
+from headway.agents.mean_field_dqn import (
+    Average,
+    Batch,
+    BestMember,
+    Episodes,
+    MirrorMember,
+    Places,
+    best_targets,
+    imitation_loss,
+    live,
+    munchausen_targets,
+    value_loss,
+)
+from headway.envs.mean_field import MFGame, best_response, exploitability, flow, make_game, solve
+from headway.envs.mean_field.member import MeanFieldAgentBatch
+from headway.envs.mean_field.regularisers import Entropy
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.logger import configure
+from torch import Tensor
+
+TINY: dict[str, Any] = {"episodes": 20, "learning_starts": 0, "train_freq": 4, "batch_size": 16, "net_arch": (16,)}
+AVERAGE = TINY | {"average_episodes": 10, "average_steps": 20, "average_batch_size": 16}
+RUNS: dict[str, Callable[..., DeepSolution]] = {
+    "mirror_descent": lambda game, **kw: deep_mirror_descent(game, MirrorDescentConfig(**TINY), **kw),
+    "fictitious_play": lambda game, **kw: deep_fictitious_play(game, BestResponseConfig(**TINY), **kw),
+    "average": lambda game, **kw: average_fictitious_play(game, AverageConfig(**AVERAGE), **kw),
+}
+
+
+@pytest.fixture(scope="module")
+def ring() -> MFGame:
+    """A small crowd_modelling."""
+    return make_game("crowd_modelling", size=4, horizon=3)
+
+
+def quiet_ring(horizon: int = 3) -> MFGame:
+    """The same without noise, and with a wall: state 3 has no action 2."""
+    ring = make_game("crowd_modelling", size=4, horizon=horizon)
+    legal = torch.ones(4, 3, dtype=torch.bool)
+    legal[3, 2] = False
+    return MFGame(name="quiet", S=4, A=3, H=horizon, mu0=ring.mu0, r_state=ring.r_state, legal=legal, post=ring.post)
+
+
+def five_rows() -> tuple[Batch, Tensor, Tensor, Tensor]:
+    """Transitions with an end, an illegal action and a very unlikely one; probabilities before and after; values."""
+    generator = torch.Generator().manual_seed(0)
+    prior, next_prior = (torch.rand(5, 3, generator=generator).softmax(1) for _ in range(2))
+    prior[1] = torch.tensor([1e-9, 1 - 1e-9, 0.0])
+    next_prior[2] = torch.tensor([0.0, 1e-8, 1 - 1e-8])
+    batch = Batch(
+        torch.arange(5),
+        torch.tensor([0, 0, 2, 1, 1]),
+        torch.randn(5, generator=generator),
+        torch.arange(5),
+        torch.tensor([False, False, False, True, False]),
+    )
+    return batch, prior, next_prior, 5 * torch.randn(5, 3, generator=generator)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_munchausen_targets_by_hand() -> None:
+    batch, prior, next_prior, next_q = five_rows()
+    tau, alpha, gamma = 3.0, 0.9, 0.95
+    found = munchausen_targets(batch, prior, next_prior, next_q, tau, alpha, gamma)
+    for i in range(5):
+        wanted = float(batch.rewards[i]) + alpha * tau * math.log(max(float(prior[i, batch.actions[i]]), 1e-6))
+        if not batch.ended[i]:
+            for p, q in zip(next_prior[i].tolist(), next_q[i].tolist(), strict=True):
+                wanted += gamma * p * (q - tau * math.log(max(p, 1e-6)))
+        assert float(found[i]) == pytest.approx(wanted, abs=1e-4)  # float32
+    assert float(found[1]) < alpha * tau * math.log(1e-6) + 30  # the cut was reached, and no more than it
+
+
+def test_best_targets_by_hand() -> None:
+    batch, _, next_prior, next_q = five_rows()
+    legal = next_prior > 0
+    next_q[2, 0] = 100.0  # of an illegal action
+    found = best_targets(batch, legal, next_q, 0.95)
+    for i in range(5):
+        values = [q for q, may in zip(next_q[i].tolist(), legal[i].tolist(), strict=True) if may]
+        after = 0.0 if batch.ended[i] else 0.95 * max(values)
+        assert float(found[i]) == pytest.approx(float(batch.rewards[i]) + after, abs=1e-5)
+
+
+def test_losses_by_hand(ring: MFGame) -> None:
+    network = Places(ring, "coordinates").new_network((8,), "relu", 0)
+    inputs, actions, targets = torch.eye(5, 8), torch.tensor([0, 2, 1, 1, 0]), torch.randn(5)
+    legal = torch.tensor([[True, True, False]] * 5)
+    legal[1] = torch.tensor([False, True, True])
+    outputs = network(inputs)[0].detach()
+    squares = [(float(outputs[i, a]) - float(targets[i])) ** 2 for i, a in enumerate(actions.tolist())]
+    assert value_loss(network, inputs, actions, targets).item() == pytest.approx(sum(squares) / 5, rel=1e-5)
+    logs = []
+    for i, a in enumerate(actions.tolist()):
+        total = sum(math.exp(float(outputs[i, b])) for b in range(3) if legal[i, b])
+        logs.append(float(outputs[i, a]) - math.log(total))
+    assert imitation_loss(network, inputs, legal, actions).item() == pytest.approx(-sum(logs) / 5, rel=1e-5)
+
+
+# ---- experience ------------------------------------------------------------------------------------------------------
+
+
+def test_episodes_are_read_in_order() -> None:
+    first = Episodes(torch.arange(8).view(2, 4), torch.arange(6).view(2, 3) % 3, torch.arange(6.0).view(2, 3))
+    second = Episodes(*(part + 100 for part in first))
+    batch = first.take(torch.tensor([[0, 2, 3], [5, 1, 4]]))
+    assert batch.places.tolist() == [[0, 2, 4], [6, 1, 5]]
+    assert batch.next_places.tolist() == [[1, 3, 5], [7, 2, 6]]
+    assert batch.rewards.tolist() == [[0, 2, 3], [5, 1, 4]]
+    assert batch.actions.tolist() == [[0, 2, 0], [2, 1, 1]]
+    assert batch.ended.tolist() == [[False, True, False], [True, False, False]]
+    kept = first.newest(second, 3)
+    assert kept.places[:, 0].tolist() == [4, 100, 104]
+
+
+def test_members_live_as_the_policy_says() -> None:
+    game = make_game("four_rooms", horizon=6)
+    policy = torch.rand(1, 6, game.S, game.A, generator=torch.Generator().manual_seed(1), dtype=game.dtype) * game.legal
+    policy /= policy.sum(-1, keepdim=True)
+    member = MirrorMember(game, 0, MirrorDescentConfig(**TINY | {"episodes": 2000, "members": 2000}), 0)
+    lived = live(member.env, policy[0], member.generator)
+    times = torch.arange(7)
+    states = lived.places - times * game.S
+    seen = torch.stack([torch.bincount(states[:, t], minlength=game.S) for t in range(7)]) / 2000
+    mu = flow(game, policy)[0]
+    assert (seen - mu).abs().max() < 4.5 * math.sqrt(0.25 / 2000)  # standard errors, of a thousand numbers
+    assert game.legal[states[:, :-1], lived.actions].all()
+    taken = torch.bincount(lived.actions[:, 0], minlength=game.A) / 2000
+    torch.testing.assert_close(taken, policy[0, 0, states[0, 0]].float(), atol=4.5 * math.sqrt(0.25 / 2000), rtol=0)
+
+
+def test_rounds_hold_what_the_buffer_holds(ring: MFGame) -> None:
+    cfg = BestResponseConfig(episodes=100, members=40, buffer_size=30, learning_starts=0)
+    member = BestMember(ring, 0, cfg, 0)
+    assert member.env.num_envs == 10  # of 3 decisions each
+    assert member.learn(flow(ring, ring.uniform_policy())) == 300
+
+
+def test_reservoir_is_a_uniform_sample(ring: MFGame) -> None:
+    cfg = AverageConfig(**AVERAGE | {"reservoir_size": 500})
+    average = Average(BestMember(ring, 0, cfg, 0), cfg, 0)
+    for start in range(0, 3000, 300):
+        numbers = torch.arange(start, start + 300)
+        average._keep(numbers, numbers + 1)
+    kept = average._places
+    assert len(kept) == len(kept.unique()) == 500
+    assert torch.equal(average._actions, kept + 1)
+    assert abs(float(kept.double().mean()) - 1500) < 4 * 3000 / math.sqrt(12 * 500)  # 4 standard errors
+
+
+# ---- limits that are exact -------------------------------------------------------------------------------------------
+
+
+def test_linear_network_on_a_table_follows_exact_mirror_descent() -> None:
+    """Without noise every target can be met exactly, so that what is left is Adam's last steps, of some 1e-3."""
+    game = quiet_ring()
+    cfg = MirrorDescentConfig(
+        temperature=0.5, alpha=1.0, inputs="table", net_arch=(), learning_rate=0.05, exploration=0.5,
+        episodes=400, learning_starts=0, train_freq=0.8, target_update_interval=40, batch_size=64,
+    )  # fmt: skip
+    policies: list[Tensor] = []
+    first = deep_mirror_descent(game, cfg, iterations=0).policy
+    deep_mirror_descent(game, cfg, iterations=3, on_iteration=lambda done: policies.append(done.policy))
+    for k, found in enumerate(policies, 1):
+        wanted = solve(game, "munchausen_mirror_descent", k, policy=first, learning_rate=2.0).policy
+        assert (found - wanted).abs().max() < 5e-3, k
+        assert (wanted - first).abs().max() > 0.1
+
+
+def test_noise_is_averaged_out(ring: MFGame) -> None:
+    """With noise targets vary, and values with them by some of Adam's last steps of 0.01 and 0.005."""
+    cfg = MirrorDescentConfig(
+        temperature=1.0, alpha=1.0, inputs="table", net_arch=(), learning_rate_schedule="linear", exploration=0.3,
+        episodes=2000, members=2000, learning_starts=0, train_freq=6, target_update_interval=120, batch_size=256,
+    )  # fmt: skip
+    found = deep_mirror_descent(ring, cfg, iterations=2)
+    first = deep_mirror_descent(ring, cfg, iterations=0).policy
+    wanted = solve(ring, "munchausen_mirror_descent", 2, policy=first, learning_rate=1.0).policy
+    assert (found.policy - wanted).abs().max() < 0.03
+    assert (wanted - first).abs().max() > 0.08
+
+
+class Oracle:
+    """Knows the best response, and counts how often it was asked to learn."""
+
+    def __init__(self, env: Any) -> None:
+        self.batch: MeanFieldAgentBatch = env.batched
+        self.num_timesteps = 0
+
+    def learn(self, total_timesteps: int, *, reset_num_timesteps: bool) -> None:
+        assert not reset_num_timesteps
+        self.num_timesteps += total_timesteps
+        response = best_response(self.batch.game, self.batch.mean_field).policy
+        self.policy = response[self.batch.population]
+
+    def action_probabilities(self, observations: Tensor) -> Tensor:
+        return self.policy.reshape(-1, self.policy.shape[-1])  # asked for all times and states, in this order
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("name", ["crowd_modelling", "predator_prey", "sis"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_with_exact_responses_it_is_fictitious_play(name: str, restart: bool) -> None:
+    game = make_game(name, horizon=6)
+    made: list[Oracle] = []
+    found = fictitious_play_with(
+        game, lambda env: made.append(Oracle(env)) or made[-1], iterations=5, timesteps=10, members=2, restart=restart
+    )
+    wanted = solve(game, "fictitious_play", 5)
+    torch.testing.assert_close(found.history.exploitability, wanted.history.exploitability, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.flow, wanted.flow, rtol=0, atol=1e-12)
+    assert found.history.steps == tuple(10 * game.n_pop * k for k in range(6))
+    assert len(made) == game.n_pop * (5 if restart else 1)
+    assert found.learners == tuple(made[-game.n_pop :])
+
+
+def test_weight_of_new_responses(ring: MFGame) -> None:
+    found = fictitious_play_with(ring, Oracle, iterations=4, learning_rate=0.3, members=1)
+    wanted = solve(ring, "fictitious_play", 4, learning_rate=0.3)
+    torch.testing.assert_close(found.flow, wanted.flow, rtol=0, atol=1e-12)
+
+
+def test_best_member_learns_the_best_response() -> None:
+    """Without noise values are learnt to less than the gaps between actions, 0.02 and more, that are not as good."""
+    game = quiet_ring()
+    mu = flow(game, game.uniform_policy())
+    cfg = BestResponseConfig(
+        **TINY | {"inputs": "table", "net_arch": (), "episodes": 500, "exploration": 0.5, "learning_rate": 0.05}
+    )
+    member = BestMember(game, 0, cfg, 0)
+    for _ in range(6):
+        member.learn(mu)
+    response = best_response(game, mu)
+    worth = response.q_values[0].gather(-1, member.policy().argmax(-1, keepdim=True)).squeeze(-1)
+    torch.testing.assert_close(worth, response.values[0, :-1], rtol=0, atol=0.02)
+
+
+# ---- what is reached -------------------------------------------------------------------------------------------------
+
+
+def test_mirror_descent_reaches_what_the_exact_one_reaches() -> None:
+    game = make_game("crowd_modelling")
+    cfg = MirrorDescentConfig(train_freq=16, episodes=500, members=500, batch_size=64)
+    found = deep_mirror_descent(game, cfg, iterations=6).history.exploitability
+    exact = solve(game, "online_mirror_descent", 6).history.exploitability
+    assert found[-1] < exact[-1] + 0.5 < 2 < found[0]
+
+
+def test_sanity_thresholds() -> None:
+    """Those that OpenSpiel asks of its own, with its tests' settings; ours are tighter where they can be."""
+    game = make_game("crowd_modelling", compat="openspiel")
+    common: dict[str, Any] = {"exploration": 0.1, "learning_rate": 0.01}
+    mirror = MirrorDescentConfig(
+        **common, alpha=0.9, episodes=100, members=10, learning_starts=500, buffer_size=2000, target_update_interval=50
+    )
+    assert deep_mirror_descent(game, mirror, iterations=10).exploitability <= 3
+    average = AverageConfig(
+        **common, episodes=50, members=10, batch_size=32, net_arch=(128,), train_freq=32, learning_starts=32,
+        buffer_size=2000, target_update_interval=32, average_episodes=50, average_steps=10, average_batch_size=32,
+    )  # fmt: skip
+    assert average_fictitious_play(game, average, iterations=5).exploitability <= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_defaults_reach(seed: int) -> None:
+    game = make_game("crowd_modelling")
+    assert deep_fictitious_play(game, iterations=10, seed=seed).exploitability <= 1.06
+    assert average_fictitious_play(game, iterations=5, seed=seed).exploitability <= 15
+    assert deep_mirror_descent(game, iterations=20, seed=seed).exploitability <= 1.2
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_seeds_reproduce_bit_for_bit(name: str, ring: MFGame) -> None:
+    state = torch.get_rng_state()
+    one, same, other = (RUNS[name](ring, iterations=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.policy, same.policy)
+    assert torch.equal(one.history.exploitability, same.history.exploitability)
+    assert not torch.equal(one.policy, other.policy)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's stream was used
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_populations_learn_side_by_side(name: str) -> None:
+    game = make_game("predator_prey", size=3, horizon=4)
+    found = RUNS[name](game, iterations=2)
+    assert found.policy.shape == (3, 4, 9, 5)
+    assert len(found.learners) == 3
+    assert not torch.equal(found.policy[0], found.policy[1])
+    torch.testing.assert_close(found.flow, flow(game, found.policy))
+    torch.testing.assert_close(found.exploitability, exploitability(game, found.policy))
+    assert found.history.iterations == (0, 1, 2)
+    per_iteration = 3 * 4 * (20 if name != "average" else 40)
+    assert found.history.steps == (0, per_iteration, 2 * per_iteration)
+
+
+def test_agents_of_stable_baselines_respond(ring: MFGame) -> None:
+    makers: dict[str, Callable[[Any], Any]] = {
+        "ppo": partial(PPO, "MlpPolicy", seed=0, n_steps=16, batch_size=32, device="cpu"),
+        "a2c": partial(A2C, "MlpPolicy", seed=0, device="cpu"),
+        "dqn": partial(DQN, "MlpPolicy", seed=0, learning_starts=50, buffer_size=1000, device="cpu"),
+    }
+    for name, make in makers.items():
+        found = fictitious_play_with(ring, make, iterations=2, timesteps=200, members=4)
+        again = fictitious_play_with(ring, make, iterations=2, timesteps=200, members=4)
+        assert torch.equal(found.policy, again.policy), name
+        assert found.history.steps[-1] == found.learners[0].num_timesteps >= 400
+        torch.testing.assert_close(found.exploitability, exploitability(ring, found.policy))
+
+
+def test_agents_that_know_no_masks_meet_walls() -> None:
+    game = make_game("four_rooms", horizon=4)
+    make = partial(PPO, "MlpPolicy", seed=0, n_steps=16, batch_size=32, device="cpu")
+    found = fictitious_play_with(game, make, iterations=1, timesteps=64, members=4)
+    assert (found.policy[..., ~game.legal] == 0).all()
+
+
+def test_stopping_at_a_tolerance(ring: MFGame) -> None:
+    found = fictitious_play_with(ring, Oracle, iterations=50, members=1, tolerance=0.1)
+    assert found.history.iterations[-1] < 50
+    assert found.exploitability <= 0.1 < found.history.exploitability[-2]
+
+
+def test_ctrl_c_returns_the_last_whole_iteration(ring: MFGame, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Iteration] = []
+
+    def interrupt(done: Iteration) -> None:
+        seen.append(done)
+        if done.number == 2:
+            raise KeyboardInterrupt
+
+    found = RUNS["mirror_descent"](ring, iterations=5, on_iteration=interrupt, progress=True)
+    assert found.interrupted
+    assert torch.equal(found.policy, seen[1].policy)
+    assert found.history.iterations == (0, 1, 2)
+    assert "exploitability=" in capsys.readouterr().err
+    assert not RUNS["mirror_descent"](ring, iterations=1).interrupted
+
+
+def test_iterations_are_logged(ring: MFGame, tmp_path: Path) -> None:
+    logger = configure(str(tmp_path), ["csv", "tensorboard"])
+    found = RUNS["fictitious_play"](ring, iterations=2, on_iteration=log_iterations(logger))
+    logger.close()
+    lines = (tmp_path / "progress.csv").read_text().split()
+    column = lines[0].split(",").index("mean_field/exploitability")
+    logged = [float(line.split(",")[column]) for line in lines[1:]]
+    assert logged == pytest.approx(found.history.exploitability[1:].tolist())
+    assert list(tmp_path.glob("events.*"))
+
+
+def test_learning_rate_falls_to_zero(ring: MFGame) -> None:
+    rates: list[float] = []
+    member = MirrorMember(ring, 0, MirrorDescentConfig(**TINY, learning_rate_schedule="linear"), 0)
+    for progress in (0.0, 0.5, 0.9):
+        member.schedule(progress)
+        rates.append(member.q.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01, 0.005, 0.001])
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_fields_are_documented() -> None:
+    for config in (MirrorDescentConfig, BestResponseConfig, AverageConfig):
+        for name, info in describe(config).items():
+            assert info.doc, name
+        assert {field.name for field in fields(config)} == set(describe(config))
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"temperature": 0.0}, ValueError, r"MirrorDescentConfig.temperature must lie in \(0, inf\), got 0.0"),
+        ({"alpha": 1.5}, ValueError, r"alpha must lie in \[0, 1\], got 1.5"),
+        ({"exploration": -0.1}, ValueError, "exploration"),
+        ({"episodes": 0}, ValueError, "episodes"),
+        ({"train_freq": 0}, ValueError, "train_freq"),
+        ({"inputs": "pixels"}, TypeError, "inputs must be Literal"),
+        ({"net_arch": (0,)}, ValueError, "net_arch"),
+        ({"temperatur": 1.0}, TypeError, "did you mean temperature"),
+    ],
+)
+def test_bad_hyper_parameters(values: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        MirrorDescentConfig.from_dict(values)
+
+
+def test_bad_games_and_numbers(ring: MFGame, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_game("crowd_modelling", crowd_aversion_coef=torch.tensor([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"batch \(2,\) of games"):
+        deep_mirror_descent(batch)
+    paying = MFGame(
+        name="paying", S=4, A=3, H=2, mu0=ring.mu0, r_state=ring.r_state, post=ring.post, regulariser=Entropy(1)
+    )
+    with pytest.raises(ValueError, match="pays for how choices are spread"):
+        deep_fictitious_play(paying)
+    with pytest.raises(ValueError, match="an iteration collects 30 and keeps 30"):
+        average_fictitious_play(ring, AverageConfig(episodes=10, learning_starts=31))
+    with pytest.raises(ValueError, match="every 64 transitions, but an iteration collects 60"):
+        deep_mirror_descent(ring, MirrorDescentConfig(episodes=20, learning_starts=0))
+    with pytest.raises(ValueError, match="iterations must be at least 0, got -1"):
+        RUNS["mirror_descent"](ring, iterations=-1)
+    for options, words in (
+        ({"learning_rate": 1.5}, r"\(0, 1\], got 1.5"),
+        ({"timesteps": 0}, "timesteps must be at least 1"),
+        ({"members": 0}, "members must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fictitious_play_with(ring, Oracle, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(mean_field_dqn, "MOST_INPUTS", 15)
+    with pytest.raises(ValueError, match="16 inputs, for 4 states at 4 times"):
+        Places(ring, "table")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_divergence_is_named(name: str, ring: MFGame) -> None:
+    vast = replace(ring, r_state=lambda t, mu: 1e39 * mu)  # float32 ends at 3e38
+    with pytest.raises(ValueError, match="outputs are no longer finite: lower the learning_rate"):
+        RUNS[name](vast, iterations=2)
