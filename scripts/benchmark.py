@@ -2,8 +2,8 @@
 
 ``speed``: gradient updates per second and environment steps per second of a whole ``learn()``, ours against
 Stable-Baselines3's, each at its own best number of threads; DCAC, which has no peer there, against our SAC on the same
-delayed observations. ``rollout`` is in :mod:`.benchmark_rollout`, ``learn``
-in :mod:`.learning`.
+delayed observations. ``rollout`` is in :mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``learn`` in
+:mod:`.learning`.
 """
 
 import contextlib
@@ -21,9 +21,10 @@ import torch
 from stable_baselines3.common.logger import Logger
 
 from .. import agents
-from ..agents.core.config import nearest
 from ..agents.core.files import versions
 from ..agents.core.off_policy import OffPolicyAgent
+from ..envs.naming import nearest
+from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
 from .machine import machine
@@ -229,6 +230,7 @@ def speed(options: SpeedOptions) -> list[Measurement]:
 BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "speed": (SpeedOptions, speed),
     "rollout": (RolloutOptions, rollout),
+    "mfg": (MeanFieldOptions, mean_field),
     "learn": (LearnOptions, learn),
 }
 """Flags, and what they are passed to."""

@@ -1,6 +1,7 @@
 """The console command ``headway``."""
 
 import ctypes.util
+import importlib
 import logging
 import os
 import re
@@ -16,9 +17,11 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV
   headway benchmark speed [--flags]          updates/s and steps/s, side by side with Stable-Baselines3
   headway benchmark rollout [--flags]        steps/s of MuJoCo robots, side by side with every other way to step them
+  headway benchmark mfg [--flags]            seconds per iteration of mean-field games, side by side with OpenSpiel
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
+  headway mfg solve|show|games|compare|fit   mean-field games: equilibria, exploitability, films, rewards from data
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
 """
@@ -63,23 +66,14 @@ def _dispatch(command: str, rest: list[str]) -> int:
         return _train(rest)
     if command == "evaluate":
         return _evaluate(rest)
-    if command == "benchmark":
-        from .benchmark import main as benchmark
-
-        return benchmark(rest)
-    if command == "plot":
-        from .plot import main as plot
-
-        return plot(rest)
-    if command == "delays":
-        from .delays import main as delays
-
-        return delays(rest)
+    if command in MODULES:
+        code: int = importlib.import_module(f".{MODULES[command]}", __package__).main(rest)
+        return code
     if command == "agents":
         return _agents()
     if command == "envs":
         return _envs(rest)
-    from ..agents.core.config import nearest
+    from ..envs.naming import nearest
 
     raise ValueError(f"there is no command {command!r}: {nearest(command, COMMANDS)}")
 
@@ -107,7 +101,10 @@ def draw_without_screen() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-COMMANDS = ("train", "evaluate", "benchmark", "plot", "delays", "agents", "envs")
+MODULES = {"benchmark": "benchmark", "plot": "plot", "delays": "delays", "mfg": "mean_field"}
+"""Commands whose modules, each with a ``main``, are imported when they are called."""
+
+COMMANDS = ("train", "evaluate", *MODULES, "agents", "envs")
 
 
 def _train(rest: list[str]) -> int:

@@ -10,6 +10,7 @@ from headway.scripts.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CROWDS = (ROOT / "docs" / "mean-field-games.md").read_text()
 ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text()
 
 
@@ -54,6 +55,16 @@ def test_a_task_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert list(tmp_path.glob("runs/mine-Swing-v0/sac/*/final.zip"))
     finally:
         gymnasium.registry.pop("mine/Swing-v0", None)
+
+
+def test_crowds(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in blocks("python", CROWDS):
+        exec(block.replace("10_000", "10").replace("4_000", "2_048").replace("1_000", "512"), names)
+    solved, uniform, batch, learnt = capsys.readouterr().out.splitlines()
+    assert 0 < float(solved.split("(")[1].split(",")[0]) < float(uniform.split("(")[1].split(",")[0])
+    assert batch == "torch.Size([10])"
+    assert float(learnt) > 0
 
 
 def test_using_batches() -> None:

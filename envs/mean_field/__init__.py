@@ -1,5 +1,6 @@
 """Mean field games: finite games in discrete time, what follows from a policy exactly, solvers, environments."""
 
+from .cohorts import Trajectories, load_cohorts, observe, synthetic
 from .dynamics import BestResponse, best_response, exploitability, flow, policy_value, policy_values
 from .game import MFGame
 from .graph import graph_game, make_reward
@@ -21,16 +22,20 @@ __all__ = [
     "MeanFieldPopulationBatch",
     "Quadratic",
     "Solution",
+    "Trajectories",
     "best_response",
     "deviation_gain",
     "encode",
     "exploitability",
     "flow",
     "graph_game",
+    "load_cohorts",
     "make_game",
     "make_reward",
+    "observe",
     "policy_value",
     "policy_values",
     "register_game",
     "solve",
+    "synthetic",
 ]

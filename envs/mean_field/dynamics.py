@@ -4,13 +4,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .game import MFGame
 from .regularisers import Entropy
 from .sweeps import Rewards, Sweeps, Tie
 
-TIE_TOLERANCE = 1e-9
+TIE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Actions whose values differ by no more count as equally good (our choice)."""
 
 
@@ -39,7 +40,7 @@ def flow(game: MFGame, policy: Tensor) -> Tensor:
 
 
 def best_response(
-    game: MFGame, mu: Tensor, tau: float = 0.0, tie: Tie = "split", tol: float = TIE_TOLERANCE
+    game: MFGame, mu: Tensor, tau: float = 0.0, tie: Tie = "split", tol: float | None = None
 ) -> BestResponse:
     """The best response to a flow.
 
@@ -47,7 +48,7 @@ def best_response(
     :param mu: where the crowd is, (…, n_pop, H + 1, S)
     :param tau: temperature of an entropy bonus, in the reward's unit; 0: the game's own regulariser, if it has one
     :param tie: "split": equally good actions are taken equally often; "first": the one with the lowest index
-    :param tol: values that differ by no more are equally good
+    :param tol: values that differ by no more are equally good; None: 1e-9, in float32 1e-4
     :return: policy and values
     :raises ValueError: see :meth:`MFGame.check_flow`
     """
@@ -55,7 +56,7 @@ def best_response(
     sweeps = Sweeps(softened(game, tau), tuple(mu.shape[:-3]))
     inward = sweeps.layout.inward(mu, 2)
     q, values = sweeps.best(inward, rewards := sweeps.rewards(inward))
-    policy = sweeps.greedy(q, _known_tie(tie), tol)
+    policy = sweeps.greedy(q, _known_tie(tie), TIE_TOLERANCE.get(game.dtype, 1e-4) if tol is None else tol)
     outward = sweeps.layout.outward
     return BestResponse(outward(policy), outward(values), outward(q + rewards.state.unsqueeze(2)))
 

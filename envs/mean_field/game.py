@@ -209,6 +209,8 @@ def _check_moves(game: MFGame) -> None:
         if (part := getattr(game, name)) is not None and index is not None:
             if tuple(part.shape[-index.ndim :]) != tuple(index.shape):
                 raise ValueError(f"{game.name}: {name} must end like its indices, {_shape(index)}, got {_shape(part)}")
+            if part.ndim > index.ndim and part.shape[-index.ndim - 1] not in (1, game.n_pop):
+                raise ValueError(f"{game.name}: {name} must be (…, n_pop = {game.n_pop}, …), got {_shape(part)}")
             _check_distributions(part, f"{game.name}: {name}", ("state", "action")[: index.ndim - 1])
 
 
@@ -250,12 +252,29 @@ def _check_rewards(game: MFGame) -> None:
         assert game.succ_idx is not None
         calls.append(("transition", game.transition, (game.n_pop, *game.succ_idx.shape)))
     for name, function, wanted in calls:
-        for t, mu in ((0, crowd), (times, many)):
-            _check_returned(game, name, function(t, mu), wanted)
+        alone, together = [function(t, crowd) for t in times.flatten().tolist()], function(times, many)
+        for part in (*alone, together):
+            _check_returned(game, name, part, wanted)
+        _check_times(game, name, alone, together, (2, *game.batch, *wanted))
     if game.terminal is not None:
         _check_returned(game, "terminal", game.terminal(crowd), (game.n_pop, game.S))
     if game.transition is not None:
         _check_distributions(game.transition(0, crowd), f"{game.name}: what transition returns", ("state", "action"))
+
+
+def _check_times(game: MFGame, name: str, alone: list[Tensor], together: Tensor, full: tuple[int, ...]) -> None:
+    """See that a function says the same of a time whether it is asked for it alone or together with another."""
+    sizes = zip(together.shape[::-1], full[::-1], strict=False)
+    if together.ndim > len(full) or any(size not in (1, most) for size, most in sizes):
+        raise ValueError(
+            f"{game.name}: asked for two times at once, {name} must return what broadcasts to ({_listed(full)}), "
+            f"it returned {_shape(together)}"
+        )
+    for part, by_itself in zip(together.to(game.dtype).expand(full), alone, strict=True):
+        if not torch.allclose(part, by_itself.to(game.dtype).expand(full[1:])):
+            raise ValueError(
+                f"{game.name}: asked for two times at once, {name} returns other values than for each alone"
+            )
 
 
 def _check_returned(game: MFGame, name: str, part: Tensor, wanted: tuple[int, ...]) -> None:

@@ -14,6 +14,9 @@ from .game import MFGame
 DENSE = 256
 """Up to so many states noise is a matrix product, which is faster than gathering on any device (our choice)."""
 
+SMALL = 16384
+"""Up to so many entries (S A, S) a move and its noise are one matrix product (our choice)."""
+
 
 class Moves(Protocol):
     """How a game's members get from state to state."""
@@ -79,18 +82,22 @@ class TwoStages:
         assert game.post is not None
         self.S, self.A = game.S, game.A
         self.post = game.post.flatten()
-        self.idx, self.p, self.matrix = game.noise_idx, None, None
+        self.idx, self.p, self.matrix, self.whole = game.noise_idx, None, None, None
         if game.noise_p is not None:
             assert game.noise_idx is not None
             if game.noise_p.ndim == 2 and game.S <= DENSE:
                 matrix = torch.zeros(game.S, game.S, dtype=game.dtype, device=game.device)
                 self.matrix = matrix.scatter_add_(1, game.noise_idx, game.noise_p.to(game.dtype))  # (from, to)
             else:
-                p = game.noise_p if game.noise_p.ndim > 2 else game.noise_p.expand(1, *game.noise_p.shape)
-                self.p = layout.inward(p, 2) if game.noise_p.ndim > 2 else p.movedim(0, -1)  # (S, K, L or 1)
+                p = game.noise_p.to(game.dtype)
+                self.p = layout.inward(p, 2) if p.ndim > 2 else p.unsqueeze(-1)  # (S, K, L or 1)
+        if self.matrix is not None and self.S**2 * self.A <= SMALL:
+            self.whole = self.matrix.index_select(0, self.post)  # (S A, S)
 
     def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
         """See :class:`Moves`."""
+        if self.whole is not None:
+            return (self.whole @ values).view(self.S, self.A, -1)
         if self.matrix is not None:
             values = self.matrix @ values
         elif self.p is not None:
@@ -100,6 +107,8 @@ class TwoStages:
 
     def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
         """See :class:`Moves`."""
+        if self.whole is not None:
+            return self.whole.T @ joint.flatten(0, 1)
         moved = joint.new_zeros(self.S, joint.shape[-1]).index_add_(0, self.post, joint.flatten(0, 1))
         if self.matrix is not None:
             return self.matrix.T @ moved

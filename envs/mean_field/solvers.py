@@ -127,11 +127,12 @@ class FictitiousPlay(Solver):
     ) -> None:
         super().__init__(sweeps, policy)
         self.learning_rate, self.temperature, self.tie = learning_rate, temperature, tie
+        self._is_average = False
 
     @property
     def policy(self) -> Tensor:
         """See :class:`Solver`."""
-        if "joint" in self.__dict__:
+        if self._is_average:
             return self.sweeps.conditional(self.joint, self.mu)
         return self._policy
 
@@ -147,7 +148,7 @@ class FictitiousPlay(Solver):
             self.forget()
             return
         self.forget()
-        self.joint, self.mu = joint, mu
+        self.joint, self.mu, self._is_average = joint, mu, True
 
 
 class OnlineMirrorDescent(Solver):
@@ -165,7 +166,7 @@ class OnlineMirrorDescent(Solver):
 
     def step(self, k: int) -> None:
         """See :class:`Solver`."""
-        self._logits = self._logits + self.learning_rate * self.q_values()
+        self._logits.add_(self.q_values(), alpha=self.learning_rate)
         self._policy = self.sweeps.softmax(self._logits)
         self.forget()
 
@@ -226,9 +227,10 @@ class FixedPoint(Solver):
 
     def step(self, k: int) -> None:
         """See :class:`Solver`."""
-        values = self.best[0]
         if self.damping:
-            values = self.sweeps.best(self._crowd, self.sweeps.rewards(self._crowd))[0]
+            values, _ = self.sweeps.best(self._crowd, self.sweeps.rewards(self._crowd))
+        else:
+            values, _ = self.best
         self._policy = _response(self.sweeps, values, self.temperature, self.tie)
         self.forget()
         self._crowd = torch.lerp(self.mu, self._crowd, self.damping)
@@ -289,7 +291,7 @@ def solve(
                 records.append(solver.exploitability())
                 seconds.append(time.perf_counter() - started)
                 if progress:
-                    bar.set_postfix(exploitability=f"{float(records[-1].max()):.3g}")
+                    bar.set_postfix(exploitability=f"{float(records[-1].max()):.3g}", refresh=k == iterations)
                 if on_evaluation is not None:
                     on_evaluation(k, records[-1])
     exploitability = torch.stack(records)
@@ -311,7 +313,7 @@ def _checked(algorithm: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """:return: the parameters, whose values can be."""
     for name, value in parameters.items():
         fits, words = _RANGES.get(name, (lambda _: True, ""))
-        if value is not None and not fits(value):
+        if (value is None and algorithm != FictitiousPlay.name) or (value is not None and not fits(value)):
             raise ValueError(f"{name} of {algorithm} {words}, got {value}")
     if algorithm == FictitiousPlay.name and (rate := parameters.get("learning_rate")) is not None and rate > 1:
         raise ValueError(f"learning_rate of {algorithm} must lie in (0, 1], got {rate}")
@@ -324,4 +326,4 @@ def _response(sweeps: Sweeps, values: Tensor, temperature: float, tie: Tie) -> T
     """:return: the policy (H, S, A, L) that goes with the values of a best response."""
     if temperature:
         return sweeps.softmax(values / temperature)
-    return sweeps.greedy(values, tie, TIE_TOLERANCE)
+    return sweeps.greedy(values, tie, TIE_TOLERANCE.get(values.dtype, 1e-4))

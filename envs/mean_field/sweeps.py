@@ -4,6 +4,7 @@ Tensors are laid out as in :mod:`.moves`, times first: policies (H, S, A, L), fl
 the reward of being in the state, which is the same for all actions.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -55,7 +56,7 @@ class Sweeps:
         """Evaluate the rewards along a flow.
 
         :param mu: (H + 1, S, L)
-        :raises ValueError: one is NaN; the message says where
+        :raises ValueError: one is not finite; the message says where
         """
         game, layout = self.game, self.layout
         crowd, times = layout.crowd(mu[:-1]), self.times
@@ -68,18 +69,22 @@ class Sweeps:
         else:
             final = layout.rewards(game.terminal(layout.crowd(mu[-1])), (), 1)
         for name, part, dims in (("r_state", state, "tx"), ("r_action", action, "txa"), ("terminal", final, "x")):
-            if part is not None and not part.is_cuda and part.isnan().any():  # asking a GPU would wait for it
-                places = zip(dims, part.isnan().nonzero()[0].tolist(), strict=False)
+            if part is None or part.is_cuda or part.sum().isfinite():  # asking a GPU would wait for it
+                continue
+            wrong = ~part.isfinite()
+            if wrong.any():  # not only their sum
+                places = zip(dims, wrong.nonzero()[0].tolist(), strict=False)
                 where = ", ".join(f"{dim} = {place}" for dim, place in places)
-                raise ValueError(f"{game.name}: {name} returned NaN, first at {where}")
+                value = str(float(part[wrong][0])).replace("nan", "NaN")
+                raise ValueError(f"{game.name}: {name} returned {value}, first at {where}")
         return Rewards(state, action, final)
 
     def forward(self, policy: Tensor) -> Tensor:
         """:return: the flow (H + 1, S, L) of a policy (H, S, A, L)."""
         flow = policy.new_empty(self.game.H + 1, *self.mu0.shape)
         mu = flow[0] = self.mu0
-        for t in range(self.game.H):
-            mu = flow[t + 1] = self.moves.push(policy[t] * mu.unsqueeze(1), t, mu)
+        for t, rows in enumerate(policy.unbind(0)):
+            mu = flow[t + 1] = self.moves.push(rows * mu.unsqueeze(1), t, mu)
         return flow
 
     def best(self, mu: Tensor, rewards: Rewards) -> tuple[Tensor, Tensor]:
@@ -87,37 +92,49 @@ class Sweeps:
 
         :return: values of actions (H, S, A, L), -inf where illegal, and of states (H + 1, S, L)
         """
-        game, regulariser = self.game, self.game.regulariser
-        q = mu.new_empty(game.H, game.S, game.A, mu.shape[-1])
-        values = torch.empty_like(mu)
-        value = values[-1] = rewards.final
-        for t in reversed(range(game.H)):
-            now = self.moves.expect(value, t, mu[t])
-            if rewards.action is not None:
-                now = now + rewards.action[t]
-            if self.barrier is not None:
-                now = now + self.barrier
-            q[t] = now
-            most = now.amax(1) if regulariser is None else regulariser.best(now, 1)[1]
-            value = torch.add(most, rewards.state[t], out=values[t])
-        return q, values
+        regulariser = self.game.regulariser
+        extra = rewards.action
+        if self.barrier is not None:
+            extra = self.barrier.expand(self.game.H, -1, -1, -1) if extra is None else extra + self.barrier
+
+        def most(t: int, now: Tensor) -> Tensor:
+            return now.amax(1) if regulariser is None else regulariser.best(now, 1)[1]
+
+        return self._backward(mu, rewards.state, extra, rewards.final, most)
 
     def evaluate(self, policy: Tensor, mu: Tensor, rewards: Rewards) -> tuple[Tensor, Tensor]:
         """Evaluate a policy against a flow.
 
         :return: values of actions (H, S, A, L), finite where illegal too, and of states (H + 1, S, L)
         """
-        game, regulariser = self.game, self.game.regulariser
-        q = mu.new_empty(game.H, game.S, game.A, mu.shape[-1])
+        own, rows = rewards.state, policy.unbind(0)
+        if self.game.regulariser is not None:
+            own = own + self.game.regulariser.bonus(policy, 2)
+        return self._backward(mu, own, rewards.action, rewards.final, lambda t, now: (rows[t] * now).sum(1))
+
+    def _backward(
+        self, mu: Tensor, own: Tensor, extra: Tensor | None, final: Tensor, choose: Callable[[int, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Go backwards in time.
+
+        :param mu: flow (H + 1, S, L)
+        :param own: earned by being in a state, (H, S, L)
+        :param extra: earned by an action, (H, S, A, L)
+        :param final: (S, L)
+        :param choose: the value of a choice among those of actions, (S, A, L) -> (S, L)
+        :return: values of actions (H, S, A, L) and of states (H + 1, S, L)
+        """
+        q = mu.new_empty(self.game.H, self.game.S, self.game.A, mu.shape[-1])
         values = torch.empty_like(mu)
-        value = values[-1] = rewards.final
-        own = rewards.state if regulariser is None else rewards.state + regulariser.bonus(policy, 2)
-        for t in reversed(range(game.H)):
-            now = self.moves.expect(value, t, mu[t])
-            if rewards.action is not None:
-                now = now + rewards.action[t]
-            q[t] = now
-            value = torch.add((policy[t] * now).sum(1), own[t], out=values[t])
+        value = values[-1] = final
+        crowds, owns, extras = mu.unbind(0), own.unbind(0), None if extra is None else extra.unbind(0)
+        for t in reversed(range(self.game.H)):
+            now = self.moves.expect(value, t, crowds[t])
+            if extras is None:
+                q[t] = now
+            else:
+                now = torch.add(now, extras[t], out=q[t])
+            value = torch.add(choose(t, now), owns[t], out=values[t])
         return q, values
 
     def greedy(self, q: Tensor, tie: Tie, tol: float) -> Tensor:
@@ -131,7 +148,11 @@ class Sweeps:
 
     def softmax(self, logits: Tensor) -> Tensor:
         """:return: probabilities (H, S, A, L) of legal actions."""
-        return (logits if self.barrier is None else logits + self.barrier).softmax(2)
+        if self.barrier is not None:
+            logits = logits + self.barrier
+        if logits.shape[-1] == 1:  # torch is faster along the last dimension
+            return logits.squeeze(-1).softmax(2).unsqueeze(-1)
+        return logits.softmax(2)
 
     def earned(self, joint: Tensor, mu: Tensor, rewards: Rewards) -> Tensor:
         """:return: the value (L,) of a policy on its own flow, from its occupancies (H, S, A, L); no pass is needed."""
@@ -146,5 +167,6 @@ class Sweeps:
     def conditional(self, joint: Tensor, mu: Tensor) -> Tensor:
         """:return: the policy (H, S, A, L) behind occupancies; uniform over legal actions where nobody is."""
         mass = mu[:-1].unsqueeze(2)
-        uniform = (self.legal / self.legal.sum(1, keepdim=True)).to(joint.dtype)
+        legal = self.legal.to(joint.dtype)
+        uniform = legal / legal.sum(1, keepdim=True)
         return torch.where(mass > 0, joint / mass, uniform)

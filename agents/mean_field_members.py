@@ -1,0 +1,236 @@
+"""Members of a crowd: how they choose among the others by maximum causal entropy, and where that takes the crowd.
+
+Shapes: ``n`` crowds, ``N`` moves, ``d`` states; the joint shares of state and move are pi_i P_ij, (n, N, d, d).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .core.config import Count, Positive, Range
+from .mean_field_baselines import FitConfig, moved
+from .mean_field_rewards import RewardModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class MCEConfig(FitConfig):
+    """Maximum causal entropy against the data's flow. Defaults are ours where not said otherwise."""
+
+    tau: Positive = 1.0
+    """Temperature of the members' choices; the reward is measured in its unit."""
+
+    l2: Annotated[float, Range(0)] = 1e-5
+    """Weight of squared parameters beside the mean negative log-likelihood of a move."""
+
+    terminal: Literal["zero", "learned"] | tuple[float, ...] = "zero"
+    """Value of the states at the end: 0 (arXiv 1711.03156), learned, or known."""
+
+    moves: Literal["auto", "seen", "all"] = "auto"
+    """Which moves exist: those seen in the data, or all; auto takes those seen where each has a number of its own."""
+
+    flow: Literal["data", "model"] = "data"
+    """The crowd among which members choose: the one seen, or the one that follows from the reward. The seen one carries
+    the noise of few people into rewards that depend on it."""
+
+    objective: Literal["individual", "planner"] = "individual"
+    """Who chooses: each member for itself (Nash), or a planner for all ("Definition 2" of arXiv 1711.03156)."""
+
+    max_iterations: Count = 1000
+    """Of L-BFGS."""
+
+    gradient_tolerance: Positive = 1e-9
+    """L-BFGS stops where no derivative of its objective is greater."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow == "model" and self.objective == "planner":
+            raise ValueError("MCEConfig.flow='model' goes with objective='individual': leave one of them out")
+
+
+def soft_policy(rewards: Tensor, final: Tensor, tau: float, moves: Tensor) -> Tensor:
+    """V_i^n = tau log sum_j exp((r_ij^n + V_j^(n+1)) / tau), P_ij^n = exp((r_ij^n + V_j^(n+1) - V_i^n) / tau).
+
+    :param rewards: r_ij^n, (…, N, d, d)
+    :param final: V^N, (d,)
+    :param tau: temperature
+    :param moves: which of them exist, (d, d) bool
+    :return: log P, -inf for moves that do not exist, (…, N, d, d)
+    """
+    value, line = final, []
+    for reward in reversed(rewards.unbind(-3)):
+        scores = ((reward + value.unsqueeze(-2)) / tau).masked_fill(~moves, -torch.inf)
+        line.append(scores.log_softmax(-1))
+        value = tau * scores.logsumexp(-1)
+    return torch.stack(line[::-1], -3)
+
+
+def externality(reward: RewardModel, joint: Tensor, pi: Tensor, time: Tensor) -> Tensor:
+    """What one more member in state i does to all: sum_kj pi_k P_kj dr_kj / dpi_i.
+
+    A planner's optimum is an equilibrium of members who earn this beside their own reward.
+
+    :param reward: r_ij(pi)
+    :param joint: pi_k P_kj, (…, d, d)
+    :param pi: (…, d)
+    :param time: see :class:`RewardModel`
+    :return: (…, d)
+    """
+    if not reward.crowded:
+        return torch.zeros_like(pi)
+    with torch.enable_grad():
+        crowd = pi.detach().requires_grad_()
+        total = (joint * reward(crowd, time)).sum()
+        (found,) = torch.autograd.grad(total, crowd, create_graph=True)
+    return found
+
+
+class Members(nn.Module):
+    """Members of a crowd with a reward, who choose softly best among a crowd that they cannot change.
+
+    :param reward: r_ij(pi)
+    :param config: the fit's
+    :param moves: which exist, (d, d) bool
+    :param horizon: N
+    """
+
+    def __init__(self, reward: RewardModel, config: MCEConfig, moves: Tensor, horizon: int) -> None:
+        super().__init__()
+        d = len(moves)
+        known = [0.0] * d if isinstance(config.terminal, str) else config.terminal
+        if len(known) != d:
+            raise ValueError(f"terminal must be {d} values, one for each state, got {len(known)}")
+        final = torch.tensor(known, dtype=torch.float64)
+        self.reward, self.config = reward, config
+        self.final = nn.Parameter(final, requires_grad=config.terminal == "learned")
+        self.register_buffer("moves", moves)
+        self.register_buffer("times", torch.arange(horizon, dtype=torch.float64).view(-1, 1) / horizon)
+        self.moves: Tensor
+        self.times: Tensor
+
+    def log_policy(self, pi: Tensor, joint: Tensor | None = None) -> Tensor:
+        """Best respond.
+
+        :param pi: of the crowd at the times of moves, (n, N, d)
+        :param joint: of the crowd, (n, N, d, d); what a planner needs beside
+        :return: log P, (n, N, d, d)
+        """
+        rewards = self.reward(pi, self.times)
+        if self.config.objective == "planner":
+            assert joint is not None
+            rewards = rewards + externality(self.reward, joint, pi, self.times).unsqueeze(-1)
+        return soft_policy(rewards.expand(*pi.shape, pi.shape[-1]), self.final, self.config.tau, self.moves)
+
+    def settle(self, pi0: Tensor, step: float, sweeps: int) -> tuple[Tensor, Tensor]:
+        """Let a crowd move until its members would not have moved otherwise, by a damped fixed point.
+
+        :param pi0: (n, d)
+        :param step: share of the way that each sweep goes
+        :param sweeps: at most so many
+        :return: flow (n, N + 1, d) and P (n, N, d, d)
+        :raises RuntimeError: it does not settle
+        """
+        shares = self.moves / self.moves.sum(-1, keepdim=True, dtype=torch.float64)
+        matrices = shares.expand(len(pi0), len(self.times), -1, -1)
+        joint = moved(pi0, matrices)[:, :-1].unsqueeze(-1) * matrices
+        for _ in range(sweeps):
+            matrices = self.log_policy(joint.sum(-1), joint).exp()
+            flow = moved(pi0, matrices)
+            target = flow[:, :-1].unsqueeze(-1) * matrices
+            if not self.reward.crowded or (target - joint).abs().max() < 1e-11:
+                return flow, matrices
+            joint = torch.lerp(joint, target, step)
+        raise RuntimeError(
+            f"the crowd of this reward had not settled after {sweeps} sweeps of step {step} (last change "
+            f"{float((target - joint).abs().max()):.2g}): take a smaller step and more sweeps"
+        )
+
+
+class Equilibrium:
+    """pi = flow(P(pi)), solved again and again while the reward changes, with its derivative by the parameters.
+
+    Steps are Newton's, with the last derivative by pi that was worth computing; the implicit derivative by parameters,
+    (1 - d flow / d pi)^-1 d flow / d theta, is refined with the same one.
+
+    :param members: whose choices move the crowds; no planner's
+    :param pi0: where they start, (n, d)
+    :param start: a guess of the solution, (n, N, d)
+    """
+
+    def __init__(self, members: Members, pi0: Tensor, start: Tensor) -> None:
+        self.members, self.pi0, self.pi = members, pi0, start
+        self.solved = True
+        self._factors: tuple[Tensor, Tensor] | None = None
+
+    def solve(self) -> Tensor:
+        """:return: the crowds at the times of moves, (n, N, d); :attr:`solved` says whether to 1e-9."""
+        previous = math.inf
+        for _ in range(60):
+            with torch.no_grad():
+                rest = self._flow(self.pi) - self.pi
+            worst = float(rest.abs().max())
+            if worst < 1e-11:
+                break
+            if self._factors is None or worst > 0.3 * previous:
+                self._linearise()
+            self.pi, previous = _better(self._flow, self.pi, self._newton(rest), rest), worst
+        self.solved = worst < 1e-9
+        flow = self._flow(self.pi)
+        if flow.requires_grad:
+            flow.register_hook(self._implicit)  # type: ignore[no-untyped-call]
+        return flow
+
+    def _flow(self, pi: Tensor) -> Tensor:
+        return moved(self.pi0, self.members.log_policy(pi).exp())[:, :-1]
+
+    def _linearise(self) -> None:
+        """Take the derivative of the flow by pi at the present pi, crowd by crowd, and factor 1 less that."""
+        with torch.enable_grad():
+            at = self.pi.detach().requires_grad_()
+            flow = self._flow(at)
+            size = flow[0].numel()
+            basis = torch.eye(size, dtype=at.dtype, device=at.device).view(size, 1, *flow.shape[1:])
+            (rows,) = torch.autograd.grad(flow, at, basis.expand(-1, *flow.shape), is_grads_batched=True)
+        system = torch.eye(size, dtype=at.dtype, device=at.device) - rows.flatten(2).transpose(0, 1)
+        self._factors = torch.linalg.lu_factor(system)
+
+    def _newton(self, rest: Tensor, adjoint: bool = False) -> Tensor:
+        assert self._factors is not None
+        columns = rest.flatten(1).unsqueeze(-1)
+        step: Tensor = torch.linalg.lu_solve(*self._factors, columns, adjoint=adjoint)
+        return step.view_as(rest)
+
+    def _implicit(self, slopes: Tensor) -> Tensor:
+        """:return: w with w - (d flow / d pi)^T w = slopes, (n, N, d)."""
+        with torch.enable_grad():
+            at = self.pi.detach().requires_grad_()
+            flow = self._flow(at)
+        found, previous = torch.zeros_like(slopes), math.inf
+        for _ in range(30):
+            (back,) = torch.autograd.grad(flow, at, found, retain_graph=True)
+            rest = slopes - found + back
+            worst = float(rest.abs().max())
+            if worst <= 1e-12 * float(slopes.abs().max()):
+                break
+            if self._factors is None or worst > 0.3 * previous:
+                self._linearise()
+            found, previous = found + self._newton(rest, adjoint=True), worst
+        return found
+
+
+def _better(function: Callable[[Tensor], Tensor], at: Tensor, newton: Tensor, plain: Tensor) -> Tensor:
+    """:return: for each crowd the longest halved Newton step that brings it closer, or a damped plain one if none."""
+    with torch.no_grad():
+        before = plain.abs().amax((1, 2))
+        found, left = at + 0.05 * plain, torch.ones_like(before, dtype=torch.bool)
+        for halvings in range(8):
+            trial = at + newton / 2**halvings
+            closer = left & ((function(trial) - trial).abs().amax((1, 2)) < before)
+            found = torch.where(closer.view(-1, 1, 1), trial, found)
+            left = left & ~closer
+            if not left.any():
+                break
+    return found

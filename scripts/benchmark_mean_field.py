@@ -1,0 +1,520 @@
+"""``headway benchmark mfg``: solving mean field games and stepping their members, side by side with OpenSpiel."""
+
+import contextlib
+import importlib
+import importlib.util
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from ..agents.core.config import Range
+from ..agents.core.files import versions
+from ..envs.mean_field import MFGame, exploitability, make_game, solve
+from ..envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
+from ..envs.naming import nearest
+from .benchmark_rollout import _place, _progress, _say
+from .contenders import Absent
+from .machine import machine
+from .mean_field import check_ranges
+
+PEERS: dict[str, dict[str, tuple[str, str | None]]] = {
+    "crowd_modelling": {
+        "openspiel-python": ("python_mfg_crowd_modelling", None),
+        "openspiel-c++": ("mfg_crowd_modelling", None),
+    },
+    "crowd_modelling_2d": {"openspiel-c++": ("mfg_crowd_modelling_2d", "crowd_modelling_2d_10x10")},
+    "four_rooms": {"openspiel-c++": ("mfg_crowd_modelling_2d", "crowd_modelling_2d_four_rooms")},
+    "linear_quadratic": {"openspiel-python": ("mean_field_lin_quad", "linear_quadratic")},
+    "predator_prey": {"openspiel-python": ("python_mfg_predator_prey", "predator_prey_5x5x3")},
+    "periodic_aversion": {"openspiel-python": ("python_mfg_periodic_aversion", "periodic_aversion")},
+}
+"""OpenSpiel's games, by ours and by the language they are written in: their names, and settings of its factory."""
+
+Algorithm = Literal["fictitious_play", "online_mirror_descent"]
+
+SOLVE = 100
+"""Iterations of ours per call of ``solve`` at most: as many as people would ask for."""
+
+ONE_DIMENSIONAL = "crowd_modelling"
+"""The game that is solved in batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanFieldOptions:
+    """Seconds per iteration of solvers of mean field games, and steps/s of members: ours and OpenSpiel's; A B A B …"""
+
+    games: tuple[str, ...] = tuple(name for name in PEERS if name != "periodic_aversion")
+    """Games. OpenSpiel takes five minutes for one iteration of fictitious play in periodic_aversion."""
+
+    algorithms: tuple[Algorithm, ...] = ("fictitious_play", "online_mirror_descent")
+    """Algorithms; OpenSpiel's mirror descent is its MirrorDescent."""
+
+    batch: Annotated[int, Range(0)] = 10_000
+    """Games of one dimension that are solved in one call by mirror descent, each with its own start; 0: none."""
+
+    batch_iterations: Annotated[int, Range(1)] = 20
+    """Iterations per call in a batch."""
+
+    env_games: tuple[str, ...] = ("crowd_modelling", "four_rooms", "predator_prey")
+    """Games whose members are stepped, with actions drawn beforehand; none leaves this out."""
+
+    num_envs: Annotated[tuple[int, ...], Range(1)] = (1, 256, 4096)
+    """Members that are stepped together; 1 is the single environment as well."""
+
+    peers: bool = True
+    """Time OpenSpiel, which counts as absent unless it is installed."""
+
+    gpu: bool = True
+    """Time ours on a GPU too, where there is one."""
+
+    threads: Annotated[int, Range(0)] = 1
+    """Threads of torch; OpenSpiel has one. 0 leaves torch's own choice."""
+
+    rounds: Annotated[int, Range(1)] = 5
+    """Rounds, in each of which every side has its turn; medians over rounds are compared."""
+
+    seconds: Annotated[float, Range(0.001, unit="s")] = 0.5
+    """Length of a turn, about, and at least one iteration."""
+
+    json: Path | None = None
+    """Write every measurement to this file."""
+
+    overwrite: bool = False
+    """Allow --json to replace a file."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for flag, names in (("--games", self.games), ("--env-games", self.env_games)):
+            for name in names:
+                if name not in PEERS:
+                    raise ValueError(f"{flag} {name}: OpenSpiel has no such game: {nearest(name, PEERS)}")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one side needed for one thing.
+
+    :param quantity: "fictitious_play", …: seconds per iteration; "batch": seconds per iteration of all games together;
+        "env": steps per second, summed over members
+    :param game: ours
+    :param side: "headway", "headway-gpu", "headway-single", "openspiel-python" or "openspiel-c++"
+    :param rows: games or members at once
+    :param values: one per round
+    """
+
+    quantity: str
+    game: str
+    side: str
+    rows: int
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A side that could not be measured.
+
+    :param quantity: see :class:`Measurement`
+    :param game: ours
+    :param side: see :class:`Measurement`
+    :param reason: why not
+    """
+
+    quantity: str
+    game: str
+    side: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One side, ready to be timed.
+
+    :param side: see :class:`Measurement`
+    :param rows: games or members at once
+    :param run: does a number of iterations or steps, and is done when it returns
+    """
+
+    side: str
+    rows: int
+    run: Callable[[int], Any]
+
+
+Maker = Callable[[], Turn]
+
+
+# -- Ours ------------------------------------------------------------------------------------------------------------
+
+
+def _device(side: str) -> str:
+    if side != "headway-gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise Absent("torch finds no CUDA device")
+    return "cuda"
+
+
+def our_solver(side: str, game: MFGame, algorithm: str, at_once: int) -> Turn:
+    """:return: calls of :func:`solve`, with one evaluation before and one after up to ``at_once`` iterations."""
+
+    def run(count: int) -> None:
+        while count > 0:
+            part = min(count, at_once)
+            solve(game, algorithm, part, evaluate_every=part)
+            count -= part
+        if game.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return Turn(side, game.batch[0] if game.batch else 1, run)
+
+
+def our_members(side: str, name: str, num_envs: int) -> Turn:
+    """:return: members in one batch; illegal actions become legal ones, which OpenSpiel's side never takes."""
+    device = _device(side)
+    env = MeanFieldAgentBatch(num_envs, name, illegal="random", device=device, compat="openspiel")
+    drawn = torch.randint(env.game.A, (64, num_envs), generator=torch.Generator().manual_seed(0)).to(device)
+    actions = itertools.cycle(drawn.unbind(0))
+    env.reset(seed=0)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            env.step(next(actions))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return Turn(side, num_envs, run)
+
+
+def our_member(name: str) -> Turn:
+    """:return: the single environment."""
+    env = MeanFieldAgentEnv(name, illegal="random", compat="openspiel")
+    drawn = torch.randint(env.game.A, (4096,), generator=torch.Generator().manual_seed(0)).tolist()
+    actions = itertools.cycle(drawn)
+    env.reset(seed=0)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            if env.step(next(actions))[2]:
+                env.reset()
+
+    return Turn("headway-single", 1, run)
+
+
+# -- OpenSpiel -------------------------------------------------------------------------------------------------------
+
+
+def _open_spiel(module: str) -> Any:
+    if importlib.util.find_spec("pyspiel") is None or importlib.util.find_spec("open_spiel") is None:
+        raise Absent("OpenSpiel is not installed: pip install open_spiel")
+    return importlib.import_module(f"open_spiel.python.{module}")
+
+
+def peer_game(game: str, side: str) -> Any:
+    """Make OpenSpiel's game.
+
+    :param game: ours
+    :param side: "openspiel-python" or "openspiel-c++"
+    :return: it
+    :raises Absent: it is not installed
+    """
+    name, setting = PEERS[game][side]
+    _open_spiel("mfg.games")  # registers those that are written in Python
+    if setting is None:
+        return importlib.import_module("pyspiel").load_game(name)
+    return _open_spiel("mfg.games.factory").create_game_with_setting(name, setting)
+
+
+def peer_solver(game: str, side: str, algorithm: str) -> Turn:
+    """:return: OpenSpiel's solver, one iteration after the other."""
+    made = peer_game(game, side)
+    if algorithm == "fictitious_play":
+        solver = _open_spiel("mfg.algorithms.fictitious_play").FictitiousPlay(made)
+    else:
+        solver = _open_spiel("mfg.algorithms.mirror_descent").MirrorDescent(made, lr=0.1)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            solver.iteration()
+
+    return Turn(side, 1, run)
+
+
+def peer_member(game: str, side: str) -> Turn:
+    """:return: a member in OpenSpiel's ``rl_environment``, against the uniform policy's flow."""
+    made = peer_game(game, side)
+    crowd = _open_spiel("mfg.algorithms.distribution").DistributionPolicy(
+        made, _open_spiel("policy").UniformRandomPolicy(made)
+    )
+    env = _open_spiel("rl_environment").Environment(made, mfg_distribution=crowd, mfg_population=0)
+    numbers = itertools.cycle(range(97))
+    now = env.reset()
+
+    def run(count: int) -> None:
+        nonlocal now
+        for _ in range(count):
+            legal = now.observations["legal_actions"][0]
+            now = env.step([legal[next(numbers) % len(legal)]])
+            if now.last():
+                now = env.reset()
+
+    return Turn(side, 1, run)
+
+
+def disagreement(game: str, side: str) -> float:
+    """See that both sides have the same game.
+
+    :param game: ours
+    :param side: of OpenSpiel
+    :return: the difference between both NashConvs of the uniform policy
+    :raises Absent: it is not installed
+    """
+    made = peer_game(game, side)
+    uniform = _open_spiel("policy").UniformRandomPolicy(made)
+    theirs: float = _open_spiel("mfg.algorithms.nash_conv").NashConv(made, uniform).nash_conv()
+    same = make_game(game, "openspiel")
+    return abs(float(exploitability(same, same.uniform_policy())) - theirs)
+
+
+# -- Timing ----------------------------------------------------------------------------------------------------------
+
+
+def plan(options: MeanFieldOptions) -> dict[tuple[str, str], dict[str, Maker]]:
+    """What is timed against what.
+
+    :param options: what to time
+    :return: by quantity and game, and there by side, what makes it ready
+    """
+    ours = ["headway", *(["headway-gpu"] if options.gpu else [])]
+    planned: dict[tuple[str, str], dict[str, Maker]] = {}
+    for game, algorithm in itertools.product(options.games, options.algorithms):
+        makers = planned.setdefault((algorithm, game), {})
+        for side in ours:
+            makers[side] = lambda side=side, game=game, algorithm=algorithm: our_solver(  # type: ignore[misc]
+                side, make_game(game, "openspiel", device=_device(side)), algorithm, SOLVE
+            )
+        for side in PEERS[game] if options.peers else ():
+            makers[side] = lambda side=side, game=game, algorithm=algorithm: peer_solver(  # type: ignore[misc]
+                game, side, algorithm
+            )
+    if options.batch:
+        planned["batch", ONE_DIMENSIONAL] = {side: _batch_maker(side, options) for side in ours}
+    for game in options.env_games:
+        planned["env", game] = _member_makers(game, ours, options)
+    return planned
+
+
+def _batch_maker(side: str, options: MeanFieldOptions) -> Maker:
+    def make() -> Turn:
+        game = make_game(ONE_DIMENSIONAL, device=_device(side))
+        starts = torch.rand(options.batch, 1, game.S, generator=torch.Generator().manual_seed(0), dtype=game.dtype)
+        games = replace(game, mu0=(starts / starts.sum(-1, keepdim=True)).to(game.device))
+        return our_solver(side, games, "online_mirror_descent", options.batch_iterations)
+
+    return make
+
+
+def _member_makers(game: str, ours: Sequence[str], options: MeanFieldOptions) -> dict[str, Maker]:
+    makers: dict[str, Maker] = {"headway-single": lambda: our_member(game)} if 1 in options.num_envs else {}
+    for side, rows in itertools.product(ours, options.num_envs):
+        makers[f"{side} {rows}"] = lambda side=side, rows=rows: our_members(side, game, rows)  # type: ignore[misc]
+    for side in PEERS[game] if options.peers else ():
+        makers[side] = lambda side=side: peer_member(game, side)  # type: ignore[misc]
+    return makers
+
+
+def measure(
+    quantity: str, game: str, makers: dict[str, Maker], options: MeanFieldOptions
+) -> tuple[list[Measurement], list[Missing]]:
+    """Time all sides on one thing, in turn.
+
+    :param quantity: see :class:`Measurement`
+    :param game: ours
+    :param makers: what makes each side ready
+    :param options: how long to time
+    :return: measurements, and what is absent
+    """
+    measured: list[Measurement] = []
+    absent: list[Missing] = []
+    turns: list[tuple[Turn, int]] = []
+    with _progress(f"{game}, {quantity}", len(makers) * (1 + options.rounds)) as bar:
+        for label, make in makers.items():
+            _say(bar, f"preparing {label}")
+            try:
+                turn = make()
+            except Absent as reason:
+                absent.append(Missing(quantity, game, label.partition(" ")[0], str(reason)))
+                bar.total = (bar.total or 0) - options.rounds
+            else:
+                count = _count_in(options.seconds, turn, options.batch_iterations if quantity == "batch" else 1)
+                turns.append((turn, count))
+                measured.append(Measurement(quantity, game, turn.side, turn.rows, []))
+            bar.update()
+        for _ in range(options.rounds):
+            for (turn, count), measurement in zip(turns, measured, strict=True):
+                _say(bar, f"{turn.side}, {turn.rows}")
+                started = time.perf_counter()
+                turn.run(count)
+                elapsed = time.perf_counter() - started
+                rate = count * turn.rows / elapsed
+                measurement.values.append(rate if quantity == "env" else elapsed / count)
+                bar.update()
+    return measured, absent
+
+
+def _count_in(seconds: float, turn: Turn, least: int) -> int:
+    """Warm a side up, and find out how many iterations it makes in so many seconds; ``least`` at least."""
+    count = least
+    while True:
+        started = time.perf_counter()
+        turn.run(count)
+        elapsed = time.perf_counter() - started
+        if elapsed > 0.25 * seconds:
+            return max(least, round(count * seconds / elapsed))
+        count *= 2
+
+
+# -- The command -----------------------------------------------------------------------------------------------------
+
+
+def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """How many times as fast as OpenSpiel each side of ours is.
+
+    :param measurements: of any quantities
+    :return: per measurement of ours: "quantity", "game", "side", "rows", "peer" and "times"; a batch is compared with
+        OpenSpiel's mirror descent of its games one after another
+    """
+    found = []
+    for ours in measurements:
+        if not ours.side.startswith("headway"):
+            continue
+        quantity = "online_mirror_descent" if ours.quantity == "batch" else ours.quantity
+        for peer in measurements:
+            if peer.side.startswith("openspiel") and (peer.quantity, peer.game) == (quantity, ours.game):
+                faster = ours.median / peer.median if quantity == "env" else peer.median * ours.rows / ours.median
+                key = {"quantity": ours.quantity, "game": ours.game, "side": ours.side, "rows": ours.rows}
+                found.append(key | {"peer": peer.side, "times": faster})
+    return found
+
+
+def _versions() -> dict[str, str]:
+    try:
+        return versions() | {"open_spiel": metadata.version("open_spiel")}
+    except metadata.PackageNotFoundError:
+        return versions() | {"open_spiel": "not installed"}
+
+
+def _agreement(options: MeanFieldOptions) -> list[dict[str, Any]]:
+    """:return: by game and side of OpenSpiel, how far apart NashConvs of the uniform policy are."""
+    found = []
+    for game in dict.fromkeys(options.games if options.peers else ()):
+        for side in PEERS[game]:
+            with contextlib.suppress(Absent):
+                found.append({"game": game, "side": side, "difference": disagreement(game, side)})
+    return found
+
+
+def mean_field(options: MeanFieldOptions) -> list[Measurement]:
+    """Run ``headway benchmark mfg``.
+
+    :param options: its arguments
+    :return: every measurement, as printed and written
+    :raises ValueError: the file to write exists, or its folder does not
+    """
+    if options.json is not None and options.json.exists() and not options.overwrite:
+        raise ValueError(f"{options.json} exists: choose another name, or pass --overwrite")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ValueError(f"{options.json}: there is no folder {options.json.parent}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads or before)
+    conditions = {
+        "command": " ".join(["headway", *sys.argv[1:]]),
+        "machine": machine(),
+        "versions": _versions(),
+        "torch_threads": torch.get_num_threads(),
+        "load_before": os.getloadavg()[0],
+    }
+    measurements: list[Measurement] = []
+    absent: list[Missing] = []
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            agreement = _agreement(options)
+            for (quantity, game), makers in plan(options).items():
+                measured, missing = measure(quantity, game, makers, options)
+                measurements += measured
+                absent += missing
+    finally:
+        torch.set_num_threads(before)
+    conditions["load_after"] = os.getloadavg()[0]
+    compared = ratios(measurements)
+    _print(options, conditions, measurements, absent, compared)
+    for row in agreement:
+        print(f"{row['game']}, {row['side']}: NashConv of the uniform policy differs by {row['difference']:.1g}")
+    if options.json is not None:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+        content = conditions | {
+            "options": settings,
+            "units": {"env": "steps per second, summed over members", "others": "seconds per iteration"},
+            "measurements": [asdict(m) | {"median": m.median} for m in measurements],
+            "ratios": compared,
+            "absent": [asdict(m) for m in absent],
+            "agreement": agreement,
+        }
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        print(f"measurements: {options.json}")
+    return measurements
+
+
+def _print(
+    options: MeanFieldOptions,
+    conditions: dict[str, Any],
+    measurements: Sequence[Measurement],
+    absent: Sequence[Missing],
+    compared: Sequence[dict[str, Any]],
+) -> None:
+    load, versions = (conditions["load_before"], conditions["load_after"]), conditions["versions"]
+    print(f"Mean field games\n{conditions['command']}")
+    print(f"{_place(conditions)}; torch threads {conditions['torch_threads']}; load {load[0]:.2f}, then {load[1]:.2f}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed"))
+    print(f"medians of {options.rounds} rounds [least, greatest]; last: how many times as fast as OpenSpiel ours is")
+    for quantity, game in dict.fromkeys((m.quantity, m.game) for m in measurements):
+        unit = "steps/s" if quantity == "env" else "ms/iteration"
+        print(f"\n{_what(quantity, game):<46} {'rows':>6}  {unit:>40}")
+        for m in measurements:
+            if (m.quantity, m.game) == (quantity, game):
+                times = [
+                    f"{row['times']:,.3g}x {row['peer'].partition('-')[2]}"
+                    for row in compared
+                    if (row["quantity"], row["game"], row["side"], row["rows"]) == (quantity, game, m.side, m.rows)
+                ]
+                print(f"  {m.side:<44} {m.rows:>6}  {_cell(m):>40}  {', '.join(times)}")
+        for side, reason in dict.fromkeys(
+            (a.side, a.reason) for a in absent if (a.quantity, a.game) == (quantity, game)
+        ):
+            print(f"  {side:<44} absent: {reason}")
+
+
+def _what(quantity: str, game: str) -> str:
+    if quantity == "env":
+        return f"{game}, members stepped"
+    return f"{game}, {'mirror descent of many games' if quantity == 'batch' else quantity.replace('_', ' ')}"
+
+
+def _cell(m: Measurement) -> str:
+    if m.quantity == "env":
+        return f"{m.median:,.0f} [{min(m.values):,.0f}, {max(m.values):,.0f}]"
+    values = [1000 * value for value in (m.median, min(m.values), max(m.values))]
+    return "{:,.4g} [{:,.4g}, {:,.4g}]".format(*values)

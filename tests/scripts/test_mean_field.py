@@ -1,0 +1,470 @@
+"""``headway mfg`` and ``headway benchmark mfg``, on tiny games."""
+
+import csv
+import importlib.util
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from conftest import Command
+from headway.envs.mean_field import GAMES, SOLVERS, MFGame, exploitability, make_game, solve
+from headway.scripts import benchmark_mean_field
+from headway.scripts.benchmark_mean_field import PEERS, MeanFieldOptions, Measurement, ratios
+from headway.scripts.mean_field import load_solution, parse_pairs, parse_value, read_arm
+from headway.scripts.mean_field_fit import read_counts
+from headway.scripts.mean_field_pictures import FlowPicture, reachable
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+SMALL = ("--param", "size=4", "horizon=3")
+QUIET = ("--no-progress", "--format", "none")
+
+
+def image(path: str | Path) -> Any:
+    drawn = matplotlib.image.imread(path)
+    assert drawn.std() > 0.01
+    return drawn
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+# -- solve -----------------------------------------------------------------------------------------------------------
+
+
+def test_solve_prints_both_figures_and_writes_everything(headway: Command) -> None:
+    flags = ("--iterations", 6, *SMALL, "--out", "run")
+    code, out, err = headway("mfg", "solve", "crowd_modelling", *flags)
+    assert code == 0, err
+    own, theirs = (make_game("crowd_modelling", compat, size=4, horizon=3) for compat in (None, "openspiel"))
+    for game, form in ((own, "as defined"), (theirs, "as OpenSpiel 2.0.2 computes it")):
+        found = float(solve(game, "online_mirror_descent", 6).exploitability)
+        assert f"NashConv {found:.10f}  {form}" in out
+    folder = Path("run")
+    assert {file.name for file in folder.iterdir()} == {
+        "solution.safetensors", "solution.json", "exploitability.csv", "exploitability.png", "flow.png", "flow.gif",
+    }  # fmt: skip
+    tensors = load_file(folder / "solution.safetensors")
+    assert torch.equal(tensors["defined.policy"], solve(own, "online_mirror_descent", 6).policy)
+    assert tensors["openspiel.flow"].shape == (1, 4, 4)
+    manifest = json.loads((folder / "solution.json").read_text())
+    assert manifest["parameters"] == {"size": 4, "horizon": 3}
+    assert manifest["forms"]["defined"]["exploitability"] == float(exploitability(own, tensors["defined.policy"]))
+    lines = rows(folder / "exploitability.csv")
+    assert [int(line["iteration"]) for line in lines if line["game"] == "openspiel"] == list(range(7))
+    assert float(lines[6]["exploitability"]) == manifest["forms"]["defined"]["exploitability"]
+    image(folder / "exploitability.png")
+    image(folder / "flow.png")
+    with Image.open(folder / "flow.gif") as film:
+        assert film.n_frames == 4
+
+
+def test_solve_four_rooms_as_openspiel_does(headway: Command) -> None:
+    flags = ("--compat", "openspiel", "--algorithm", "online_mirror_descent", "--iterations", 50)
+    code, out, _ = headway("mfg", "solve", "four_rooms", *flags, *QUIET)
+    assert code == 0
+    assert "NashConv 1.3089643510  as OpenSpiel" in out
+    assert out.count("NashConv") == 1
+    (folder,) = Path("runs/mfg/four_rooms/online_mirror_descent").iterdir()
+    assert f"written: runs/mfg/four_rooms/online_mirror_descent/{folder.name}" in out
+    assert not list(folder.glob("flow.gif"))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags", "parameters"),
+    [
+        ("fictitious_play", ("--learning-rate", 0.3, "--temperature", 0.5), {"learning_rate": 0.3, "temperature": 0.5}),
+        ("fictitious_play", ("--tie", "first"), {"tie": "first"}),
+        ("munchausen_mirror_descent", ("--learning-rate", 0.5), {"learning_rate": 0.5}),
+        ("boltzmann_policy_iteration", ("--learning-rate", 0.2), {"learning_rate": 0.2}),
+        ("fixed_point", ("--damping", 0.9, "--temperature", 1), {"damping": 0.9, "temperature": 1.0}),
+    ],
+)
+def test_solve_passes_parameters_on(
+    headway: Command, algorithm: str, flags: tuple[Any, ...], parameters: dict[str, Any]
+) -> None:
+    code, out, err = headway(
+        "mfg", "solve", "crowd_modelling", "--algorithm", algorithm, *flags, "--iterations", 4, "--compat", "none",
+        *SMALL, *QUIET, "--out", "run",
+    )  # fmt: skip
+    assert code == 0, err
+    game = make_game("crowd_modelling", size=4, horizon=3)
+    assert f"NashConv {float(solve(game, algorithm, 4, **parameters).exploitability):.10f}" in out
+    settings = json.loads(Path("run/solution.json").read_text())["settings"]
+    assert {name: settings[name] for name in parameters} == parameters
+
+
+def test_solve_stops_early_and_evaluates_now_and_then(headway: Command) -> None:
+    flags = ("--compat", "none", "--iterations", 9, "--tolerance", 2.5, "--evaluate-every", 2)
+    assert headway("mfg", "solve", "crowd_modelling", *flags, *QUIET, "--out", "run")[0] == 0
+    lines = rows(Path("run/exploitability.csv"))
+    assert [int(line["iteration"]) for line in lines] == [0, 2]
+    assert float(lines[1]["exploitability"]) <= 2.5 < float(lines[0]["exploitability"])
+
+
+def test_solve_films_a_grid_of_several_populations(headway: Command) -> None:
+    flags = ("--iterations", 2, "--param", "size=3", "--param", "horizon=2", "--compat", "none", "--no-progress")
+    code, _, err = headway("mfg", "solve", "predator_prey", *flags, "--format", "mp4", "--fps", 5, "--out", "run")
+    assert code == 0, err
+    film = cv2.VideoCapture("run/flow.mp4")
+    assert film.get(cv2.CAP_PROP_FPS) == 5
+    frames = [film.read()[1].astype(float) for _ in range(3)]
+    assert not film.read()[0]
+    film.release()
+    assert all(size % 2 == 0 for size in frames[0].shape[:2])
+    assert np.abs(frames[0] - frames[2]).mean() > 1
+    image("run/flow.png")
+
+
+def test_folders_are_never_written_twice(headway: Command) -> None:
+    Path("run").mkdir()
+    code, _, err = headway("mfg", "solve", "left_right", "--out", "run", *QUIET)
+    assert (code, list(Path("run").iterdir())) == (1, [])
+    assert "File exists" in err
+    for _ in range(2):
+        assert headway("mfg", "solve", "left_right", "--iterations", 1, *QUIET)[0] == 0
+    assert len(list(Path("runs/mfg/left_right/online_mirror_descent").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("solve", "four_room"), "there is no game 'four_room': did you mean four_rooms?"),
+        (("solve", "sis", "--algorithm", "mirror"), "there is no algorithm 'mirror'"),
+        (("solve", "sis", "--compat", "openspiel"), "game 'sis' has no compat='openspiel'"),
+        (("solve", "sis", "--param", "horizn=3"), "has no parameter 'horizn': did you mean horizon?"),
+        (("solve", "sis", "--param", "horizon=x"), "--param horizon must be int, got 'x'"),
+        (("solve", "sis", "--param", "horizon"), "--param takes KEY=VALUE, got 'horizon'"),
+        (("solve", "sis", "--param", "horizon=3", "--param", "horizon=4"), "--param horizon is given twice"),
+        (("solve", "sis", "--damping", 0.5), "--damping: online_mirror_descent has no such parameter; it has --learn"),
+        (("solve", "sis", "--damping", 1, "--algorithm", "fixed_point"), "--damping must lie in [0, 1), got 1"),
+        (("solve", "sis", "--learning-rate", -1), "learning_rate of online_mirror_descent must lie in (0, inf)"),
+        (("solve", "sis", "--iterations", -1), "--iterations must lie in [0, inf), got -1"),
+        (("solve", "sis", "--device", "tpu"), "--device tpu: there is no such device here"),
+        (("solve", "sis", "--itertions", 3), "did you mean --iterations"),
+        (("show", "nowhere"), "'nowhere' is no folder and no game"),
+        (("show", "."), "holds no solution"),
+        (("games", "zzz"), "no game's name contains 'zzz'"),
+        (("compare",), "name at least one game"),
+        (("compare", "sis", "--algorithms", "fixed_point:dampin=1"), "fixed_point has no such parameter"),
+        (("solv",), "there is no command 'mfg solv': did you mean solve or show?"),
+        (("fit", "biofan"), "there are no data 'biofan': did you mean biofam?"),
+        (("fit", "synthetic", "--method", "mce"), "--method mce: known: gcl_population, mce_individual"),
+        (("fit", "synthetic", "--data-param", "dys=3"), "--data-param"),
+        (("fit", "nothing.npz"), "nothing.npz does not exist"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(headway: Command, arguments: tuple[Any, ...], message: str) -> None:
+    code, out, err = headway("mfg", *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+    assert not list(Path().rglob("*.json"))
+
+
+def test_values_are_parsed_without_running_them() -> None:
+    texts = ("3", "0.5", "1e-3", "none", "True", "[[4, 4], [5, 4]]", "4|4;4|5", "__import__('os')", "NaN")
+    found = [parse_value(text) for text in texts]
+    assert found == [3, 0.5, 1e-3, None, True, [[4, 4], [5, 4]], "4|4;4|5", "__import__('os')", "NaN"]
+    assert parse_pairs(["forbidden_states=[[4, 4]]"], "crowd_modelling_2d") == {"forbidden_states": [[4, 4]]}
+    assert read_arm("fixed_point:damping=0.5,tie=first") == ("fixed_point", {"damping": 0.5, "tie": "first"})
+
+
+def test_games_of_users_and_batches(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twins(*, device: Any, dtype: Any) -> MFGame:
+        mu0 = torch.full((2, 1, 2), 0.5, dtype=dtype)
+        return MFGame(name="twins", S=2, A=2, H=1, mu0=mu0, r_state=lambda t, mu: -mu, post=torch.tensor([[0, 1]] * 2))
+
+    monkeypatch.setitem(GAMES, "twins", twins)
+    monkeypatch.setitem(GAMES, "lost", "no.such.module:game")
+    code, _, err = headway("mfg", "solve", "twins")
+    assert (code, "twins is a batch of (2,) games: headway mfg solves one at a time" in err) == (1, True)
+    code, _, err = headway("mfg", "solve", "lost")
+    assert (code, "game 'lost' cannot be loaded from no.such.module:game" in err) == (1, True)
+
+
+def test_nothing_is_left_behind_where_solving_fails(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*, device: Any, dtype: Any) -> MFGame:
+        def reward(t: Any, mu: torch.Tensor) -> torch.Tensor:
+            return torch.where(mu > 0, mu, torch.nan)
+
+        mu0 = torch.tensor([[1.0, 0.0]], dtype=dtype)
+        return MFGame(name="broken", S=2, A=1, H=2, mu0=mu0, r_state=reward, post=torch.tensor([[0], [1]]))
+
+    monkeypatch.setitem(GAMES, "broken", broken)
+    code, _, err = headway("mfg", "solve", "broken", "--out", "run", *QUIET)
+    assert (code, "NaN" in err, Path("run").exists()) == (1, True, False)
+
+
+# -- show, games, compare --------------------------------------------------------------------------------------------
+
+
+def test_show_redraws_and_evaluates_again(headway: Command) -> None:
+    headway("mfg", "solve", "crowd_modelling", "--iterations", 3, *SMALL, *QUIET, "--out", "run")
+    Path("run/exploitability.png").unlink()
+    code, out, err = headway("mfg", "show", "run", "--fps", 9)
+    assert code == 0, err
+    assert out.count("computed again from the policy in the folder") == 2
+    figures = [line.split()[1] for line in out.splitlines() if line.startswith("NashConv")]
+    assert figures[:2] == figures[2:]
+    image("run/exploitability.png")
+    assert Path("run/flow.gif").exists()
+    assert headway("mfg", "show", "run", "--out", "elsewhere", "--format", "none")[0] == 0
+    assert {file.name for file in Path("elsewhere").iterdir()} == {"exploitability.png", "flow.png"}
+
+
+def test_a_folder_that_was_tampered_with_is_refused(headway: Command) -> None:
+    headway("mfg", "solve", "left_right", "--iterations", 2, *QUIET, "--out", "run")
+    file, manifest = Path("run/solution.safetensors"), Path("run/solution.json")
+    whole, said = file.read_bytes(), manifest.read_text()
+    file.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"run is broken .*restore it"):
+        load_solution(Path("run"))
+    tensors = load_file(_written(file, whole))
+    save_file(tensors | {"defined.policy": tensors["defined.policy"] * 1.5}, file)
+    with pytest.raises(ValueError, match=r"run is broken .*sums to 1\.5"):
+        load_solution(Path("run"))
+    file.write_bytes(whole)
+    for wrong in (said.replace('"format": 1', '"format": 99'), said.replace('"forms"', '"form"'), "[]", "{"):
+        manifest.write_text(wrong)
+        with pytest.raises(ValueError, match="run is broken"):
+            load_solution(Path("run"))
+    manifest.write_text(said)
+    assert load_solution(Path("run")).manifest["game"] == "left_right"
+
+
+def _written(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
+def test_games_are_listed_and_described(headway: Command) -> None:
+    code, listed, _ = headway("mfg", "games")
+    assert code == 0
+    assert headway("mfg", "show")[1] == listed
+    lines = {line.split()[0].rstrip("*"): line for line in listed.splitlines()}
+    assert lines.keys() >= GAMES.keys()
+    assert lines["four_rooms"].split()[1:6] == ["*", "169", "5", "40", "1"]
+    assert lines["left_right"].split()[1:5] == ["3", "2", "1", "1"]
+    assert headway("mfg", "games", "rooms")[1].count("four_rooms") == 1
+    code, about, _ = headway("mfg", "show", "four_rooms")
+    assert "four_rooms: 169 states, 5 actions, 40 decisions" in about
+    assert "horizon=40" in about
+    code, usage, _ = headway("mfg")
+    assert code == 0
+    assert all(name in usage for name in SOLVERS)
+
+
+def test_compare_draws_all_solvers(headway: Command) -> None:
+    arms = ("fictitious_play", "fixed_point:damping=0.9,temperature=1", "munchausen_mirror_descent")
+    flags = ("--algorithms", *arms, "--iterations", 4, "--evaluate-every", 2, "--no-progress", "--out", "run")
+    code, out, err = headway("mfg", "compare", "left_right", "sis", *flags)
+    assert code == 0, err
+    lines = rows(Path("run/exploitability.csv"))
+    solved = {(line["game"], line["algorithm"]) for line in lines}
+    assert solved == {(game, arm) for game in ("left_right", "sis") for arm in arms}
+    assert [int(line["iteration"]) for line in lines[:3]] == [0, 2, 4]
+    last = [line for line in lines if line["algorithm"] == arms[1]][-1]
+    expected = solve(make_game("sis"), "fixed_point", 4, damping=0.9, temperature=1).exploitability
+    assert float(last["exploitability"]) == float(expected)
+    assert f"NashConv {float(expected):.10f}" in out
+    assert image("run/exploitability.png").shape[0] > 500
+    assert headway("mfg", "compare", "crowd_modelling", "--compat", "openspiel", "--iterations", 1)[0] == 0
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_walls_are_what_nobody_can_reach() -> None:
+    game = make_game("four_rooms")
+    assert int(reachable(game).sum()) == 104
+    assert np.array_equal(~reachable(game), game.info["walls"].numpy())
+    assert reachable(make_game("crowd_modelling")).all()
+    assert reachable(make_game("garnet", sparsity_factor=0.5)).any()
+    assert reachable(make_game("sis")).all()
+
+
+def test_frames_show_where_the_crowd_is() -> None:
+    game = make_game("crowd_modelling_2d", size=3, horizon=1, forbidden_states="[0|0]", initial_distribution="[2|2]")
+    flow = np.zeros((1, 2, 9))
+    flow[0, 0, 8], flow[0, 1, 1:] = 1, 1 / 8
+    picture = FlowPicture(game, flow, "a title " * 12)
+    first, second = picture.frame(0), picture.frame(1)
+    assert first.shape == second.shape
+    axes = picture.figure.axes[0]
+    walls = picture.maps[0].get_array().mask
+    assert walls.tolist() == [[True, False, False], [False] * 3, [False] * 3]
+
+    def colour(frame: Any, x: int, y: int) -> list[int]:
+        column, row = axes.transData.transform((x, y))
+        return frame[frame.shape[0] - 1 - int(row), int(column)].tolist()
+
+    assert colour(first, 0, 0) == [183] * 3
+    assert colour(first, 2, 2)[0] > 200 > 100 > colour(first, 1, 1)[0]  # yellow, purple
+    assert colour(second, 1, 1) == colour(second, 2, 2)
+
+
+# -- fit -------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_recovers_what_was_planted(headway: Command) -> None:
+    flags = ("--data-param", "days=4", "people=none", "--data-param", "d=4", "horizon=5", "--baselines", "var", "mean")
+    code, out, err = headway("mfg", "fit", "synthetic", *flags, "--train", 3, "--no-progress", "--out", "run")
+    assert code == 0, err
+    assert "3 crowds fitted, 1 to test" in out
+    assert re.search(r"popularity +planted 1.0000, recovered (1.000|0.999)", out)
+    manifest = json.loads(Path("run/fit.json").read_text())
+    assert manifest["scores"].keys() == {"reward", "var", "mean"}
+    assert manifest["scores"]["reward"]["test"]["jsd_mean"] < 1e-6 < manifest["scores"]["mean"]["test"]["jsd_mean"]
+    assert manifest["config"]["tau"] == 0.05
+    found = load_file("run/fit.safetensors")
+    assert abs(float(found["popularity"]) - 1) < 1e-3
+    for name in ("recovered", "errors", "forecasts"):
+        image(f"run/{name}.png")
+
+
+def test_fit_of_counts_in_a_file(headway: Command) -> None:
+    rng = np.random.default_rng(0)
+    counts = np.zeros((5, 3, 2, 2))
+    counts[:, 0] = rng.integers(1, 9, (5, 2, 2))
+    for n in range(2):  # as many stay as arrived
+        arrived = counts[:, n].sum(1)
+        counts[:, n + 1, :, 0] = np.floor(arrived * 0.4)
+        counts[:, n + 1, :, 1] = arrived - counts[:, n + 1, :, 0]
+    np.savez("crowd.npz", counts=counts, labels=np.array(["in", "out"]))
+    read = read_counts(Path("crowd.npz"))
+    assert read.labels == ("in", "out")
+    assert torch.allclose(read.pi.sum(-1), torch.ones(5, 4, dtype=torch.float64))
+    assert torch.allclose(read.pi[0, 3], torch.from_numpy(counts[0, 2].sum(0) / counts[0, 2].sum()))
+    flags = ("--model", "u", "--baselines", "persistence", "moves", "--seed", 3, "--param", "l2=0.01")
+    code, out, err = headway("mfg", "fit", "crowd.npz", *flags, "--no-progress", "--out", "run")
+    assert code == 0, err
+    assert "4 crowds fitted, 1 to test" in out
+    assert json.loads(Path("run/fit.json").read_text())["config"] == {"seed": 3, "terminal": "learned", "l2": 0.01}
+    image("run/reward.png")
+
+
+def test_files_that_are_no_counts_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "crowd.npz"
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read as arrays"):
+        read_counts(file)
+    np.savez(file, count=np.ones((2, 2)))
+    with pytest.raises(ValueError, match=r"has no array 'counts'.*it has count"):
+        read_counts(file)
+    np.savez(file, counts=np.ones((2, 3, 2)))
+    with pytest.raises(ValueError, match="counts must be numbers"):
+        read_counts(file)
+    np.savez(file, counts=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        read_counts(file)
+
+
+# -- benchmark -------------------------------------------------------------------------------------------------------
+
+TINY = ("--rounds", 2, "--seconds", 0.001, "--batch", 7, "--batch-iterations", 2, "--num-envs", 1, 3)
+WITHOUT_PEER = importlib.util.find_spec("pyspiel") is None
+
+
+def test_benchmark_writes_what_it_measured(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *args: None if n == "pyspiel" else find(n, *args))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = ("--games", "crowd_modelling", "--env-games", "four_rooms", *TINY, "--json", "b.json")
+    code, out, err = headway("benchmark", "mfg", *flags)
+    assert code == 0, err
+    read: dict[str, Any] = json.loads(Path("b.json").read_text())
+    timed = {(m["quantity"], m["game"], m["side"], m["rows"]) for m in read["measurements"]}
+    assert timed == {
+        ("fictitious_play", "crowd_modelling", "headway", 1),
+        ("online_mirror_descent", "crowd_modelling", "headway", 1),
+        ("batch", "crowd_modelling", "headway", 7),
+        ("env", "four_rooms", "headway-single", 1),
+        ("env", "four_rooms", "headway", 1),
+        ("env", "four_rooms", "headway", 3),
+    }
+    assert all(len(m["values"]) == 2 and min(m["values"]) > 0 for m in read["measurements"])
+    assert all(m["median"] == statistics.median(m["values"]) for m in read["measurements"])
+    assert {(a["side"], a["reason"].partition(":")[0]) for a in read["absent"]} == {
+        ("headway-gpu", "torch finds no CUDA device"),
+        ("openspiel-python", "OpenSpiel is not installed"),
+        ("openspiel-c++", "OpenSpiel is not installed"),
+    }
+    assert "absent: OpenSpiel is not installed" in out
+    assert {"command", "machine", "versions", "load_before", "load_after", "options", "units"} <= read.keys()
+    assert read["ratios"] == []
+    code, _, err = headway("benchmark", "mfg", "--json", "b.json")
+    assert (code, "b.json exists: choose another name" in err) == (1, True)
+
+
+@pytest.mark.skipif(WITHOUT_PEER, reason="OpenSpiel is not installed")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_benchmark_beside_openspiel(headway: Command) -> None:
+    flags = ("--games", "crowd_modelling", "--env-games", "crowd_modelling", *TINY, "--no-gpu", "--json", "b.json")
+    code, out, err = headway("benchmark", "mfg", *flags)
+    assert code == 0, err
+    read: dict[str, Any] = json.loads(Path("b.json").read_text())
+    sides = {m["side"] for m in read["measurements"]}
+    assert sides == {"headway", "headway-single", "openspiel-python", "openspiel-c++"}
+    assert all(row["difference"] < 1e-9 for row in read["agreement"])
+    assert len(read["agreement"]) == 2
+    assert all(row["times"] > 0 for row in read["ratios"])
+    assert "x c++" in out
+
+
+def test_ratios() -> None:
+    def timed(quantity: str, side: str, rows: int, *values: float) -> Measurement:
+        return Measurement(quantity, "crowd_modelling", side, rows, list(values))
+
+    found = ratios(
+        [
+            timed("online_mirror_descent", "headway", 1, 0.5, 0.1, 0.2),
+            timed("online_mirror_descent", "openspiel-c++", 1, 4.0),
+            timed("batch", "headway", 100, 2.0),
+            timed("env", "headway", 8, 600.0),
+            timed("env", "openspiel-python", 1, 20.0),
+        ]
+    )
+    assert [(r["quantity"], r["rows"], r["peer"], r["times"]) for r in found] == [
+        ("online_mirror_descent", 1, "openspiel-c++", 20.0),
+        ("batch", 100, "openspiel-c++", 200.0),
+        ("env", 8, "openspiel-python", 30.0),
+    ]
+
+
+def test_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU in the place of a GPU."""
+    monkeypatch.setattr(benchmark_mean_field, "_device", lambda side: "cpu")
+    made = benchmark_mean_field.our_solver("headway-gpu", make_game("left_right"), "fictitious_play", 2)
+    calls: list[int] = []
+    monkeypatch.setattr(benchmark_mean_field, "solve", lambda game, algorithm, n, **_: calls.append(n))
+    made.run(5)
+    assert calls == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--games", "four_room"), "--games four_room: OpenSpiel has no such game: did you mean four_rooms?"),
+        (("--env-games", "sis"), "--env-games sis: OpenSpiel has no such game"),
+        (("--rounds", 0), "--rounds must lie in [1, inf), got 0"),
+        (("--num-envs", 4, 0), "--num-envs must lie in [1, inf), got 0"),
+        (("--json", "nowhere/b.json"), "there is no folder nowhere"),
+    ],
+)
+def test_mistakes_of_the_benchmark(headway: Command, flags: tuple[Any, ...], message: str) -> None:
+    code, out, err = headway("benchmark", "mfg", *flags)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
+def test_every_peer_is_a_game_of_ours() -> None:
+    assert PEERS.keys() <= GAMES.keys()
+    assert set(MeanFieldOptions().games) | {"periodic_aversion"} == set(PEERS)
