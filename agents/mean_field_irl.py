@@ -6,7 +6,7 @@ the game's equilibria as its solutions only where sum_k pi_k df_k/dpi_i is the s
 reward that the crowd decides: so for rewards without a crowd and for -a log pi_i, not for -c pi_i. The default here
 asks what a single *member* wants among the crowd that was seen, by maximum causal entropy (Ziebart, Bagnell, Dey 2010),
 which is right whether or not the crowd cooperates. With ``objective="planner"`` the crowd is taken for a planner's, who
-minds the reward's externality; ``method="gcl_population"`` is the paper's own, :mod:`.mean_field_gcl`.
+minds the reward's externality; ``method="gcl_population"`` is the paper's own, :mod:`.mean_field.gcl`.
 
 Shapes: ``n`` crowds, ``N`` moves, ``d`` states.
 """
@@ -25,10 +25,10 @@ from tqdm import tqdm
 from ..envs.mean_field import Entropy, MFGame, exploitability
 from ..envs.mean_field.cohorts import Trajectories
 from ..envs.naming import nearest
-from .mean_field_baselines import Fit, FitConfig, Rollout, score
-from .mean_field_gcl import GCLConfig, fit_gcl
-from .mean_field_members import Equilibrium, MCEConfig, Members
-from .mean_field_rewards import LinearReward, reward_model
+from .mean_field.baselines import Fit, FitConfig, Rollout, score
+from .mean_field.gcl import GCLConfig, fit_gcl
+from .mean_field.members import Equilibrium, MCEConfig, Members
+from .mean_field.rewards import LinearReward, reward_model
 
 GOOD_GRADIENT = 1e-6
 """A fit whose derivatives are all smaller has converged, however it stopped (our choice)."""
@@ -137,8 +137,8 @@ class MCEFit(Fit):
 
 def fit_mce(data: Trajectories, model: str | nn.Module, config: MCEConfig, progress: bool) -> MCEFit:
     """See :func:`fit`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
         reward = reward_model(model, data.d).to(data.pi.device)
     own_numbers = isinstance(reward, LinearReward) and bool({"u", "drift"} & set(reward.terms))
     moves = torch.ones(data.d, data.d, dtype=torch.bool, device=data.pi.device)
@@ -210,14 +210,14 @@ def fit(
     """Learn what a crowd wants.
 
     :param trajectories: crowds observed
-    :param model: terms of a linear reward joined by commas (see :data:`.mean_field_rewards.TERMS`), "mlp", a module
-        r(pi), (…, d) -> (…, d, d), or a :class:`~.mean_field_rewards.RewardModel`; for ``gcl_population`` also
-        "network", the paper's, or a :class:`~.mean_field_rewards.PopulationReward`. A module given is trained in place
+    :param model: terms of a linear reward joined by commas (see :data:`.mean_field.rewards.TERMS`), "mlp", a module
+        r(pi), (…, d) -> (…, d, d), or a :class:`~.mean_field.rewards.RewardModel`; for ``gcl_population`` also
+        "network", the paper's, or a :class:`~.mean_field.rewards.PopulationReward`. A module given is trained in place
     :param method: one of :data:`METHODS`
     :param progress: show a bar
-    :param config: fields of the method's configuration, :class:`~.mean_field_members.MCEConfig` or
-        :class:`~.mean_field_gcl.GCLConfig`
-    :return: an :class:`MCEFit` or a :class:`~.mean_field_gcl.GCLFit`
+    :param config: fields of the method's configuration, :class:`~.mean_field.members.MCEConfig` or
+        :class:`~.mean_field.gcl.GCLConfig`
+    :return: an :class:`MCEFit` or a :class:`~.mean_field.gcl.GCLFit`
     :raises ValueError: an unknown method, model or value (the nearest is named)
     :raises TypeError: an unknown field
     """
@@ -279,7 +279,7 @@ class Recovery:
     kl: float
     """KL(planted | fitted) of a member's choice, in nats, on average over the planted crowd, its members and times"""
     jsd_final: float
-    """See :class:`.mean_field_baselines.Scores`; of predictions from the planted start against the planted flow"""
+    """See :class:`.mean_field.baselines.Scores`; of predictions from the planted start against the planted flow"""
     jsd_mean: float
     """As well"""
     exploitability: float | None

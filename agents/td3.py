@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import compiled
-from .core.config import Count, OffPolicyConfig, Range
+from .core.config import Count, LearningRate, OffPolicyConfig, Range
 from .core.networks import Critics, DeterministicActor
 from .core.off_policy import OffPolicyAgent
 from .core.stores import Transitions
@@ -23,7 +23,7 @@ from .core.stores import Transitions
 class TD3Config(OffPolicyConfig):
     """Hyper-parameters of TD3. Names and defaults are Stable-Baselines3's, but for the exploration noise."""
 
-    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Step size of Adam, for every network (Stable-Baselines3's default for TD3)."""
 
     action_noise_std: Annotated[float, Range(0, unit="half the action range")] = 0.1

@@ -12,15 +12,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import stable_baselines3
 import torch
 from stable_baselines3.common.logger import Logger
 
 from .. import agents
+from ..agents.core.config import Range
 from ..agents.core.files import versions
 from ..agents.core.off_policy import OffPolicyAgent
 from ..envs.naming import nearest
@@ -28,7 +29,8 @@ from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
 from .machine import machine
-from .options import run_flags
+from .options import check_ranges, run_flags
+from .timing import check_outputs, in_json, spread
 from .worlds import World
 
 
@@ -45,14 +47,14 @@ class SpeedOptions:
     delay: str = "constant:2,2"
     """Delays that DCAC and its peer are behind."""
 
-    rounds: int = 7
-    """Rounds per thread count; medians over rounds are compared. Range: [1, inf)."""
+    rounds: Annotated[int, Range(1)] = 7
+    """Rounds per thread count; medians over rounds are compared."""
 
-    updates: int = 150
-    """Gradient updates per round and side, batch 256 (DCAC: 128), two hidden layers of 256. Range: [1, inf)."""
+    updates: Annotated[int, Range(1)] = 150
+    """Gradient updates per round and side, batch 256 (DCAC: 128), two hidden layers of 256."""
 
-    steps: int = 300
-    """Environment steps, with one update each, of a whole learn() per round and side. Range: [1, inf)."""
+    steps: Annotated[int, Range(1)] = 300
+    """Environment steps, with one update each, of a whole learn() per round and side."""
 
     threads: tuple[int, ...] = ()
     """Thread counts to try for each side; by default 1 and the number of cores."""
@@ -66,10 +68,11 @@ class SpeedOptions:
     json: Path | None = None
     """Also write every measurement to this file."""
 
+    overwrite: bool = False
+    """Allow --json to replace a file."""
+
     def __post_init__(self) -> None:
-        for name in ("rounds", "updates", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(self)
         for name in self.agents:
             if name not in PEERS:
                 raise ValueError(
@@ -193,7 +196,9 @@ def speed(options: SpeedOptions) -> list[Measurement]:
 
     :param options: its arguments
     :return: every measurement, as printed and written
+    :raises ValueError: the file to write exists, or its folder does not
     """
+    check_outputs(options.json, overwrite=options.overwrite)
     cores = torch.get_num_threads()
     measurements = []
     for name in options.agents:
@@ -214,14 +219,14 @@ def speed(options: SpeedOptions) -> list[Measurement]:
                 )
                 for side in ("headway", "peer")
             ]
-            cells = [f"{b.median:.0f} [{min(b.rates):.0f}, {max(b.rates):.0f}] {b.threads}t" for b in best]
+            cells = [f"{spread(b.rates, '.0f')} {b.threads}t" for b in best]
             print(f"{name:<6} {quantity:<14} {cells[0]:>26} {cells[1]:>26} {best[0].median / best[1].median:>6.2f}")
     if options.json is not None:
         content = {
             "command": sys.argv,
             "machine": machine(),
             "versions": versions(),
-            "measurements": [asdict(m) | {"median": m.median} for m in measurements],
+            "measurements": in_json(measurements),
         }
         options.json.write_text(json.dumps(content, indent=2) + "\n")
     return measurements

@@ -4,28 +4,31 @@ import contextlib
 import importlib
 import importlib.util
 import itertools
-import json
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 
 from ..agents.core.config import Range
-from ..agents.core.files import versions
 from ..envs.mean_field import MFGame, exploitability, make_game, solve
 from ..envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
 from ..envs.naming import nearest
-from .benchmark_rollout import _place, _progress, _say
-from .contenders import Absent
-from .machine import machine
-from .mean_field import check_ranges
+from .options import check_ranges
+from .timing import (
+    Absent,
+    check_outputs,
+    in_json,
+    need_cuda,
+    noted,
+    print_conditions,
+    spread,
+    take_turns,
+    write_json,
+)
 
 PEERS: dict[str, dict[str, tuple[str, str | None]]] = {
     "crowd_modelling": {
@@ -144,17 +147,15 @@ class Missing:
 class Turn:
     """One side, ready to be timed.
 
-    :param side: see :class:`Measurement`
-    :param rows: games or members at once
     :param run: does a number of iterations or steps, and is done when it returns
     """
 
-    side: str
-    rows: int
     run: Callable[[int], Any]
 
 
 Maker = Callable[[], Turn]
+Makers = dict[tuple[str, int], Maker]
+"""What makes sides ready, by their names and rows."""
 
 
 # -- Ours ------------------------------------------------------------------------------------------------------------
@@ -163,12 +164,11 @@ Maker = Callable[[], Turn]
 def _device(side: str) -> str:
     if side != "headway-gpu":
         return "cpu"
-    if not torch.cuda.is_available():
-        raise Absent("torch finds no CUDA device")
+    need_cuda()
     return "cuda"
 
 
-def our_solver(side: str, game: MFGame, algorithm: str, at_once: int) -> Turn:
+def our_solver(game: MFGame, algorithm: str, at_once: int) -> Turn:
     """:return: calls of :func:`solve`, with one evaluation before and one after up to ``at_once`` iterations."""
 
     def run(count: int) -> None:
@@ -179,7 +179,7 @@ def our_solver(side: str, game: MFGame, algorithm: str, at_once: int) -> Turn:
         if game.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return Turn(side, game.batch[0] if game.batch else 1, run)
+    return Turn(run)
 
 
 def our_members(side: str, name: str, num_envs: int) -> Turn:
@@ -196,7 +196,7 @@ def our_members(side: str, name: str, num_envs: int) -> Turn:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Turn(side, num_envs, run)
+    return Turn(run)
 
 
 def our_member(name: str) -> Turn:
@@ -211,7 +211,7 @@ def our_member(name: str) -> Turn:
             if env.step(next(actions))[2]:
                 env.reset()
 
-    return Turn("headway-single", 1, run)
+    return Turn(run)
 
 
 # -- OpenSpiel -------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def peer_solver(game: str, side: str, algorithm: str) -> Turn:
         for _ in range(count):
             solver.iteration()
 
-    return Turn(side, 1, run)
+    return Turn(run)
 
 
 def peer_member(game: str, side: str) -> Turn:
@@ -271,7 +271,7 @@ def peer_member(game: str, side: str) -> Turn:
             if now.last():
                 now = env.reset()
 
-    return Turn(side, 1, run)
+    return Turn(run)
 
 
 def disagreement(game: str, side: str) -> float:
@@ -292,52 +292,49 @@ def disagreement(game: str, side: str) -> float:
 # -- Timing ----------------------------------------------------------------------------------------------------------
 
 
-def plan(options: MeanFieldOptions) -> dict[tuple[str, str], dict[str, Maker]]:
+def plan(options: MeanFieldOptions) -> dict[tuple[str, str], Makers]:
     """What is timed against what.
 
     :param options: what to time
-    :return: by quantity and game, and there by side, what makes it ready
+    :return: by quantity and game, what makes each side ready
     """
     ours = ["headway", *(["headway-gpu"] if options.gpu else [])]
-    planned: dict[tuple[str, str], dict[str, Maker]] = {}
+    planned: dict[tuple[str, str], Makers] = {}
     for game, algorithm in itertools.product(options.games, options.algorithms):
-        makers = planned.setdefault((algorithm, game), {})
-        for side in ours:
-            makers[side] = lambda side=side, game=game, algorithm=algorithm: our_solver(  # type: ignore[misc]
-                side, make_game(game, "openspiel", device=_device(side)), algorithm, SOLVE
-            )
+        makers = planned[algorithm, game] = {(side, 1): partial(_one_solved, side, game, algorithm) for side in ours}
         for side in PEERS[game] if options.peers else ():
-            makers[side] = lambda side=side, game=game, algorithm=algorithm: peer_solver(  # type: ignore[misc]
-                game, side, algorithm
-            )
+            makers[side, 1] = partial(peer_solver, game, side, algorithm)
     if options.batch:
-        planned["batch", ONE_DIMENSIONAL] = {side: _batch_maker(side, options) for side in ours}
+        planned["batch", ONE_DIMENSIONAL] = {
+            (side, options.batch): partial(_many_solved, side, options) for side in ours
+        }
     for game in options.env_games:
         planned["env", game] = _member_makers(game, ours, options)
     return planned
 
 
-def _batch_maker(side: str, options: MeanFieldOptions) -> Maker:
-    def make() -> Turn:
-        game = make_game(ONE_DIMENSIONAL, device=_device(side))
-        starts = torch.rand(options.batch, 1, game.S, generator=torch.Generator().manual_seed(0), dtype=game.dtype)
-        games = replace(game, mu0=(starts / starts.sum(-1, keepdim=True)).to(game.device))
-        return our_solver(side, games, "online_mirror_descent", options.batch_iterations)
-
-    return make
+def _one_solved(side: str, game: str, algorithm: str) -> Turn:
+    return our_solver(make_game(game, "openspiel", device=_device(side)), algorithm, SOLVE)
 
 
-def _member_makers(game: str, ours: Sequence[str], options: MeanFieldOptions) -> dict[str, Maker]:
-    makers: dict[str, Maker] = {"headway-single": lambda: our_member(game)} if 1 in options.num_envs else {}
+def _many_solved(side: str, options: MeanFieldOptions) -> Turn:
+    game = make_game(ONE_DIMENSIONAL, device=_device(side))
+    starts = torch.rand(options.batch, 1, game.S, generator=torch.Generator().manual_seed(0), dtype=game.dtype)
+    games = replace(game, mu0=(starts / starts.sum(-1, keepdim=True)).to(game.device))
+    return our_solver(games, "online_mirror_descent", options.batch_iterations)
+
+
+def _member_makers(game: str, ours: Sequence[str], options: MeanFieldOptions) -> Makers:
+    makers: Makers = {("headway-single", 1): partial(our_member, game)} if 1 in options.num_envs else {}
     for side, rows in itertools.product(ours, options.num_envs):
-        makers[f"{side} {rows}"] = lambda side=side, rows=rows: our_members(side, game, rows)  # type: ignore[misc]
+        makers[side, rows] = partial(our_members, side, game, rows)
     for side in PEERS[game] if options.peers else ():
-        makers[side] = lambda side=side: peer_member(game, side)  # type: ignore[misc]
+        makers[side, 1] = partial(peer_member, game, side)
     return makers
 
 
 def measure(
-    quantity: str, game: str, makers: dict[str, Maker], options: MeanFieldOptions
+    quantity: str, game: str, makers: Makers, options: MeanFieldOptions
 ) -> tuple[list[Measurement], list[Missing]]:
     """Time all sides on one thing, in turn.
 
@@ -347,44 +344,19 @@ def measure(
     :param options: how long to time
     :return: measurements, and what is absent
     """
-    measured: list[Measurement] = []
-    absent: list[Missing] = []
-    turns: list[tuple[Turn, int]] = []
-    with _progress(f"{game}, {quantity}", len(makers) * (1 + options.rounds)) as bar:
-        for label, make in makers.items():
-            _say(bar, f"preparing {label}")
-            try:
-                turn = make()
-            except Absent as reason:
-                absent.append(Missing(quantity, game, label.partition(" ")[0], str(reason)))
-                bar.total = (bar.total or 0) - options.rounds
-            else:
-                count = _count_in(options.seconds, turn, options.batch_iterations if quantity == "batch" else 1)
-                turns.append((turn, count))
-                measured.append(Measurement(quantity, game, turn.side, turn.rows, []))
-            bar.update()
-        for _ in range(options.rounds):
-            for (turn, count), measurement in zip(turns, measured, strict=True):
-                _say(bar, f"{turn.side}, {turn.rows}")
-                started = time.perf_counter()
-                turn.run(count)
-                elapsed = time.perf_counter() - started
-                rate = count * turn.rows / elapsed
-                measurement.values.append(rate if quantity == "env" else elapsed / count)
-                bar.update()
-    return measured, absent
 
+    def make(side: str, rows: int) -> Turn:
+        return makers[side, rows]()
 
-def _count_in(seconds: float, turn: Turn, least: int) -> int:
-    """Warm a side up, and find out how many iterations it makes in so many seconds; ``least`` at least."""
-    count = least
-    while True:
-        started = time.perf_counter()
-        turn.run(count)
-        elapsed = time.perf_counter() - started
-        if elapsed > 0.25 * seconds:
-            return max(least, round(count * seconds / elapsed))
-        count *= 2
+    least = options.batch_iterations if quantity == "batch" else 1
+    what = f"{game}, {quantity}"
+    timed, absent = take_turns(what, list(makers), make, options.rounds, options.seconds, least=least)
+    measured = []
+    for t in timed:
+        elapsed = [seconds for _, seconds in t.laps]
+        values = [t.count * t.rows / s for s in elapsed] if quantity == "env" else [s / t.count for s in elapsed]
+        measured.append(Measurement(quantity, game, t.name, t.rows, values))
+    return measured, [Missing(quantity, game, side, reason) for side, _, reason in absent]
 
 
 # -- The command -----------------------------------------------------------------------------------------------------
@@ -410,13 +382,6 @@ def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     return found
 
 
-def _versions() -> dict[str, str]:
-    try:
-        return versions() | {"open_spiel": metadata.version("open_spiel")}
-    except metadata.PackageNotFoundError:
-        return versions() | {"open_spiel": "not installed"}
-
-
 def _agreement(options: MeanFieldOptions) -> list[dict[str, Any]]:
     """:return: by game and side of OpenSpiel, how far apart NashConvs of the uniform policy are."""
     found = []
@@ -434,47 +399,27 @@ def mean_field(options: MeanFieldOptions) -> list[Measurement]:
     :return: every measurement, as printed and written
     :raises ValueError: the file to write exists, or its folder does not
     """
-    if options.json is not None and options.json.exists() and not options.overwrite:
-        raise ValueError(f"{options.json} exists: choose another name, or pass --overwrite")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ValueError(f"{options.json}: there is no folder {options.json.parent}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads or before)
-    conditions = {
-        "command": " ".join(["headway", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": _versions(),
-        "torch_threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-    }
+    check_outputs(options.json, overwrite=options.overwrite)
     measurements: list[Measurement] = []
     absent: list[Missing] = []
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            agreement = _agreement(options)
-            for (quantity, game), makers in plan(options).items():
-                measured, missing = measure(quantity, game, makers, options)
-                measurements += measured
-                absent += missing
-    finally:
-        torch.set_num_threads(before)
-    conditions["load_after"] = os.getloadavg()[0]
+    with noted(options.threads, ("open_spiel",)) as conditions:
+        agreement = _agreement(options)
+        for (quantity, game), makers in plan(options).items():
+            measured, missing = measure(quantity, game, makers, options)
+            measurements += measured
+            absent += missing
     compared = ratios(measurements)
     _print(options, conditions, measurements, absent, compared)
     for row in agreement:
         print(f"{row['game']}, {row['side']}: NashConv of the uniform policy differs by {row['difference']:.1g}")
-    if options.json is not None:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
-        content = conditions | {
-            "options": settings,
-            "units": {"env": "steps per second, summed over members", "others": "seconds per iteration"},
-            "measurements": [asdict(m) | {"median": m.median} for m in measurements],
-            "ratios": compared,
-            "absent": [asdict(m) for m in absent],
-            "agreement": agreement,
-        }
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
-        print(f"measurements: {options.json}")
+    content = {
+        "units": {"env": "steps per second, summed over members", "others": "seconds per iteration"},
+        "measurements": in_json(measurements),
+        "ratios": compared,
+        "absent": [asdict(m) for m in absent],
+        "agreement": agreement,
+    }
+    write_json(options.json, conditions, options, content)
     return measurements
 
 
@@ -485,10 +430,7 @@ def _print(
     absent: Sequence[Missing],
     compared: Sequence[dict[str, Any]],
 ) -> None:
-    load, versions = (conditions["load_before"], conditions["load_after"]), conditions["versions"]
-    print(f"Mean field games\n{conditions['command']}")
-    print(f"{_place(conditions)}; torch threads {conditions['torch_threads']}; load {load[0]:.2f}, then {load[1]:.2f}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed"))
+    print_conditions("Mean field games", conditions)
     print(f"medians of {options.rounds} rounds [least, greatest]; last: how many times as fast as OpenSpiel ours is")
     for quantity, game in dict.fromkeys((m.quantity, m.game) for m in measurements):
         unit = "steps/s" if quantity == "env" else "ms/iteration"
@@ -515,6 +457,5 @@ def _what(quantity: str, game: str) -> str:
 
 def _cell(m: Measurement) -> str:
     if m.quantity == "env":
-        return f"{m.median:,.0f} [{min(m.values):,.0f}, {max(m.values):,.0f}]"
-    values = [1000 * value for value in (m.median, min(m.values), max(m.values))]
-    return "{:,.4g} [{:,.4g}, {:,.4g}]".format(*values)
+        return spread(m.values)
+    return spread([1000 * value for value in m.values], ",.4g")

@@ -1,32 +1,29 @@
 """``headway benchmark rollout``: environment steps per second, ours beside MuJoCo's own limit and our peers."""
 
 import contextlib
-import json
-import os
 import statistics
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import gymnasium as gym
-import torch
-from tqdm import tqdm
 
 from .. import envs  # noqa: F401  (registers Headway's own)
-from ..agents.core.config import Range, describe
-from ..agents.core.files import versions
+from ..agents.core.config import Range
 from ..envs.naming import nearest
-from .contenders import MAKERS, WARM_UP, Absent, Scene, Side
-from .machine import cores, machine
+from ..wrappers.delays import parse_pair
+from .contenders import MAKERS, WARM_UP, Scene, Side
+from .machine import cores
+from .options import check_ranges
 from .plot import rollout_speeds
+from .timing import check_outputs, in_json, noted, place, print_conditions, spread, take_turns, write_json
 
 Peer = Literal["gymnasium", "gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc", "envpool"]
 PEERS = get_args(Peer)
 PROCESS_POOLS = ("gymnasium-async", "sb3-subproc")
+PACKAGES = ("mujoco-warp", "warp-lang", "envpool")
+"""Whose versions are noted besides those that agents are saved with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +57,9 @@ class RolloutOptions:
     policy: bool = False
     """Choose actions by a 256x256 actor (SAC's, untrained, sampling) instead of drawing them beforehand."""
 
+    delay: str | None = None
+    """Time ours behind random delays of observations and of actions too, such as wifi,wifi: side headway-delayed."""
+
     rounds: Annotated[int, Range(1)] = 9
     """Rounds, in each of which every side has its turn; medians over rounds are compared."""
 
@@ -76,11 +76,7 @@ class RolloutOptions:
     """Allow --json and --plot to replace files."""
 
     def __post_init__(self) -> None:
-        for name, info in describe(type(self)).items():
-            value, flag = getattr(self, name), "--" + name.replace("_", "-")
-            for number in value if isinstance(value, tuple) else (value,):
-                if any(number not in interval for interval in info.ranges):
-                    raise ValueError(f"{flag} must lie in {info.ranges[0]}, got {number}")
+        check_ranges(self)
         known = [
             env_id[8:-3] for env_id in gym.registry if env_id.startswith("headway/") and env_id[8:] in gym.registry
         ]
@@ -89,11 +85,14 @@ class RolloutOptions:
                 raise ValueError(f"--robots {robot}: there is no such robot: {nearest(robot, known)}")
         if not self.robots:
             raise ValueError(f"--robots: name some of {', '.join(known)}")
+        if self.delay is not None:
+            parse_pair(self.delay)
 
     def sides(self) -> list[tuple[str, int]]:
         """:return: names of sides and their numbers of rows, in the order of their turns."""
         rows = sorted({*self.num_envs, self.peer_envs})
-        found = [(name, n) for name in ("headway", "mujoco.batch") for n in rows]
+        ours = ["headway", *(["headway-delayed"] if self.delay is not None else [])]
+        found = [(name, n) for name in (*ours, "mujoco.batch") for n in rows]
         found += [("headway-gpu", n) for n in self.gpu_num_envs]
         own = {"gymnasium": 1} | dict.fromkeys(PROCESS_POOLS, self.processes)
         return found + [(peer, own.get(peer, self.peer_envs)) for peer in self.peers]
@@ -145,68 +144,20 @@ def measure(robot: str, options: RolloutOptions) -> tuple[list[Measurement], lis
     :param options: what to time and how long
     :return: measurements, and what is absent
     """
-    scene = Scene(robot, options.threads or cores(), options.policy)
-    measured: list[Measurement] = []
-    absent: list[Missing] = []
-    turns: list[tuple[Side, int]] = []
-    planned = options.sides()
-    with contextlib.ExitStack() as stack, _progress(robot, len(planned) * (1 + options.rounds)) as bar:
-        for name, num_envs in planned:
-            _say(bar, f"preparing {name}, {num_envs}")
-            try:
-                side = MAKERS[name](scene, num_envs)
-            except Absent as reason:
-                absent.append(Missing(robot, name, num_envs, str(reason)))
-                bar.total = (bar.total or 0) - options.rounds
-            else:
-                stack.callback(side.close)
-                turns.append((side, _steps_in(options.seconds, side)))
-                measured.append(Measurement(robot, name, side.num_envs, side.workers, []))
-            bar.update()
-        for _ in range(options.rounds):
-            for (side, steps), measurement in zip(turns, measured, strict=True):
-                _say(bar, f"{measurement.side}, {measurement.num_envs}")
-                measurement.rates.append(_rate(side, steps))
-                bar.update()
-    return measured, absent
+    scene = Scene(robot, options.threads or cores(), options.policy, options.delay)
+    with contextlib.ExitStack() as stack:
 
+        def make(name: str, num_envs: int) -> Side:
+            side = MAKERS[name](scene, num_envs)
+            stack.callback(side.close)
+            return side
 
-def _steps_in(seconds: float, side: Side) -> int:
-    """Warm a side up, and find out how many steps it makes in so many seconds."""
-    side.run(WARM_UP)
-    steps = 1
-    while True:
-        start = time.perf_counter()
-        side.run(steps)
-        elapsed = time.perf_counter() - start
-        if elapsed > 0.25 * seconds:
-            return max(1, round(steps * seconds / elapsed))
-        steps *= 2
-
-
-def _rate(side: Side, steps: int) -> float:
-    start = time.perf_counter()
-    transitions = side.run(steps)
-    return transitions / (time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def _progress(robot: str, total: int) -> Iterator["tqdm[Any]"]:
-    terminal = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        desc=robot,
-        bar_format="{desc}: {percentage:3.0f}% |{bar:20}| {remaining} left{postfix}",
-        dynamic_ncols=terminal,
-        ncols=None if terminal else 100,
-        mininterval=0.2 if terminal else 10.0,
-        leave=False,
-    ) as bar:
-        yield bar
-
-
-def _say(bar: "tqdm[Any]", text: str) -> None:
-    bar.set_postfix_str(text, refresh=sys.stderr.isatty())
+        timed, absent = take_turns(robot, options.sides(), make, options.rounds, options.seconds, warm_up=WARM_UP)
+    measured = [
+        Measurement(robot, t.name, t.side.num_envs, t.side.workers, [done / seconds for done, seconds in t.laps])
+        for t in timed
+    ]
+    return measured, [Missing(robot, *missing) for missing in absent]
 
 
 def ratios(measurements: Sequence[Measurement], peer_envs: int) -> list[dict[str, Any]]:
@@ -234,16 +185,6 @@ def ratios(measurements: Sequence[Measurement], peer_envs: int) -> list[dict[str
     ]
 
 
-def _versions() -> dict[str, str]:
-    found = versions()
-    for name in ("mujoco-warp", "warp-lang", "envpool"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def rollout(options: RolloutOptions) -> list[Measurement]:
     """Run ``headway benchmark rollout``.
 
@@ -251,44 +192,23 @@ def rollout(options: RolloutOptions) -> list[Measurement]:
     :return: every measurement, as printed and written
     :raises ValueError: a file to write exists, or its folder does not
     """
-    for path in (options.json, options.plot):
-        if path is not None and path.exists() and not options.overwrite:
-            raise ValueError(f"{path} exists: choose another name, or pass --overwrite")
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.torch_threads or before)
-    conditions = {
-        "command": " ".join(["headway", *sys.argv[1:]]),
-        "machine": machine(),
-        "versions": _versions(),
-        "torch_threads": torch.get_num_threads(),
-        "load_before": os.getloadavg()[0],
-    }
+    check_outputs(options.json, options.plot, overwrite=options.overwrite)
     measurements: list[Measurement] = []
     absent: list[Missing] = []
-    try:
+    with noted(options.torch_threads, PACKAGES) as conditions:
         for robot in options.robots:
-            with contextlib.redirect_stdout(sys.stderr):
-                measured, missing = measure(robot, options)
+            measured, missing = measure(robot, options)
             measurements += measured
             absent += missing
-    finally:
-        torch.set_num_threads(before)
-    conditions["load_after"] = os.getloadavg()[0]
     compared = ratios(measurements, options.peer_envs)
     _print(options, conditions, measurements, absent, compared)
-    if options.json is not None:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
-        content = conditions | {
-            "options": settings,
-            "unit": "environment steps per second, summed over rows",
-            "measurements": [asdict(m) | {"median": m.median} for m in measurements],
-            "ratios": compared,
-            "absent": [asdict(m) for m in absent],
-        }
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
-        print(f"measurements: {options.json}")
+    content = {
+        "unit": "environment steps per second, summed over rows",
+        "measurements": in_json(measurements),
+        "ratios": compared,
+        "absent": [asdict(m) for m in absent],
+    }
+    write_json(options.json, conditions, options, content)
     if options.plot is not None:
         _draw(options, conditions, measurements)
         print(f"plot: {options.plot}")
@@ -300,11 +220,6 @@ def _title(options: RolloutOptions) -> str:
     return f"Environment steps per second, {how}"
 
 
-def _place(conditions: dict[str, Any]) -> str:
-    machine = conditions["machine"]
-    return f"{machine['processor']}, {machine['cores']} cores{', ' + machine['gpu'] if machine['gpu'] else ''}"
-
-
 def _print(
     options: RolloutOptions,
     conditions: dict[str, Any],
@@ -312,10 +227,7 @@ def _print(
     absent: Sequence[Missing],
     compared: Sequence[dict[str, Any]],
 ) -> None:
-    load, versions = (conditions["load_before"], conditions["load_after"]), conditions["versions"]
-    print(f"{_title(options)}\n{conditions['command']}")
-    print(f"{_place(conditions)}; torch threads {conditions['torch_threads']}; load {load[0]:.2f}, then {load[1]:.2f}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed"))
+    print_conditions(_title(options), conditions)
     print(f"medians of {options.rounds} rounds [least, greatest]; ratios: ours on the CPU over each side, with as many")
     print(f"rows as that side has, and with {options.peer_envs} rows")
     last = f"rows = {options.peer_envs}"
@@ -323,9 +235,8 @@ def _print(
         print(f"\n{robot:<16} {'rows':>6}  {'steps/s':>34}  {'same rows':>9}  {last:>9}")
         for m, ratio in zip(measurements, compared, strict=True):
             if m.robot == robot:
-                rate = f"{m.median:,.0f} [{min(m.rates):,.0f}, {max(m.rates):,.0f}]"
                 cells = [f"{r:.2f}" if r else "" for r in (ratio["at_same_rows"], ratio["at_peer_envs"])]
-                print(f"{m.side:<16} {m.num_envs:>6}  {rate:>34}  {cells[0]:>9}  {cells[1]:>9}  {m.workers}")
+                print(f"{m.side:<16} {m.num_envs:>6}  {spread(m.rates):>34}  {cells[0]:>9}  {cells[1]:>9}  {m.workers}")
         for side, reason in dict.fromkeys((a.side, a.reason) for a in absent if a.robot == robot):
             print(f"{side:<16} absent: {reason}")
 
@@ -335,5 +246,5 @@ def _draw(options: RolloutOptions, conditions: dict[str, Any], measurements: Seq
     rates: dict[str, dict[str, dict[int, list[float]]]] = {}
     for m in measurements:
         rates.setdefault(m.robot, {}).setdefault(m.side, {})[m.num_envs] = m.rates
-    note = f"{_place(conditions)}; medians of {options.rounds} rounds, bars from least to greatest"
+    note = f"{place(conditions)}; medians of {options.rounds} rounds, bars from least to greatest"
     rollout_speeds(rates, _title(options), note, options.plot)

@@ -21,7 +21,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
-  headway mfg solve|show|games|compare|fit   mean-field games: equilibria, exploitability, films, rewards from data
+  headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
 """

@@ -20,16 +20,14 @@ from ..agents.core.spaces import ActionScaler, VectorFeatures
 from ..envs import make_batched
 from ..envs.mujoco import MujocoBatch
 from ..envs.mujoco.cpu import HostEngine
+from .timing import Absent, need_cuda
+from .worlds import World
 
 WARM_UP = 50
 """Steps before anything is timed: a robot that has just been set down touches less, and is simulated faster."""
 
 Act = Callable[[Any], Any]
 """From observations (N, D) to actions (N, A)."""
-
-
-class Absent(Exception):
-    """A side that cannot be measured here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,13 @@ class Scene:
     :param robot: "HalfCheetah", …
     :param threads: that may step, and that torch may use
     :param policy: whether a 256x256 actor chooses the actions; else they are drawn beforehand
+    :param delay: laws of delays, for the side that is behind some
     """
 
     robot: str
     threads: int
     policy: bool
+    delay: str | None = None
 
     @property
     def env_id(self) -> str:
@@ -153,10 +153,20 @@ def headway(scene: Scene, num_envs: int) -> Side:
     return Side(env, num_envs, act, env.reset(seed=0)[0], _threads(threads))
 
 
+def headway_delayed(scene: Scene, num_envs: int) -> Side:
+    """:return: ours on the CPU behind random delays; an actor sees the newest observation that has arrived."""
+    threads = min(scene.threads, num_envs)
+    env = World(f"headway/{scene.env_id}", scene.delay).batch(num_envs, threads=threads)
+    shown = env.single_observation_space
+    assert isinstance(shown, spaces.Dict)
+    act = scene.act(shown["observation"], env.single_action_space, num_envs, "cpu")
+    workers = f"{_threads(threads)}, behind {scene.delay}"
+    return Side(env, num_envs, lambda obs: act(obs["observation"]), env.reset(seed=0)[0], workers)
+
+
 def headway_gpu(scene: Scene, num_envs: int) -> Side:
     """:return: ours on a GPU, with everything there; one synchronisation per run."""
-    if not torch.cuda.is_available():
-        raise Absent("torch finds no CUDA device")
+    need_cuda()
     if importlib.util.find_spec("mujoco_warp") is None:
         raise Absent("mujoco_warp is not installed: pip install 'headway-rl[gpu]'")
     try:
@@ -316,6 +326,7 @@ def envpool(scene: Scene, num_envs: int) -> Side:
 
 MAKERS: dict[str, Callable[[Scene, int], Side]] = {
     "headway": headway,
+    "headway-delayed": headway_delayed,
     "mujoco.batch": mujoco_batch,
     "headway-gpu": headway_gpu,
     "gymnasium": gymnasium_single,

@@ -21,10 +21,11 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from ..agents.core.config import Range, describe
+from ..agents.core.config import Range
 from ..agents.core.files import versions
 from ..envs import make
 from .machine import cores, machine
+from .options import check_ranges
 from .report import Report
 from .results import EXIT, Trial, list_trials, pairs, read_result
 from .suites import Suite, parse_seeds, read_suite
@@ -56,10 +57,7 @@ class LearnOptions:
     """Train nothing; write the report anew from what is in the output folder."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "total_timesteps"):
-            (interval,) = describe(type(self))[name].ranges
-            if (value := getattr(self, name)) is not None and value not in interval:
-                raise ValueError(f"--{name.replace('_', '-')} must lie in {interval}, got {value}")
+        check_ranges(self)
 
 
 SUITE, COMMANDS = "suite.yaml", "commands.jsonl"

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -101,13 +102,11 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name, info in describe(type(self)).items():
-            value, flag = getattr(self, name), _flag(name)
+            value = getattr(self, name)
             if not fits(value, info.annotation):
                 wanted = getattr(info.annotation, "__name__", str(info.annotation).replace("typing.", ""))
-                raise ValueError(f"{flag} must be {wanted}, got {value!r}")
-            for interval in info.ranges:
-                if value not in interval:
-                    raise ValueError(f"{flag} must lie in {interval}, got {value}")
+                raise ValueError(f"{_flag(name)} must be {wanted}, got {value!r}")
+        check_ranges(self)
         if self.delay is not None:
             parse_pair(self.delay)
         elif self.delay_form != "dict":
@@ -117,6 +116,20 @@ class TrainOptions:
     def world(self) -> World:
         """The environment, delays included."""
         return World(self.env, self.delay, self.delay_form)
+
+
+def check_ranges(options: Any) -> None:
+    """See that numbers lie in the ranges that their fields declare.
+
+    :param options: a dataclass of flags; fields hold numbers, tuples of them, or None, which is never out of range
+    :raises ValueError: a number does not; the message names the flag and the range
+    """
+    for name, info in describe(type(options)).items():
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            for interval in info.ranges:
+                if number is not None and number not in interval:
+                    raise ValueError(f"{_flag(name)} must lie in {interval}, got {number}")
 
 
 def check_device(name: str, flag: str = "--device") -> None:
@@ -358,7 +371,7 @@ def _first_sentence(box: str) -> str:
             break
         if line and line[0] not in "─-":
             body.append(line)
-    return " ".join(body).removeprefix("Error parsing ").rstrip(".")
+    return re.sub(r"^(Error parsing )?(\w*Options: )?", "", " ".join(body)).rstrip(".")
 
 
 def _run(cls: type[ActorCriticAgent[Any]], values: Mapping[str, Any]) -> Run:

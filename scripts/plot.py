@@ -281,6 +281,7 @@ def main(arguments: Sequence[str]) -> int:
 
 STYLES: dict[str, tuple[str, str, str, str, float]] = {
     "headway": ("Headway, CPU", "#0072B2", "o", "-", 1.0),
+    "headway-delayed": ("Headway behind delays, CPU", "#E69F00", "v", "-", 1.0),
     "headway-gpu": ("Headway, GPU", "#D55E00", "D", "-", 1.0),
     "mujoco.batch": ("mujoco.batch alone: the limit", "#7F7F7F", "_", "--", 1.0),
     "envpool": ("EnvPool", "#009E73", "^", "", 1.0),

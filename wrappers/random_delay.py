@@ -28,7 +28,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from operator import index
 from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium as gym
@@ -43,7 +42,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ..envs import BatchedEnv
-from ..envs.batched import Info, Obs
+from ..envs.batched import Info, Obs, row_seeds
 from ..envs.splitmix import start, uniforms, uniforms_of
 from .delays import UNIFORMS, Delay, parse
 
@@ -432,7 +431,7 @@ class BatchedRandomDelay(BatchedEnv):
         mask = (options or {}).get("reset_mask")
         rows = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
         if seed is not None:
-            seeds = seed if isinstance(seed, (list, tuple)) else [index(seed) + row for row in range(self.num_envs)]
+            seeds = row_seeds(seed, self.num_envs)
             chosen = [row for row in rows.nonzero().flatten().tolist() if seeds[row] is not None]
             self._seed([seeds[row] for row in chosen], chosen)
         self._begin(rows.to(self.device), obs)

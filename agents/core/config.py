@@ -1,4 +1,4 @@
-"""Hyper-parameters: one frozen dataclass per agent for the constructor, the presets, the command line and the files.
+"""Hyper-parameters: one frozen dataclass per agent or method for the constructor, presets, command line and files.
 
 A field is declared once, with its type, its default and a docstring below it; :class:`Range` in its annotation gives
 the admissible interval and the unit. Everything else (checks, ``--help``, nearest names, JSON) is derived from that.
@@ -50,6 +50,7 @@ class Range:
 Count = Annotated[int, Range(1)]
 Positive = Annotated[float, Range(0, open_low=True)]
 Fraction = Annotated[float, Range(0, 1)]
+LearningRate = Annotated[float, Range(0, 1, open_low=True)]
 
 
 @dataclass(frozen=True)
@@ -168,32 +169,8 @@ def _lists(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """What every agent has: optimisation, networks, execution. Names are Stable-Baselines3's where it has them."""
-
-    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 3e-4
-    """Step size of Adam, for every network (Stable-Baselines3's default for SAC)."""
-
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
-    """Keep the learning rate, or let it fall linearly to zero over total_timesteps."""
-
-    gamma: Fraction = 0.99
-    """Discount factor per environment step (Stable-Baselines3's default for SAC and TD3)."""
-
-    batch_size: Count = 256
-    """Rows per gradient step (Stable-Baselines3's default for SAC and TD3)."""
-
-    net_arch: tuple[Count, ...] = (256, 256)
-    """Hidden layer widths of actor and critics (Stable-Baselines3's default for SAC and TD3)."""
-
-    activation: Literal["relu", "tanh", "elu"] = "relu"
-    """Non-linearity between layers."""
-
-    max_grad_norm: Positive | None = None
-    """Clip each network's gradient to this Euclidean norm; none does not clip."""
-
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
-    """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
+class Config:
+    """What all hyper-parameters have in common: checks of types and ranges, tuples given as lists, names from files."""
 
     def __post_init__(self) -> None:
         cls = type(self).__name__
@@ -202,11 +179,15 @@ class AgentConfig:
             object.__setattr__(self, name, value)
             if not fits(value, info.annotation):
                 wanted = str(info.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
-                raise TypeError(f"{cls}.{name} must be {wanted}, got {value!r}{_hint(name, value)}")
+                raise TypeError(f"{cls}.{name} must be {wanted}, got {value!r}{self._remedy(name, value)}")
             for number in _numbers(value):
                 for interval in info.ranges:
                     if number not in interval:
                         raise ValueError(f"{cls}.{name} must lie in {interval}, got {value!r}")
+
+    def _remedy(self, name: str, value: Any) -> str:
+        """:return: how the error for a value of the wrong type ends: what to write instead, where that is known."""
+        return ""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -233,11 +214,38 @@ class AgentConfig:
         return {info.name: getattr(self, info.name) for info in known if getattr(self, info.name) != info.default}
 
 
-def _hint(name: str, value: Any) -> str:
-    """The remedy for two habits of Stable-Baselines3 users that a file without pickles cannot hold."""
-    if name == "learning_rate" and callable(value):
-        return "; for a linear decay pass a number and learning_rate_schedule='linear'"
-    return ""
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(Config):
+    """What every agent has: optimisation, networks, execution. Names are Stable-Baselines3's where it has them."""
+
+    learning_rate: LearningRate = 3e-4
+    """Step size of Adam, for every network (Stable-Baselines3's default for SAC)."""
+
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the learning rate, or let it fall linearly to zero over total_timesteps."""
+
+    gamma: Fraction = 0.99
+    """Discount factor per environment step (Stable-Baselines3's default for SAC and TD3)."""
+
+    batch_size: Count = 256
+    """Rows per gradient step (Stable-Baselines3's default for SAC and TD3)."""
+
+    net_arch: tuple[Count, ...] = (256, 256)
+    """Hidden layer widths of actor and critics (Stable-Baselines3's default for SAC and TD3)."""
+
+    activation: Literal["relu", "tanh", "elu"] = "relu"
+    """Non-linearity between layers."""
+
+    max_grad_norm: Positive | None = None
+    """Clip each network's gradient to this Euclidean norm; none does not clip."""
+
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
+
+    def _remedy(self, name: str, value: Any) -> str:
+        if name == "learning_rate" and callable(value):  # a habit of Stable-Baselines3, which a file cannot hold
+            return "; for a linear decay pass a number and learning_rate_schedule='linear'"
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,10 @@ class MFGame:
     **Functions of time.** Rewards and transitions are called as ``f(t, mu)`` for one time, t an int and mu
     (…, n_pop, S), or for many at once, t a tensor (T, 1, …, 1) with as many dimensions as mu, (T, …, n_pop, S). They
     return tensors that broadcast to (…, n_pop, S), (…, n_pop, S, A) and (…, n_pop, S, A, K), in the game's dtype: what
-    passes through float32 is no longer equal where it should be. Where ``t`` matters, use it in tensor operations.
+    passes through float32 is no longer equal where it should be. Quotients of an integer tensor are float32: where t
+    enters a product, take ``torch.as_tensor(t, dtype=mu.dtype, device=mu.device)``.
+
+    What is given as a NumPy array or as nested lists becomes a tensor.
 
     :param name: for messages and titles
     :param S: number of states
@@ -81,6 +84,7 @@ class MFGame:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _make_tensors(self)
         if cast(Tensor | None, self.legal) is None:
             object.__setattr__(self, "legal", torch.ones(self.S, self.A, dtype=torch.bool, device=self.mu0.device))
         _check_sizes(self)
@@ -182,6 +186,24 @@ def _shape(part: Tensor) -> str:
     return f"({_listed(tuple(part.shape))})"
 
 
+def _make_tensors(game: MFGame) -> None:
+    """Turn arrays and nested lists into tensors."""
+    device = game.mu0.device if isinstance(game.mu0, Tensor) else None
+    for dtype, names in (
+        (torch.float64, ("mu0", "noise_p", "succ_p")),
+        (torch.int64, ("post", "noise_idx", "succ_idx")),
+        (torch.bool, ("legal",)),
+    ):
+        for name in names:
+            if (part := getattr(game, name)) is None or isinstance(part, Tensor):
+                continue
+            try:
+                tensor = torch.tensor(part, dtype=None if isinstance(part, np.ndarray) else dtype, device=device)
+            except (TypeError, ValueError, RuntimeError) as cause:
+                raise ValueError(f"{game.name}: {name} must become a tensor, got {part!r} ({cause})") from None
+            object.__setattr__(game, name, tensor)
+
+
 def _check_sizes(game: MFGame) -> None:
     for name in ("S", "A", "H"):
         if (size := getattr(game, name)) < 1:
@@ -264,6 +286,7 @@ def _check_rewards(game: MFGame) -> None:
 
 def _check_times(game: MFGame, name: str, alone: list[Tensor], together: Tensor, full: tuple[int, ...]) -> None:
     """See that a function says the same of a time whether it is asked for it alone or together with another."""
+    rtol, atol = (1e-10, 1e-12) if game.dtype == torch.float64 else (1e-5, 1e-6)
     sizes = zip(together.shape[::-1], full[::-1], strict=False)
     if together.ndim > len(full) or any(size not in (1, most) for size, most in sizes):
         raise ValueError(
@@ -271,9 +294,10 @@ def _check_times(game: MFGame, name: str, alone: list[Tensor], together: Tensor,
             f"it returned {_shape(together)}"
         )
     for part, by_itself in zip(together.to(game.dtype).expand(full), alone, strict=True):
-        if not torch.allclose(part, by_itself.to(game.dtype).expand(full[1:])):
+        if not torch.allclose(part, by_itself.to(game.dtype).expand(full[1:]), rtol=rtol, atol=atol):
             raise ValueError(
-                f"{game.name}: asked for two times at once, {name} returns other values than for each alone"
+                f"{game.name}: asked for two times at once, {name} returns other values than for each alone; "
+                "t is an integer tensor then, whose quotients are float32: t.to(mu.dtype) is not"
             )
 
 

@@ -289,6 +289,8 @@ class MeanFieldAgentBatch(HorizonBatch):
             self._registers[name] = torch.where(mask, value, self._registers[name])
 
     def _move(self, actions: Tensor, times: Tensor) -> tuple[Tensor, Info]:
+        if actions.dtype.is_floating_point or actions.dtype is torch.bool:
+            raise ValueError(f"actions are numbers of actions, integers; got {actions.dtype}")
         tables, states = self.tables, self._registers["states"]
         actions = self._lawful(actions.long(), states)
         pairs = states * tables.A + actions
@@ -323,11 +325,6 @@ class MeanFieldAgentBatch(HorizonBatch):
         ranks = legal.cumsum(1)
         other = (ranks <= (drawn * ranks[:, -1:]).long()).sum(1)
         return torch.where(wrong, other, actions)
-
-    def _check_actions(self, actions: Tensor) -> None:
-        super()._check_actions(actions)
-        if actions.dtype.is_floating_point or actions.dtype is torch.bool:
-            raise ValueError(f"actions are numbers of actions, integers; got {actions.dtype}")
 
     def _observed(self) -> Tensor:
         times = self._registers["times"]
@@ -370,7 +367,42 @@ class MemberVectorEnv(NumpyVectorEnv):
 # ---- one member ------------------------------------------------------------------------------------------------------
 
 
-class MeanFieldAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
+class MemberEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
+    """What single members have in common: whom they are one of, their spaces, and episodes of H decisions.
+
+    :param game: see :class:`MeanFieldAgentEnv`
+    :param parameters: see :func:`game_of`
+    :param population: see :class:`MeanFieldAgentEnv`
+    :param population_aware: see :class:`MeanFieldAgentEnv`
+    :param illegal: see :class:`MeanFieldAgentEnv`
+    :param device: where observations are encoded; None: where the game is
+    :raises ValueError: see :func:`game_of`; no such population, no such way with illegal actions
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        game: str | MFGame,
+        parameters: dict[str, Any],
+        population: int,
+        population_aware: bool,
+        illegal: Illegal,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.game = game_of(game, parameters)
+        self.population, self.population_aware = check_population(self.game, population), population_aware
+        self._encoder = Encoder(self.game, population_aware, device)
+        self.observation_space, self.action_space = self._encoder.space, spaces.Discrete(self.game.A)
+        self._illegal = check_illegal(illegal)
+        self._time = self.game.H
+
+    def _check_running(self) -> None:
+        if self._time >= self.game.H:
+            raise ResetNeeded(f"the episode of {self.game.H} decisions is over, or none has begun: call reset()")
+
+
+class MeanFieldAgentEnv(MemberEnv):
     """One member among a crowd whose flow is fixed: what a row of a :class:`MeanFieldAgentBatch` is, by itself.
 
     Seeded ``s + i`` it draws what row ``i`` of a batch seeded ``s`` draws. ``info`` holds ``action_mask`` (A,),
@@ -385,8 +417,6 @@ class MeanFieldAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
     :raises ValueError: see :class:`MeanFieldAgentBatch`
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
-
     def __init__(
         self,
         game: str | MFGame = "crowd_modelling",
@@ -397,15 +427,12 @@ class MeanFieldAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
         illegal: Illegal = "error",
         **parameters: Any,
     ) -> None:
-        self.game = game = game_of(game, parameters)
-        self.population, self.population_aware = check_population(game, population), population_aware
-        self._encoder = Encoder(game, population_aware, "cpu")
+        super().__init__(game, parameters, population, population_aware, illegal, "cpu")
+        game = self.game
         self._places = self._encoder.places.numpy()
-        self.observation_space, self.action_space = self._encoder.space, spaces.Discrete(game.A)
-        self._legal, self._illegal = game.legal.cpu().numpy(), check_illegal(illegal)
+        self._legal = game.legal.cpu().numpy()
         self._always_legal = bool(self._legal.all())
-        self._word = start(None)
-        self._state, self._time = 0, game.H
+        self._word, self._state = start(None), 0
         self.set_mean_field(flow(game, game.uniform_policy()) if mean_field is None else mean_field)
 
     def set_mean_field(self, mu: Flow) -> None:
@@ -436,8 +463,7 @@ class MeanFieldAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
         :raises ValueError: the action is not legal here
         :raises gymnasium.error.ResetNeeded: the episode is over, or none has begun
         """
-        if self._time >= self.game.H:
-            raise ResetNeeded(f"the episode of {self.game.H} decisions is over, or none has begun: call reset()")
+        self._check_running()
         arrays, state, time = self.tables.arrays, self._state, self._time
         chosen = self._lawful(int(action))
         reward = float(arrays["rewards"][time, state, chosen])

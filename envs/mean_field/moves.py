@@ -64,6 +64,8 @@ class Layout:
 
     def crowd(self, mu: Tensor) -> Tensor:
         """:return: (…, S, L) -> (…, *batch, n_pop, S), as rewards want it; a view."""
+        if len(self.lead) == 1:
+            return mu.mT
         return mu.view(*mu.shape[:-1], *self.lead).movedim(mu.ndim - 2, -1)
 
     def rewards(self, part: Tensor, times: tuple[int, ...], own: int) -> Tensor:
@@ -75,6 +77,34 @@ class Layout:
         return part.flatten(front, front + len(self.lead) - 1).movedim(front, -1).contiguous()
 
 
+class Dense:
+    """One matrix for moves and noise, where it is small, and the same for every game, population and time."""
+
+    def __init__(self, game: MFGame) -> None:
+        self.S, self.A = game.S, game.A
+        if game.post is not None:
+            rows = _noise(game)[game.post]
+        else:
+            assert game.succ_idx is not None
+            assert game.succ_p is not None
+            rows = torch.zeros(game.S, game.A, game.S, dtype=game.dtype, device=game.device)
+            rows.scatter_add_(2, game.succ_idx, game.succ_p.to(game.dtype))
+        self.P = rows.contiguous()  # (S, A, S): from, by, to
+        self.matrix = self.P.view(self.S * self.A, self.S)
+
+    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
+        """See :class:`Moves`."""
+        return (self.matrix @ values).view(self.S, self.A, -1)
+
+    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
+        """See :class:`Moves`."""
+        return self.matrix.T @ joint.flatten(0, 1)
+
+    def chain(self, policy: Tensor) -> Tensor:
+        """:return: the Markov chain of a policy (H, S, A, 1) of a single game, (H, S, S): from, to."""
+        return torch.bmm(policy.squeeze(-1).transpose(0, 1), self.P).transpose(0, 1)
+
+
 class TwoStages:
     """Deterministic moves, then noise that depends on where they lead."""
 
@@ -82,22 +112,16 @@ class TwoStages:
         assert game.post is not None
         self.S, self.A = game.S, game.A
         self.post = game.post.flatten()
-        self.idx, self.p, self.matrix, self.whole = game.noise_idx, None, None, None
+        self.idx, self.p, self.matrix = game.noise_idx, None, None
         if game.noise_p is not None:
-            assert game.noise_idx is not None
             if game.noise_p.ndim == 2 and game.S <= DENSE:
-                matrix = torch.zeros(game.S, game.S, dtype=game.dtype, device=game.device)
-                self.matrix = matrix.scatter_add_(1, game.noise_idx, game.noise_p.to(game.dtype))  # (from, to)
+                self.matrix = _noise(game)
             else:
                 p = game.noise_p.to(game.dtype)
                 self.p = layout.inward(p, 2) if p.ndim > 2 else p.unsqueeze(-1)  # (S, K, L or 1)
-        if self.matrix is not None and self.S**2 * self.A <= SMALL:
-            self.whole = self.matrix.index_select(0, self.post)  # (S A, S)
 
     def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
         """See :class:`Moves`."""
-        if self.whole is not None:
-            return (self.whole @ values).view(self.S, self.A, -1)
         if self.matrix is not None:
             values = self.matrix @ values
         elif self.p is not None:
@@ -107,8 +131,6 @@ class TwoStages:
 
     def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
         """See :class:`Moves`."""
-        if self.whole is not None:
-            return self.whole.T @ joint.flatten(0, 1)
         moved = joint.new_zeros(self.S, joint.shape[-1]).index_add_(0, self.post, joint.flatten(0, 1))
         if self.matrix is not None:
             return self.matrix.T @ moved
@@ -149,6 +171,18 @@ class Successors:
         return joint.new_zeros(self.game.S, joint.shape[-1]).index_add_(0, self.idx.flatten(), spread)
 
 
+def _noise(game: MFGame) -> Tensor:
+    """:return: where noise takes members, (from, to)."""
+    if game.noise_p is None:
+        return torch.eye(game.S, dtype=game.dtype, device=game.device)
+    assert game.noise_idx is not None
+    matrix = torch.zeros(game.S, game.S, dtype=game.dtype, device=game.device)
+    return matrix.scatter_add_(1, game.noise_idx, game.noise_p.to(game.dtype))
+
+
 def moves_of(game: MFGame, layout: Layout) -> Moves:
     """:return: how a game's members move."""
+    same_for_all = (game.noise_p is None or game.noise_p.ndim == 2) and (game.succ_p is None or game.succ_p.ndim == 3)
+    if same_for_all and not game.dynamic and game.S**2 * game.A <= SMALL:
+        return Dense(game)
     return TwoStages(game, layout) if game.post is not None else Successors(game, layout)

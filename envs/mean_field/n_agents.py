@@ -1,28 +1,16 @@
 """As many members as one likes, each seen and counted: what a mean field game is the limit of."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
-from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from ..mujoco.streams import HostStreams
 from .dynamics import best_response, flow
 from .game import MFGame
-from .member import (
-    Encoder,
-    Illegal,
-    check_illegal,
-    check_population,
-    cumulative,
-    game_of,
-    illegal_action,
-    moves_of_member,
-)
+from .member import Illegal, MemberEnv, cumulative, illegal_action, moves_of_member
 from .stepping import first_row
 
 
@@ -102,7 +90,7 @@ class Crowds:
         return part.to(game.dtype).expand(episodes, game.n_pop, *(game.S, game.A)[:own])[:, population]
 
 
-class NAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
+class NAgentEnv(MemberEnv):
     """One learner among ``n_agents``: what it earns depends on where they really are, itself included.
 
     All others follow a policy. Observations, actions, rewards and ``info`` are those of a
@@ -119,8 +107,6 @@ class NAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
     :raises ValueError: no agents, no such population, a policy that is none of this game, or see :func:`game_of`
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
-
     def __init__(
         self,
         game: str | MFGame = "crowd_modelling",
@@ -132,14 +118,10 @@ class NAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
         illegal: Illegal = "error",
         **parameters: Any,
     ) -> None:
-        self.game = game = game_of(game, parameters)
+        super().__init__(game, parameters, population, population_aware, illegal)
+        game = self.game
         self.crowds = Crowds(game, n_agents)
-        self.population, self.population_aware = check_population(game, population), population_aware
-        self._encoder = Encoder(game, population_aware)
-        self.observation_space, self.action_space = self._encoder.space, spaces.Discrete(game.A)
-        self._illegal = check_illegal(illegal)
         self.set_policy(game.uniform_policy() if policy is None else policy)
-        self._time = game.H
         self._states = torch.zeros(1, game.n_pop, n_agents, dtype=torch.int64, device=game.device)
 
     def set_policy(self, policy: Tensor) -> None:
@@ -165,8 +147,7 @@ class NAgentEnv(gym.Env[np.ndarray[Any, Any], np.int64]):
         :raises ValueError: the action is not legal here
         :raises gymnasium.error.ResetNeeded: the episode is over, or none has begun
         """
-        if self._time >= self.game.H:
-            raise ResetNeeded(f"the episode of {self.game.H} decisions is over, or none has begun: call reset()")
+        self._check_running()
         t, states, own = self._time, self._states, self.population
         mu = self.crowds.masses(states)
         actions = self.crowds.act(self.policy, t, states, self._numbers())

@@ -37,6 +37,8 @@ class Solution:
     flow: Tensor
     """Of that policy, (…, n_pop, H + 1, S)"""
     history: History
+    interrupted: bool = False
+    """Whether Ctrl-C ended it; the policy is that of the last whole iteration then."""
 
     @property
     def exploitability(self) -> Tensor:
@@ -151,61 +153,59 @@ class FictitiousPlay(Solver):
         self.joint, self.mu, self._is_average = joint, mu, True
 
 
-class OnlineMirrorDescent(Solver):
-    """Follow the softmax of all values so far (arXiv 2103.00623).
+class SoftSolver(Solver):
+    """The next policy is a softmax of values of the last one.
 
     :param learning_rate: of values
     """
+
+    def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
+        super().__init__(sweeps, policy)
+        self.learning_rate = learning_rate
+
+    def logits(self) -> Tensor:
+        """:return: of the next policy, (H, S, A, L)."""
+        raise NotImplementedError
+
+    def step(self, k: int) -> None:
+        """See :class:`Solver`."""
+        self._policy = self.sweeps.softmax(self.logits())
+        self.forget()
+
+
+class OnlineMirrorDescent(SoftSolver):
+    """Follow the softmax of all values so far (arXiv 2103.00623)."""
 
     name = "online_mirror_descent"
 
     def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
-        super().__init__(sweeps, policy)
-        self.learning_rate = learning_rate
-        self._logits = policy.log().clamp(min=torch.finfo(policy.dtype).min)
+        super().__init__(sweeps, policy, learning_rate)
+        self._sum = policy.log().clamp(min=torch.finfo(policy.dtype).min)
 
-    def step(self, k: int) -> None:
-        """See :class:`Solver`."""
-        self._logits.add_(self.q_values(), alpha=self.learning_rate)
-        self._policy = self.sweeps.softmax(self._logits)
-        self.forget()
+    def logits(self) -> Tensor:
+        """See :class:`SoftSolver`."""
+        return self._sum.add_(self.q_values(), alpha=self.learning_rate)
 
 
-class MunchausenMirrorDescent(Solver):
-    """Mirror descent without a sum: the last policy's logarithm stands for it (arXiv 2203.11973).
-
-    :param learning_rate: of values
-    """
+class MunchausenMirrorDescent(SoftSolver):
+    """Mirror descent without a sum: the last policy's logarithm stands for it (arXiv 2203.11973)."""
 
     name = "munchausen_mirror_descent"
 
-    def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
-        super().__init__(sweeps, policy)
-        self.learning_rate = learning_rate
-
-    def step(self, k: int) -> None:
-        """See :class:`Solver`."""
+    def logits(self) -> Tensor:
+        """See :class:`SoftSolver`."""
         lowest = torch.finfo(self.policy.dtype).tiny
-        self._policy = self.sweeps.softmax(self.policy.clamp(min=lowest).log() + self.learning_rate * self.q_values())
-        self.forget()
+        return self.policy.clamp(min=lowest).log() + self.learning_rate * self.q_values()
 
 
-class BoltzmannPolicyIteration(Solver):
-    """Follow the softmax of the last policy's values (arXiv 2102.01585).
-
-    :param learning_rate: inverse temperature
-    """
+class BoltzmannPolicyIteration(SoftSolver):
+    """Follow the softmax of the last policy's values, at an inverse temperature of that rate (arXiv 2102.01585)."""
 
     name = "boltzmann_policy_iteration"
 
-    def __init__(self, sweeps: Sweeps, policy: Tensor, learning_rate: float = 0.1) -> None:
-        super().__init__(sweeps, policy)
-        self.learning_rate = learning_rate
-
-    def step(self, k: int) -> None:
-        """See :class:`Solver`."""
-        self._policy = self.sweeps.softmax(self.learning_rate * self.q_values())
-        self.forget()
+    def logits(self) -> Tensor:
+        """See :class:`SoftSolver`."""
+        return self.learning_rate * self.q_values()
 
 
 class FixedPoint(Solver):
@@ -252,6 +252,7 @@ def solve(
     evaluate_every: int = 1,
     progress: bool = False,
     on_evaluation: Callable[[int, Tensor], Any] | None = None,
+    interruptible: bool = False,
     **parameters: Any,
 ) -> Solution:
     """Look for a Nash equilibrium.
@@ -264,6 +265,7 @@ def solve(
     :param evaluate_every: distance between evaluations of exploitability, in iterations; the last one is always done
     :param progress: show a bar
     :param on_evaluation: called with the iterations done and the exploitability (…,)
+    :param interruptible: at Ctrl-C, return what was found by then, instead of raising KeyboardInterrupt
     :param parameters: the algorithm's
     :return: the last policy, its flow, and exploitability on the way
     :raises ValueError: an unknown algorithm (the nearest is named), a parameter out of range, a policy that is none
@@ -277,29 +279,80 @@ def solve(
         )
     first = game.uniform_policy() if policy is None else game.check_policy(policy)
     sweeps = Sweeps(game, tuple(first.shape[:-4]))
-    started = time.perf_counter()
-    solver = SOLVERS[algorithm](sweeps, sweeps.layout.inward(first, 3), **_checked(algorithm, parameters))
-    done, records, seconds = [0], [solver.exploitability()], [time.perf_counter() - started]
+    work = _Work(SOLVERS[algorithm], sweeps, sweeps.layout.inward(first, 3), _checked(algorithm, parameters))
+    interrupted = False
     with tqdm(total=iterations, desc=f"{game.name}, {algorithm}", disable=not progress, leave=False) as bar:
-        for k in range(1, iterations + 1):
-            if tolerance is not None and done[-1] == k - 1 and bool((records[-1] <= tolerance).all()):
-                break
-            solver.step(k)
-            bar.update()
-            if k % evaluate_every == 0 or k == iterations:
-                done.append(k)
-                records.append(solver.exploitability())
-                seconds.append(time.perf_counter() - started)
-                if progress:
-                    bar.set_postfix(exploitability=f"{float(records[-1].max()):.3g}", refresh=k == iterations)
-                if on_evaluation is not None:
-                    on_evaluation(k, records[-1])
-    exploitability = torch.stack(records)
-    if exploitability.isnan().any():
-        first_nan = done[int(exploitability.reshape(len(done), -1).isnan().any(1).nonzero()[0])]
-        raise ValueError(f"{game.name}: exploitability is NaN after {first_nan} iterations of {algorithm}")
-    outward = sweeps.layout.outward
-    return Solution(outward(solver.policy), outward(solver.mu), History(tuple(done), exploitability, tuple(seconds)))
+        try:
+            for k in range(1, iterations + 1):
+                if tolerance is not None and work.is_within(tolerance):
+                    break
+                work.step(k)
+                bar.update()
+                if k % evaluate_every == 0 or k == iterations:
+                    found = work.evaluate()
+                    if progress:
+                        bar.set_postfix(exploitability=f"{float(found.max()):.3g}", refresh=k == iterations)
+                    if on_evaluation is not None:
+                        on_evaluation(k, found)
+        except KeyboardInterrupt:
+            if not interruptible:
+                raise
+            interrupted = True
+            work.make_whole()
+    outward, solver = sweeps.layout.outward, work.solver
+    return Solution(outward(solver.policy), outward(solver.mu), work.history(algorithm), interrupted)
+
+
+class _Work:
+    """A solver, how far it has got, and how exploitable its policy was on the way.
+
+    :param kind: of solver
+    :param sweeps: passes through the game
+    :param policy: the first one, (H, S, A, L)
+    :param parameters: the algorithm's
+    """
+
+    def __init__(self, kind: type[Solver], sweeps: Sweeps, policy: Tensor, parameters: dict[str, Any]) -> None:
+        self.started = time.perf_counter()
+        self.solver, self.done = kind(sweeps, policy, **parameters), 0
+        self.records: list[tuple[int, Tensor, float]] = []
+        self.before: dict[str, Any] | None = None
+        self.evaluate()
+
+    def step(self, k: int) -> None:
+        """Do iteration k."""
+        self.before = dict(vars(self.solver))  # solvers replace what they hold
+        self.solver.step(k)
+        self.done, self.before = k, None
+
+    def evaluate(self) -> Tensor:
+        """:return: exploitability now, which is noted."""
+        found = self.solver.exploitability()
+        self.records.append((self.done, found, time.perf_counter() - self.started))
+        return found
+
+    def is_within(self, tolerance: float) -> bool:
+        """:return: whether the present policies are known to be no more exploitable than that."""
+        done, found, _ = self.records[-1]
+        return done == self.done and bool((found <= tolerance).all())
+
+    def make_whole(self) -> None:
+        """Undo an iteration that got half way, and evaluate what is there."""
+        if self.before is not None:
+            vars(self.solver).clear()
+            vars(self.solver).update(self.before)
+        if self.records[-1][0] < self.done:
+            self.evaluate()
+
+    def history(self, algorithm: str) -> History:
+        """:return: what was noted; :raises ValueError: something in it is NaN."""
+        numbers, values, seconds = zip(*self.records, strict=True)
+        exploitability = torch.stack(values)
+        if exploitability.isnan().any():
+            first = int(exploitability.reshape(len(numbers), -1).isnan().any(1).nonzero()[0])
+            name = self.solver.sweeps.game.name
+            raise ValueError(f"{name}: exploitability is NaN after {numbers[first]} iterations of {algorithm}")
+        return History(numbers, exploitability, seconds)
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

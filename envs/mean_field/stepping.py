@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from ..batched import BatchedEnv, Info
+from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
 
 
 class HorizonBatch(BatchedEnv):
@@ -39,11 +38,7 @@ class HorizonBatch(BatchedEnv):
         dtype: torch.dtype,
         autoreset_mode: AutoresetMode,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}: a batch needs at least one row")
-        autoreset_mode = AutoresetMode(autoreset_mode)
-        if autoreset_mode is AutoresetMode.NEXT_STEP:
-            raise ValueError("autoreset_mode is NEXT_STEP: take SAME_STEP, or DISABLED to reset rows yourself")
+        autoreset_mode = check_batch(num_envs, autoreset_mode)
         self.num_envs, self.horizon, self.dtype = num_envs, horizon, dtype
         self.device = torch.device(device)
         self.metadata = {"autoreset_mode": autoreset_mode, "render_modes": []}  # type: ignore[misc]
@@ -77,7 +72,7 @@ class HorizonBatch(BatchedEnv):
     def _move(self, actions: Tensor, times: Tensor) -> tuple[Tensor, Info]:
         """Step the registers.
 
-        :param actions: checked, (N, *A)
+        :param actions: of the right shape, (N, *A)
         :param times: of the decisions, (N,), each below the horizon
         :return: rewards (N,), and what is to be told of the transition
         """
@@ -89,17 +84,6 @@ class HorizonBatch(BatchedEnv):
     def told(self) -> Info:
         """:return: what is to be told of the registers, with whichever observation belongs to them."""
         return {}
-
-    def _check_actions(self, actions: Tensor) -> None:
-        """Refuse actions of a wrong shape or device."""
-        if not isinstance(actions, Tensor) or actions.shape != self.action_space.shape:
-            shape = getattr(actions, "shape", None)
-            raise ValueError(
-                f"actions are a {type(actions).__name__} of shape {shape if shape is None else tuple(shape)}, "
-                f"step takes a tensor of shape {self.action_space.shape}"
-            )
-        if actions.device.type != self.device.type:
-            raise ValueError(f"actions are on {actions.device}, the batch is on {self.device}: move them there first")
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
@@ -113,9 +97,7 @@ class HorizonBatch(BatchedEnv):
         if rows.shape != (self.num_envs,):
             raise ValueError(f"reset_mask has shape {rows.shape}, for {self.num_envs} rows")
         if seed is not None:
-            seeds = list(seed) if isinstance(seed, (list, tuple)) else [index(seed) + i for i in range(self.num_envs)]
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
+            seeds = row_seeds(seed, self.num_envs)
             chosen = [row for row in np.flatnonzero(rows).tolist() if seeds[row] is not None]
             self._seed(chosen, [seeds[row] for row in chosen])
         self._start(rows)
@@ -138,7 +120,7 @@ class HorizonBatch(BatchedEnv):
         """
         if self._needs_reset:
             raise ResetNeeded("call reset() before the first step()")
-        self._check_actions(actions)
+        check_actions(self, actions)
         resting = self._clock >= self.horizon
         before, times = dict(self._registers), self._registers["times"]
         rewards, info = self._move(actions, times.clamp(max=self.horizon - 1) if resting.any() else times)
@@ -176,14 +158,7 @@ class HorizonBatch(BatchedEnv):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """See :meth:`BatchedEnv.load_state`."""
-        expected = self.state()
-        for name in expected.keys() | state.keys():
-            shapes = [tuple(part[name].shape) if name in part else None for part in (expected, state)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"the state does not fit this batch: {name!r} is {shapes[1]}, expected {shapes[0]} "
-                    "(None: it is not there); restore into the same environment with the same options"
-                )
+        check_state(state, {name: tuple(part.shape) for name, part in self.state().items()})
         for name in self._registers:
             self._registers[name] = state[name].to(self.device).clone()
         self._clock = self._registers["times"].cpu().numpy().copy()

@@ -4,6 +4,7 @@ Tensors are laid out as in :mod:`.moves`, times first: policies (H, S, A, L), fl
 the reward of being in the state, which is the same for all actions.
 """
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .game import MFGame
-from .moves import Layout, moves_of
+from .moves import Dense, Layout, moves_of
 
 Tie = Literal["split", "first"]
 
@@ -41,6 +42,9 @@ class Sweeps:
         self.batch = np.broadcast_shapes(game.batch, batch)
         self.layout = Layout(game, self.batch)
         self.moves = moves_of(game, self.layout)
+        # In a single small game it is the number of operations that takes time: choices are summed out beforehand.
+        self.dense = self.moves if isinstance(self.moves, Dense) and self.layout.columns == 1 else None
+        self._chain: tuple[Tensor, Tensor] | None = None
         self.legal = game.legal.unsqueeze(-1)  # (S, A, 1)
         self.mu0 = self.layout.inward(game.mu0, 1)  # (S, L)
         self.times = torch.arange(game.H, device=game.device).view(-1, *[1] * (len(self.layout.lead) + 1))
@@ -51,6 +55,11 @@ class Sweeps:
         if bool(self.legal.all()):
             return None
         return torch.zeros_like(self.legal, dtype=self.game.dtype).masked_fill_(~self.legal, -torch.inf)
+
+    @cached_property
+    def nothing(self) -> Tensor:
+        """A final reward of 0, (S, L)."""
+        return torch.zeros_like(self.mu0)
 
     def rewards(self, mu: Tensor) -> Rewards:
         """Evaluate the rewards along a flow.
@@ -64,12 +73,9 @@ class Sweeps:
         action = None
         if game.r_action is not None:
             action = layout.rewards(game.r_action(times, crowd), (game.H,), 2)
-        if game.terminal is None:
-            final = torch.zeros_like(mu[-1])
-        else:
-            final = layout.rewards(game.terminal(layout.crowd(mu[-1])), (), 1)
+        final = None if game.terminal is None else layout.rewards(game.terminal(layout.crowd(mu[-1])), (), 1)
         for name, part, dims in (("r_state", state, "tx"), ("r_action", action, "txa"), ("terminal", final, "x")):
-            if part is None or part.is_cuda or part.sum().isfinite():  # asking a GPU would wait for it
+            if part is None or part.is_cuda or math.isfinite(part.sum().item()):  # asking a GPU would wait for it
                 continue
             wrong = ~part.isfinite()
             if wrong.any():  # not only their sum
@@ -77,15 +83,26 @@ class Sweeps:
                 where = ", ".join(f"{dim} = {place}" for dim, place in places)
                 value = str(float(part[wrong][0])).replace("nan", "NaN")
                 raise ValueError(f"{game.name}: {name} returned {value}, first at {where}")
-        return Rewards(state, action, final)
+        return Rewards(state, action, self.nothing if final is None else final)
 
     def forward(self, policy: Tensor) -> Tensor:
         """:return: the flow (H + 1, S, L) of a policy (H, S, A, L)."""
+        if self.dense is not None:
+            crowds = [self.mu0]
+            for onward in self._chain_of(policy, self.dense).mT.unbind(0):
+                crowds.append(onward @ crowds[-1])
+            return torch.stack(crowds)
         flow = policy.new_empty(self.game.H + 1, *self.mu0.shape)
         mu = flow[0] = self.mu0
         for t, rows in enumerate(policy.unbind(0)):
             mu = flow[t + 1] = self.moves.push(rows * mu.unsqueeze(1), t, mu)
         return flow
+
+    def _chain_of(self, policy: Tensor, dense: Dense) -> Tensor:
+        """:return: see :meth:`Dense.chain`; the last one is kept, since flow and values are asked for in turn."""
+        if self._chain is None or self._chain[0] is not policy:
+            self._chain = policy, dense.chain(policy)
+        return self._chain[1]
 
     def best(self, mu: Tensor, rewards: Rewards) -> tuple[Tensor, Tensor]:
         """Best respond to a flow.
@@ -107,10 +124,20 @@ class Sweeps:
 
         :return: values of actions (H, S, A, L), finite where illegal too, and of states (H + 1, S, L)
         """
-        own, rows = rewards.state, policy.unbind(0)
+        own = rewards.state
         if self.game.regulariser is not None:
             own = own + self.game.regulariser.bonus(policy, 2)
-        return self._backward(mu, own, rewards.action, rewards.final, lambda t, now: (rows[t] * now).sum(1))
+        if self.dense is None:
+            rows = policy.unbind(0)
+            return self._backward(mu, own, rewards.action, rewards.final, lambda t, now: (rows[t] * now).sum(1))
+        if rewards.action is not None:
+            own = own + (policy * rewards.action).sum(2)
+        owns, onward, values = own.unbind(0), self._chain_of(policy, self.dense).unbind(0), [rewards.final]
+        for t in reversed(range(self.game.H)):
+            values.append(torch.addmm(owns[t], onward[t], values[-1]))
+        states = torch.stack(values[::-1])
+        q = torch.mm(states[1:].squeeze(2), self.dense.matrix.T).view_as(policy)
+        return q if rewards.action is None else q + rewards.action, states
 
     def _backward(
         self, mu: Tensor, own: Tensor, extra: Tensor | None, final: Tensor, choose: Callable[[int, Tensor], Tensor]

@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from operator import index
 from typing import Any, Literal, get_args
 
 import mujoco
@@ -18,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from mujoco.batch import MODEL_FIELDS
 from torch import Tensor
 
-from ..batched import BatchedEnv, Info
+from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
 from .cpu import GIB, HostEngine, available_memory, contact_force_sensor
 from .engine import CONTACT_FORCES, Engine, Failure, Sim
 from .randomise import Randomise
@@ -75,11 +74,7 @@ class MujocoBatch(BatchedEnv):
         render_rows: Sequence[int] | None = None,
         camera: Camera | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}: a batch needs at least one row")
-        autoreset_mode = AutoresetMode(autoreset_mode)
-        if autoreset_mode is AutoresetMode.NEXT_STEP:
-            raise ValueError("autoreset_mode is NEXT_STEP: take SAME_STEP, or DISABLED to reset rows yourself")
+        autoreset_mode = check_batch(num_envs, autoreset_mode)
         self.task, self.num_envs, self.dtype = task, num_envs, dtype
         self.device = torch.device(device)
         limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
@@ -139,9 +134,7 @@ class MujocoBatch(BatchedEnv):
         if rows.shape != (self.num_envs,):
             raise ValueError(f"reset_mask has shape {tuple(rows.shape)}, for {self.num_envs} rows")
         if seed is not None:
-            seeds = list(seed) if isinstance(seed, (list, tuple)) else [index(seed) + i for i in range(self.num_envs)]
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} rows")
+            seeds = row_seeds(seed, self.num_envs)
             chosen = rows.nonzero().flatten().tolist()
             for streams in (self._noise, self._variations):
                 streams.seed([seeds[row] for row in chosen], chosen)
@@ -159,7 +152,7 @@ class MujocoBatch(BatchedEnv):
         """
         if self._needs_reset:
             raise ResetNeeded("call reset() before the first step()")
-        self._check_actions(actions)
+        check_actions(self, actions)
         before = self.task.before(self.sim)
         failure = self.engine.step(actions)
         judged = self.task.reward(self.sim, actions, before)
@@ -203,16 +196,6 @@ class MujocoBatch(BatchedEnv):
         self.engine.reset(rows, self.task.reset(self.sim, self._noise.draw(rows)))
         self._elapsed.masked_fill_(rows, 0)
         self._returns.masked_fill_(rows, 0)
-
-    def _check_actions(self, actions: Tensor) -> None:
-        if not isinstance(actions, Tensor) or actions.shape != self.action_space.shape:
-            shape = getattr(actions, "shape", None)
-            raise ValueError(
-                f"actions are a {type(actions).__name__} of shape {shape if shape is None else tuple(shape)}, "
-                f"step takes a tensor of shape {self.action_space.shape}"
-            )
-        if actions.device.type != self.device.type:
-            raise ValueError(f"actions are on {actions.device}, the batch is on {self.device}: move them there first")
 
     def _warn(self, failure: Failure) -> None:
         if failure.rows.is_cuda or not failure.rows.any():
@@ -263,14 +246,7 @@ class MujocoBatch(BatchedEnv):
         """
         expected = self.state(torch.zeros(0, dtype=torch.int64, device=self.device))
         count = self.num_envs if rows is None else len(rows)
-        for name in expected.keys() | state.keys():
-            shape = (count, *expected[name].shape[1:]) if name in expected else None
-            found = tuple(state[name].shape) if name in state else None
-            if shape != found:
-                raise ValueError(
-                    f"the state does not fit this batch: {name!r} is {found}, expected {shape} "
-                    "(None: it is not there); restore into the same task with the same options"
-                )
+        check_state(state, {name: (count, *part.shape[1:]) for name, part in expected.items()})
         self.engine.load_state({n[7:]: field for n, field in state.items() if n.startswith("engine.")}, rows)
         chosen: Any = slice(None) if rows is None else rows
         for name, field in self._own().items():

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, dataclass, fields
 import pytest
 import yaml
 from headway.agents import AGENTS
-from headway.agents.core.config import AgentConfig, OffPolicyConfig, Range, describe
+from headway.agents.core.config import AgentConfig, Config, Count, OffPolicyConfig, Range, describe
 from headway.agents.presets import preset, preset_names
 from headway.envs.naming import nearest
 from hypothesis import given, settings
@@ -104,3 +104,32 @@ def test_inherited_fields_keep_their_documentation() -> None:
     assert describe(Child)["extra"].doc == "Something of its own."
     assert describe(Child)["gamma"].doc == describe(AgentConfig)["gamma"].doc
     assert [field.name for field in fields(Child)] == list(describe(Child))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Config):
+    """Settings of something that is no agent."""
+
+    widths: tuple[Count, ...] = (3,)
+    """Of layers."""
+
+    learning_rate: float = 0.1
+    """Of Adam."""
+
+
+def test_settings_of_no_agent_are_checked_alike() -> None:
+    made = Fit.from_dict({"widths": [4, 5]})
+    assert made.to_dict() == {"widths": [4, 5], "learning_rate": 0.1}
+    assert made.changes() == {"widths": (4, 5)}
+    assert Fit.from_dict(made.to_dict()) == made
+    with pytest.raises(ValueError, match=r"Fit.widths must lie in \[1, inf\), got \(4, 0\)"):
+        Fit(widths=(4, 0))
+    with pytest.raises(TypeError, match="Fit has no field 'width': did you mean widths"):
+        Fit.from_dict({"width": [4]})
+
+
+def test_remedies_name_only_what_there_is() -> None:
+    with pytest.raises(TypeError, match="for a linear decay pass a number and learning_rate_schedule='linear'"):
+        AgentConfig(learning_rate=lambda left: left)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Fit\.learning_rate must be float, got .*>$"):
+        Fit(learning_rate=lambda left: left)  # type: ignore[arg-type]

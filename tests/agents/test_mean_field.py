@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from headway.agents import mean_field_dqn
 from headway.agents.core.config import describe
 from headway.agents.mean_field import (
     AverageConfig,
@@ -20,10 +19,11 @@ from headway.agents.mean_field import (
     average_fictitious_play,
     deep_fictitious_play,
     deep_mirror_descent,
+    dqn,
     fictitious_play_with,
     log_iterations,
 )
-from headway.agents.mean_field_dqn import (
+from headway.agents.mean_field.dqn import (
     Average,
     Batch,
     BestMember,
@@ -389,6 +389,43 @@ def test_learning_rate_falls_to_zero(ring: MFGame) -> None:
     assert rates == pytest.approx([0.01, 0.005, 0.001])
 
 
+OTHER: dict[str, Any] = {
+    "learning_rate": 0.05, "learning_rate_schedule": "linear", "gamma": 0.5, "batch_size": 8, "net_arch": (8,),
+    "activation": "tanh", "max_grad_norm": 1e-3, "inputs": "table", "episodes": 10, "members": 10, "buffer_size": 30,
+    "learning_starts": 50, "train_freq": 2, "target_update_interval": 8, "exploration": 0.9, "temperature": 1.0,
+    "alpha": 0.5, "average_episodes": 5, "average_steps": 10, "average_batch_size": 8, "average_learning_rate": 0.05,
+    "average_max_grad_norm": 1e-3, "reservoir_size": 20,
+}  # fmt: skip
+"""Another value of every setting that decides what is learnt."""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_setting_does_something(name: str, ring: MFGame, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices: dict[str, Any] = {
+        "mirror_descent": (deep_mirror_descent, MirrorDescentConfig, {"temperature": 0.1}),  # far from uniform
+        "fictitious_play": (deep_fictitious_play, BestResponseConfig, {}),
+        "average": (average_fictitious_play, AverageConfig, AVERAGE),
+    }
+    solver, config, more = choices[name]
+
+    def learnt(**values: Any) -> list[Tensor]:
+        given = config.from_dict(TINY | more | {"members": 5} | values)
+        learners = solver(ring, given, iterations=2).learners
+        tracked = [part.q for part in learners] if name != "average" else [learners[0].network, learners[0].member.q]
+        return [parameter.detach() for part in tracked for parameter in part.parameters]
+
+    first = learnt()
+    assert all(map(torch.equal, first, learnt()))
+    for field in set(describe(config)) - {"compile"}:
+        other = learnt(**{field: OTHER[field]})
+        assert not all(map(torch.equal, first, other)), field
+    modes: list[str] = []
+    monkeypatch.setattr(dqn, "compiled", lambda loss, mode, device: modes.append(mode) or loss)
+    learnt(compile="max-autotune")
+    assert set(modes) == {"max-autotune"}
+    assert len(modes) == (2 if name == "average" else 1)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -439,7 +476,7 @@ def test_bad_games_and_numbers(ring: MFGame, monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(ValueError, match=words):
             fictitious_play_with(ring, Oracle, **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(mean_field_dqn, "MOST_INPUTS", 15)
+    monkeypatch.setattr(dqn, "MOST_INPUTS", 15)
     with pytest.raises(ValueError, match="16 inputs, for 4 states at 4 times"):
         Places(ring, "table")
 

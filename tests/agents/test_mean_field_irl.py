@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from headway.agents.mean_field_baselines import (
+from headway.agents.mean_field.baselines import (
     RNN,
     VAR,
     CrowdModel,
@@ -19,7 +19,7 @@ from headway.agents.mean_field_baselines import (
     score,
     select_order,
 )
-from headway.agents.mean_field_gcl import (
+from headway.agents.mean_field.gcl import (
     GCLConfig,
     Samples,
     clipped,
@@ -30,7 +30,7 @@ from headway.agents.mean_field_gcl import (
     reward_loss,
     solve_policy,
 )
-from headway.agents.mean_field_heads import (
+from headway.agents.mean_field.heads import (
     DirichletNet,
     DirichletScalar,
     PolicyHead,
@@ -38,9 +38,9 @@ from headway.agents.mean_field_heads import (
     dirichlet_log_prob,
     dirichlet_score,
 )
+from headway.agents.mean_field.members import Equilibrium, MCEConfig, Members, externality, soft_policy
+from headway.agents.mean_field.rewards import LinearReward, MembersReward, PaperNetwork, PopulationReward
 from headway.agents.mean_field_irl import cycle_invariant, fit, gauge_error, recovery, reward_cycles
-from headway.agents.mean_field_members import Equilibrium, MCEConfig, Members, externality, soft_policy
-from headway.agents.mean_field_rewards import LinearReward, MembersReward, PaperNetwork, PopulationReward
 from headway.envs.mean_field import Entropy, MFGame, exploitability, flow, solve
 from headway.envs.mean_field.cohorts import Trajectories, load_cohorts, observe, synthetic
 from hypothesis import given, settings
@@ -627,6 +627,8 @@ def test_fields_that_are_none() -> None:
         fit(data, "network", "gcl_population", policy="gaussian")
     with pytest.raises(ValueError, match=r"GCLConfig.gamma must lie in \[0, 1\]"):
         fit(data, "network", "gcl_population", gamma=2.0)
+    with pytest.raises(ValueError, match=r"GCLConfig.hidden must lie in \[1, inf\), got \(8, 0\)"):
+        fit(data, "network", "gcl_population", hidden=[8, 0])
 
 
 def test_rewards_that_are_not_finite_are_refused() -> None:

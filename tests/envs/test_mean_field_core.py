@@ -716,6 +716,7 @@ def parts(**changes: Any) -> dict[str, Any]:
 
 LISTED = {"post": None, "succ_idx": torch.tensor([[[0, 1], [1, 0]], [[1, 0], [0, 1]]])}
 EVENLY = torch.full((2, 2, 2), 0.5, dtype=torch.float64)
+STILL = {"noise_idx": torch.tensor([[0, 1], [1, 0]]), "noise_p": tensor([[0.75, 0.25], [1.0, 0.0]])}
 BAD_GAMES: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"H": 0}, "swap: H must be at least 1, got 0"),
     "no actions": ({"A": 0}, "swap: A must be at least 1, got 0"),
@@ -765,6 +766,9 @@ BAD_GAMES: dict[str, tuple[dict[str, Any], str]] = {
     "infinity at the end": ({"terminal": lambda mu: mu / 0}, "terminal returned inf"),
     "reward of another shape": ({"r_state": lambda t, mu: torch.ones(2, 3)}, r"r_state must return \(…, 2, 2\), it"),
     "cost of another shape": ({"r_action": lambda t, mu: torch.ones(2, 3)}, r"r_action must return \(…, 2, 2, 2\), it"),
+    "a ragged list": ({"mu0": [[0.5, 0.5], [1.0]]}, "swap: mu0 must become a tensor"),
+    "words": ({"post": [["stay", "go"], ["go", "stay"]]}, "swap: post must become a tensor"),
+    "a list of no distribution": ({"mu0": [[0.5, 0.4]]}, "mu0 .*at population 0 it sums to 0.9, not to 1"),
     "end of another shape": ({"terminal": lambda mu: torch.ones(3)}, r"terminal must return \(…, 2, 2\), it returned"),
 }
 
@@ -788,6 +792,25 @@ def test_games_that_cannot_be_say_why(case: str) -> None:
 def test_functions_that_mix_up_times_are_found(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="swap: "):
         MFGame(**parts(**changes))
+
+
+def test_quotients_of_times_in_single_precision_are_found() -> None:
+    with pytest.raises(ValueError, match=r"r_state returns other values .* float32: t.to\(mu.dtype\)"):
+        MFGame(**parts(r_state=lambda t, mu: 0 * mu + t / 10))
+    right = MFGame(**parts(r_state=lambda t, mu: 0 * mu + torch.as_tensor(t, dtype=mu.dtype) / 10))
+    same(policy_value(right, right.uniform_policy()), [0.3, 0.3])
+
+
+def test_arrays_and_lists_become_tensors() -> None:
+    given = parts(legal=torch.tensor([[True, True], [True, False]]), **STILL)
+    game = MFGame(**given)
+    for convert in (Tensor.tolist, Tensor.numpy):
+        again = MFGame(**{name: convert(part) if isinstance(part, Tensor) else part for name, part in given.items()})
+        for name in ("mu0", "post", "legal", "noise_idx", "noise_p"):
+            part = getattr(again, name)
+            assert part.dtype == getattr(game, name).dtype
+            same(part, getattr(game, name))
+        same(exploitability(again, again.uniform_policy()), exploitability(game, game.uniform_policy()))
 
 
 def test_a_game_of_one_decision_is_asked_for_no_other_time() -> None:

@@ -19,6 +19,7 @@ from headway.envs.mean_field import (
     policy_values,
     solve,
 )
+from headway.envs.mean_field.solvers import Solver
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -128,6 +129,21 @@ def test_batches_are_solved_like_single_games(algorithm: str, form: str) -> None
             assert_close(batch.flow[row, column], single.flow, rtol=0.0, atol=1e-12)
             gains = batch.history.exploitability[:, row, column]
             assert_close(gains, single.history.exploitability, rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", SOLVERS)
+@pytest.mark.parametrize("name", ["linear_quadratic", "garnet", "garnet, softened", "crowd_modelling"])
+def test_a_single_small_game_is_solved_as_beside_another(name: str, algorithm: str) -> None:
+    """One game alone takes a way of its own through the sweeps, by the Markov chain of its policy."""
+    game = make_game(name.partition(",")[0], horizon=5)
+    if "softened" in name:
+        game = replace(game, regulariser=Entropy(0.3))
+    alone = solve(game, algorithm, 6)
+    twice = solve(game, algorithm, 6, policy=game.uniform_policy().expand(2, -1, -1, -1, -1))
+    for row in range(2):
+        assert_close(twice.policy[row], alone.policy, rtol=0, atol=1e-12)
+        assert_close(twice.flow[row], alone.flow, rtol=0, atol=1e-12)
+        assert_close(twice.history.exploitability[:, row], alone.history.exploitability, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("algorithm", SOLVERS)
@@ -388,6 +404,44 @@ def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> Non
     assert "random noise, online_mirror_descent" in shown
     assert "3/3" in shown
     assert f"exploitability={float(solution.exploitability):.3g}" in shown
+
+
+class Impatience:
+    """Ctrl-C in the middle of a chosen iteration: between a solver's new policy and what follows from it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, algorithm: str, iteration: int) -> None:
+        self.calls, self.iteration = 0, iteration
+        forget = SOLVERS[algorithm].forget
+
+        def pressed(solver: Solver) -> None:
+            self.calls += 1
+            if self.calls == self.iteration:
+                raise KeyboardInterrupt
+            forget(solver)
+
+        monkeypatch.setattr(SOLVERS[algorithm], "forget", pressed)
+
+
+@pytest.mark.parametrize("algorithm", SOLVERS)
+def test_an_interrupted_solver_returns_its_last_whole_iteration(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    game = make_game("garnet", horizon=5)
+    whole = solve(game, algorithm, 3, evaluate_every=2)
+    Impatience(monkeypatch, algorithm, 4)
+    found = solve(game, algorithm, 9, evaluate_every=2, interruptible=True)
+    assert found.interrupted
+    assert not whole.interrupted
+    assert found.history.iterations == whole.history.iterations == (0, 2, 3)
+    assert_close(found.policy, whole.policy, rtol=0, atol=0)
+    assert_close(found.flow, whole.flow, rtol=0, atol=0)
+    assert_close(found.history.exploitability, whole.history.exploitability, rtol=0, atol=0)
+
+
+def test_an_interruption_raises_unless_results_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    Impatience(monkeypatch, "online_mirror_descent", 2)
+    with pytest.raises(KeyboardInterrupt):
+        solve(make_game("garnet", horizon=5), iterations=3)
 
 
 def test_ties_are_broken_as_asked() -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -16,8 +17,9 @@ from headway.envs import BatchedEnv, make_batched
 from headway.envs.mujoco import MujocoBatch
 from headway.scripts import contenders
 from headway.scripts.benchmark_rollout import Measurement, RolloutOptions, ratios
-from headway.scripts.contenders import MAKERS, WARM_UP, Absent, Act, Replay, Scene, Side, drawn_actions, period
+from headway.scripts.contenders import MAKERS, WARM_UP, Act, Replay, Scene, Side, drawn_actions, period
 from headway.scripts.plot import STYLES
+from headway.scripts.timing import Absent, take_turns
 
 TINY = ("--rounds", 3, "--seconds", 0.004, "--num-envs", 1, 8, "--peer-envs", 8)
 IN_PROCESS = ("gymnasium", "gymnasium-sync", "sb3-dummy", "envpool")
@@ -79,6 +81,20 @@ def test_process_pools_and_envpool(headway: Command) -> None:
     assert not Path("MUJOCO_LOG.TXT").exists()
 
 
+def test_delays_are_a_side_of_their_own(headway: Command) -> None:
+    flags = ("--robots", "HalfCheetah", "--peers", "--gpu-num-envs", *TINY, "--delay", "constant:2,uniform:0-1")
+    code, out, err = headway("benchmark", "rollout", *flags, "--json", "r.json")
+    assert code == 0, err
+    read: dict[str, Any] = json.loads(Path("r.json").read_text())
+    timed = {(m["side"], m["num_envs"]): m for m in read["measurements"]}
+    assert timed.keys() == {(s, n) for s in ("headway", "headway-delayed", "mujoco.batch") for n in (1, 8)}
+    assert timed["headway-delayed", 1]["workers"] == "1 thread, behind constant:2,uniform:0-1"
+    ratio = next(r for r in read["ratios"] if (r["side"], r["num_envs"]) == ("headway-delayed", 8))
+    assert ratio["at_same_rows"] == timed["headway", 8]["median"] / timed["headway-delayed", 8]["median"]
+    assert read["options"]["delay"] == "constant:2,uniform:0-1"
+    assert out.count("headway-delayed") == 2
+
+
 def test_ratios() -> None:
     def timed(side: str, num_envs: int, *rates: float) -> Measurement:
         return Measurement("Ant", side, num_envs, "1 thread", list(rates))
@@ -124,6 +140,7 @@ def test_files_are_not_overwritten_unasked(headway: Command) -> None:
         (("--num-envs", 8, 0), "--num-envs must lie in [1, inf), got 0"),
         (("--seconds", -1), "--seconds must lie in [0.001, inf) s, got -1"),
         (("--peers", "envpol"), "envpol"),
+        (("--delay", "wify,wifi"), "wify"),
         (("--json", "nowhere/r.json"), "there is no folder nowhere"),
     ],
 )
@@ -148,6 +165,38 @@ def test_torch_threads_are_put_back(headway: Command) -> None:
     assert headway("benchmark", "rollout", *flags)[0] == 0
     assert json.loads(Path("r.json").read_text())["torch_threads"] == 1
     assert torch.get_num_threads() == 2
+
+
+def test_turns_alternate_and_last_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    turns: list[tuple[str, int]] = []
+    monkeypatch.setattr("headway.scripts.timing.time", SimpleNamespace(perf_counter=lambda: now))
+
+    class Worker:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        def run(self, count: int) -> int:
+            nonlocal now
+            now += count * self.seconds
+            turns.append((self.name, count))
+            return -count
+
+    def make(name: str, rows: int) -> Worker:
+        if rows == 9:
+            raise Absent("there are no nine")
+        return Worker(name, {"quick": 1.0, "slow": 4.0, "slower": 40.0}[name])
+
+    planned = [("quick", 1), ("slow", 9), ("slow", 2), ("slower", 1)]
+    timed, absent = take_turns("work", planned, make, 2, 20.0, warm_up=7, least=2)
+    assert absent == [("slow", 9, "there are no nine")]
+    assert turns[:6] == [("quick", 7), ("quick", 2), ("quick", 4), ("quick", 8), ("slow", 7), ("slow", 2)]
+    assert turns[-6:] == [("quick", 20), ("slow", 5), ("slower", 2)] * 2
+    assert [(t.name, t.rows, t.count, t.laps) for t in timed] == [
+        ("quick", 1, 20, [(-20, 20.0)] * 2),
+        ("slow", 2, 5, [(-5, 20.0)] * 2),
+        ("slower", 1, 2, [(-2, 80.0)] * 2),
+    ]
 
 
 @pytest.mark.parametrize("robot", ["HalfCheetah", "Hopper"])
@@ -191,9 +240,9 @@ def test_everybody_gets_the_same_actions() -> None:
     assert np.array_equal(first, arrays(None))
 
 
-@pytest.mark.parametrize("name", ["gymnasium-sync", "sb3-dummy", "headway"])
+@pytest.mark.parametrize("name", ["gymnasium-sync", "sb3-dummy", "headway", "headway-delayed"])
 def test_actors_act_within_bounds(name: str) -> None:
-    side = MAKERS[name](Scene("Humanoid", 1, True), 4)
+    side = MAKERS[name](Scene("Humanoid", 1, True, "wifi,wifi"), 4)
     try:
         actions = torch.as_tensor(side.act(side.obs))
         assert actions.shape == (4, 17)
@@ -248,7 +297,8 @@ def test_gpu_side_synchronises_once_per_turn(policy: bool, monkeypatch: pytest.M
 
 def test_every_side_can_be_drawn() -> None:
     assert STYLES.keys() == MAKERS.keys()
-    assert {side for side, _ in RolloutOptions().sides()} == MAKERS.keys()
+    assert {side for side, _ in RolloutOptions(delay="wifi,wifi").sides()} == MAKERS.keys()
+    assert {side for side, _ in RolloutOptions().sides()} == MAKERS.keys() - {"headway-delayed"}
 
 
 def test_speed_of_dcac_is_measured_against_sac_on_the_same_observations(
@@ -265,5 +315,9 @@ def test_speed_of_dcac_is_measured_against_sac_on_the_same_observations(
         (quantity, side) for quantity in ("updates/s", "learn steps/s") for side in ("headway", "peer")
     }
     assert all(len(m["rates"]) == 2 and min(m["rates"]) > 0 for m in found)
+    code, _, err = headway("benchmark", "speed", "--json", file)
+    assert (code, f"{file} exists: choose another name, or pass --overwrite" in err) == (1, True)
+    code, _, err = headway("benchmark", "speed", "--updates", 0)
+    assert (code, "--updates must lie in [1, inf), got 0" in err) == (1, True)
     code, _, err = headway("benchmark", "speed", "--agents", "mbpo")
     assert (code, "--agents mbpo: there is no peer to time it against" in err) == (1, True)

@@ -9,7 +9,19 @@ from torch import Tensor
 from ..game import MFGame
 from ..library import Compat
 from .compat import arrival_table
-from .parameters import Cells, Number, Numbers, Parts, Values, along, check_whole, read_cells, read_values, spread
+from .parameters import (
+    Cells,
+    Number,
+    Numbers,
+    Parts,
+    Values,
+    along,
+    check_whole,
+    even_start,
+    read_cells,
+    read_values,
+    spread,
+)
 
 TINY = 1e-25
 """Added to masses in logarithms (OpenSpiel's)."""
@@ -54,7 +66,7 @@ def crowd_modelling(
     ways: Parts = {"post": post, "noise_idx": post, "noise_p": torch.full((size, 3), 1 / 3, dtype=dtype, device=device)}
     bar = 1 - (states - size // 2).abs().to(dtype) / (size // 2)
     costs = torch.tensor([1 / size, 0.0, 1 / size], dtype=dtype, device=device)
-    mu0 = torch.full((1, size), 1 / size, dtype=dtype, device=device)
+    mu0 = even_start(size, device, dtype)
     charged = None if compat is None else arrival_table(horizon, mu0, ways, costs, 1)
     rewards = _rewards(bar, costs, aversion, horizon, charged)
     return MFGame(name="crowd_modelling", S=size, A=3, H=horizon, mu0=mu0, **ways, **rewards)

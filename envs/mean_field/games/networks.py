@@ -11,7 +11,7 @@ from torch import Tensor
 from ...naming import nearest
 from ..game import MFGame
 from .crowds import TINY
-from .parameters import Number, Numbers, check_positive, check_whole, spread
+from .parameters import Number, Numbers, check_positive, check_whole, even_start, spread
 
 ALMOST = 1e-9
 """What a time may lack of a whole number of steps and still be it, so that rounding decides nothing (our choice)."""
@@ -62,7 +62,7 @@ def garnet(
         S=size,
         A=num_action,
         H=horizon,
-        mu0=torch.full((1, size), 1 / size, dtype=dtype, device=device),
+        mu0=even_start(size, device, dtype),
         r_state=lambda t, mu: -aversion * (mu + TINY).log(),
         r_action=lambda t, mu: pays.expand(1, size, num_action),
         succ_idx=torch.randint(size, (*shape, num_chance_action), generator=rng).to(device),
@@ -347,7 +347,7 @@ def dynamic_routing(
     horizon = network.max_num_time_step if max_num_time_step is None else max_num_time_step
     step = network.time_step_length if time_step_length is None else time_step_length
     check_whole(max_num_time_step=horizon)
-    check_positive("time_step_length", step)
+    check_positive(time_step_length=step)
     roads = _Roads(network, horizon, step)
     succ_idx, legal = roads.moves()
     away = torch.ones(len(roads.states), dtype=dtype, device=device)

@@ -31,15 +31,20 @@ def check_whole(low: int = 1, **sizes: Any) -> None:
             raise ValueError(f"{name} must be a whole number of at least {low}, got {size!r}")
 
 
-def check_positive(name: str, value: Any) -> None:
-    """See that something is a positive number.
+def check_positive(**values: Any) -> None:
+    """See that things are positive numbers.
 
-    :param name: of the parameter
-    :param value: it
-    :raises ValueError: it is not
+    :param values: by name
+    :raises ValueError: one is not
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
-        raise ValueError(f"{name} must be a number in (0, inf), got {value!r}")
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+            raise ValueError(f"{name} must be a number in (0, inf), got {value!r}")
+
+
+def even_start(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """:return: mu0 of a crowd that is equally everywhere, (1, S)."""
+    return torch.full((1, size), 1 / size, dtype=dtype, device=device)
 
 
 class Numbers:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..game import MFGame
 from ..library import Compat
 from .compat import arrival_table
-from .parameters import Number, Numbers, Parts, along, check_positive, check_whole, spread
+from .parameters import Number, Numbers, Parts, along, check_positive, check_whole, even_start, spread
 
 PERIODIC_TINY = 1e-15
 """Added to densities in logarithms (OpenSpiel's)."""
@@ -52,14 +52,13 @@ def linear_quadratic(
     """
     check_whole(low=2, size=size)
     check_whole(n_actions_per_side=n_actions_per_side)
-    for name, value in (("horizon", horizon), ("dt", dt), ("volatility", volatility)):
-        check_positive(name, value)
+    check_positive(horizon=horizon, dt=dt, volatility=volatility)
     decisions = math.ceil(round(horizon / dt, 9))  # a quotient that should be whole may lack a little
     numbers = Numbers(device, dtype)
     revert = numbers("mean_revert", mean_revert)
     efforts = torch.arange(-n_actions_per_side, n_actions_per_side + 1, dtype=torch.float64, device=device)
     ways = _driven(size, efforts, dt, volatility, dtype)
-    mu0 = torch.full((1, size), 1 / size, dtype=dtype, device=device)
+    mu0 = even_start(size, device, dtype)
     charged = None
     if compat is not None:
         if bool((revert != 0).any()):
@@ -107,8 +106,7 @@ def periodic_aversion(
     """
     check_whole(low=2, size=size)
     check_whole(horizon=horizon, n_actions_per_side=n_actions_per_side)
-    for name, value in (("dt", dt), ("volatility", volatility), ("xmax - xmin", xmax - xmin)):
-        check_positive(name, value)
+    check_positive(dt=dt, volatility=volatility, **{"xmax - xmin": xmax - xmin})
     aversion = spread(Numbers(device, dtype)("coef_aversion", coef_aversion), 2)
     dx = (xmax - xmin) / (size - 1)
     moves = torch.arange(-n_actions_per_side, n_actions_per_side + 1, device=device)
@@ -119,7 +117,7 @@ def periodic_aversion(
     angle = 2 * math.pi * (xmin + dx * torch.arange(size, dtype=torch.float64, device=device))
     place = 2 * math.pi**2 * (volatility * angle.sin() - angle.cos().square()) + 2 / volatility**2 * angle.sin()
     place, costs = place.to(dtype), ((steps / dt).square() / 2).to(dtype)
-    mu0 = torch.full((1, size), 1 / size, dtype=dtype, device=device)
+    mu0 = even_start(size, device, dtype)
     charged = None if compat is None else arrival_table(horizon, mu0, ways, costs, n_actions_per_side)
 
     def r_state(t: Any, mu: Tensor) -> Tensor:
@@ -155,15 +153,9 @@ def _quadratic(
     def terminal(mu: Tensor) -> Tensor:
         return -spread(terminal_cost, 2) / 2 * gap(mu).square()
 
-    return (
-        {"r_state": openspiel}
-        if charged is not None
-        else {
-            "r_state": distance,
-            "r_action": effort,
-            "terminal": terminal,
-        }
-    )
+    if charged is not None:
+        return {"r_state": openspiel}
+    return {"r_state": distance, "r_action": effort, "terminal": terminal}
 
 
 def _driven(size: int, efforts: Tensor, dt: float, volatility: float, dtype: torch.dtype) -> Parts:

@@ -6,14 +6,17 @@ Where not said otherwise, defaults are those of OpenSpiel 2.0's examples of the 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .core.config import AgentConfig, Count, Fraction, Positive, Range
+from ..core.config import AgentConfig, Count, Fraction, LearningRate, Positive, Range
+
+Starts = Annotated[int, Range(0, unit="transitions")]
+Interval = Annotated[float, Range(0, open_low=True, unit="transitions")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberConfig(AgentConfig):
     """What learners of action values have in common. Defaults are OpenSpiel's for deep mirror descent on four rooms."""
 
-    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 0.01
+    learning_rate: LearningRate = 0.01
     """Step size of Adam."""
 
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
@@ -42,13 +45,13 @@ class MemberConfig(AgentConfig):
     buffer_size: Count = 40_000
     """The newest transitions of an iteration to learn from, whole episodes, at least one."""
 
-    learning_starts: Annotated[int, Range(0, unit="transitions")] = 1000
+    learning_starts: Starts = 1000
     """Transitions to collect in an iteration before the first gradient step."""
 
-    train_freq: Annotated[float, Range(0, open_low=True, unit="transitions")] = 64
+    train_freq: Interval = 64
     """Transitions collected per gradient step."""
 
-    target_update_interval: Annotated[float, Range(0, open_low=True, unit="transitions")] = 200
+    target_update_interval: Interval = 200
     """Transitions between copies of the network into its target."""
 
     exploration: Fraction = 0.1
@@ -72,27 +75,15 @@ class BestResponseConfig(MemberConfig):
     """Hyper-parameters of the deep Q-network that best responds. Defaults are OpenSpiel's for average-network
     fictitious play, where not said otherwise."""
 
-    learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 0.001
-    """Step size of Adam."""
-
+    learning_rate: LearningRate = 0.001
     episodes: Count = 3000
-    """Episodes per iteration and population."""
-
     members: Count = 500
-    """Episodes lived through side by side, between which the network learns; fewer, where buffer_size holds fewer (our
-    choice: OpenSpiel has one at a time)."""
-
     buffer_size: Count = 5000
-    """The newest transitions of an iteration to learn from, whole episodes, at least one."""
-
-    learning_starts: Annotated[int, Range(0, unit="transitions")] = 200
-    """Transitions to collect in an iteration before the first gradient step."""
-
-    train_freq: Annotated[float, Range(0, open_low=True, unit="transitions")] = 40
-    """Transitions collected per gradient step."""
+    learning_starts: Starts = 200
+    train_freq: Interval = 40
 
     max_grad_norm: Positive | None = 40.0
-    """Clip the gradient to this Euclidean norm; none does not clip."""
+    """Clip the gradient of action values to this Euclidean norm; none does not clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +99,8 @@ class AverageConfig(BestResponseConfig):
     average_batch_size: Count = 128
     """Decisions per gradient step of the average."""
 
-    average_learning_rate: Annotated[float, Range(0, 1, open_low=True)] = 0.01
-    """Step size for the average (OpenSpiel's for gradient descent; we use it for Adam)."""
+    average_learning_rate: LearningRate = 0.01
+    """Step size for the average, which no schedule lowers (OpenSpiel's for gradient descent; we use it for Adam)."""
 
     average_max_grad_norm: Positive | None = 100.0
     """Clip the average's gradient to this Euclidean norm; none does not clip."""

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from .core.config import Count, Positive, Range
-from .mean_field_baselines import FitConfig, moved
-from .mean_field_rewards import RewardModel
+from ..core.config import Count, Positive, Range
+from .baselines import FitConfig, moved
+from .rewards import RewardModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
 """``headway mfg fit``: recover a crowd's reward from how it moved, and compare its forecasts with baselines."""
 
-import json
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,9 +11,8 @@ import torch
 import tyro
 from safetensors.torch import save_file
 
-from ..agents.core.config import Range
-from ..agents.core.files import versions
-from ..agents.mean_field_baselines import (
+from ...agents.core.config import Range
+from ...agents.mean_field.baselines import (
     RNN,
     VAR,
     CrowdModel,
@@ -25,11 +22,12 @@ from ..agents.mean_field_baselines import (
     PooledMoves,
     Scores,
 )
-from ..agents.mean_field_irl import METHODS, MCEFit, fit, recovery
-from ..envs.mean_field.cohorts import COHORTS, Trajectories, load_cohorts, synthetic
-from ..envs.naming import nearest
-from .machine import machine
-from .mean_field import check_ranges, new_folder, parse_value
+from ...agents.mean_field_irl import METHODS, MCEFit, fit, recovery
+from ...envs.mean_field.cohorts import COHORTS, Trajectories, load_cohorts, synthetic
+from ...envs.naming import nearest
+from ..options import check_ranges
+from .files import new_folder, origin, write_json
+from .games import flat, parse_value, split_pairs
 
 BASELINES: dict[str, Callable[[Trajectories], CrowdModel]] = {
     "persistence": Persistence,
@@ -48,7 +46,7 @@ FITTED = 21 / 27
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitOptions:
+class Options:
     """Recover a crowd's reward from how it moved; compare forecasts of other crowds with those of baselines."""
 
     data: tyro.conf.Positional[str]
@@ -91,7 +89,7 @@ class FitOptions:
             raise ValueError(f"--method {self.method}: {nearest(self.method, METHODS)}")
 
 
-def run_fit(options: FitOptions) -> None:
+def run(options: Options) -> None:
     """Run ``headway mfg fit``.
 
     :param options: its arguments
@@ -185,16 +183,10 @@ def read_counts(file: Path) -> Trajectories:
 
 
 def _pairs(flag: str, groups: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in (pair for group in groups for pair in group):
-        key, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{flag} takes KEY=VALUE, got {pair!r}")
-        found[key] = parse_value(text)
-    return found
+    return {key: parse_value(text) for key, text in split_pairs(flag, flat(groups)).items()}
 
 
-def _defaults(options: FitOptions, crowds: Trajectories) -> tuple[str, dict[str, Any]]:
+def _defaults(options: Options, crowds: Trajectories) -> tuple[str, dict[str, Any]]:
     """:return: the model and the method's configuration, as given or as the data suggest."""
     given = _pairs("--param", options.param)
     planted = dict(crowds.planted.parameters) if crowds.planted is not None else {}
@@ -231,7 +223,7 @@ def _print_scores(scores: Mapping[str, tuple[Scores, Scores]]) -> None:
 
 def _write_fit(
     folder: Path,
-    options: FitOptions,
+    options: Options,
     model: str,
     config: Mapping[str, Any],
     found: Fit,
@@ -246,11 +238,9 @@ def _write_fit(
         "model": model,
         "config": dict(config),
         "scores": {name: {"fitted": asdict(pair[0]), "test": asdict(pair[1])} for name, pair in scores.items()},
-        "machine": machine(),
-        "versions": versions(),
-        "command": " ".join(["headway", *sys.argv[1:]]),
+        **origin(),
     }
-    (folder / "fit.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(folder / "fit.json", manifest)
 
 
 def _draw(
@@ -262,7 +252,7 @@ def _draw(
     models: Mapping[str, CrowdModel],
     scores: Mapping[str, tuple[Scores, Scores]],
 ) -> None:
-    from .mean_field_pictures import forecast_errors, forecasts, recovered_against_planted, reward_map
+    from .draw_fits import forecast_errors, forecasts, recovered_against_planted, reward_map
 
     errors = {name: (pair[1].jsd_final, pair[1].jsd_mean) for name, pair in scores.items()}
     forecast_errors(folder / "errors.png", f"{data}: forecasts of {len(tested)} crowds that were not fitted", errors)

@@ -7,14 +7,14 @@ Shapes: ``d`` states, ``N`` moves.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..envs.mean_field.cohorts import LOG_FLOOR
-from ..envs.naming import nearest
+from ...envs.mean_field.cohorts import LOG_FLOOR
+from ...envs.naming import nearest
+from .layers import perceptron
 
 TERMS = {
     "u": "u_ij, one number for each move",
@@ -97,11 +97,7 @@ class MLPReward(RewardModel):
 
     def __init__(self, d: int, hidden: Sequence[int] = (32, 32)) -> None:
         super().__init__()
-        widths = [d + 1, *hidden]
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.Tanh()]
-        self.d, self.layers = d, nn.Sequential(*layers, nn.Linear(widths[-1], d * d)).double()
+        self.d, self.layers = d, perceptron(d + 1, hidden, d * d)
 
     def forward(self, pi: Tensor, time: Tensor) -> Tensor:
         """See :class:`RewardModel`."""

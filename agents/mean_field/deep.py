@@ -5,7 +5,7 @@ member could gain by another (exploitability), is computed exactly after every i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -15,26 +15,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm import tqdm
 
-from ..envs.mean_field import History, MFGame, Solution, exploitability, flow
-from ..envs.mean_field.member import MeanFieldAgentBatch
-from ..wrappers.mean_field import averaged, tabular_policy
-from ..wrappers.sb3 import BatchedVecEnv
-from .mean_field_config import AverageConfig, BestResponseConfig, MirrorDescentConfig
-from .mean_field_dqn import Average, BestMember, Member, MirrorMember
-
-__all__ = [
-    "AverageConfig",
-    "BestResponseConfig",
-    "DeepHistory",
-    "DeepSolution",
-    "Iteration",
-    "MirrorDescentConfig",
-    "average_fictitious_play",
-    "deep_fictitious_play",
-    "deep_mirror_descent",
-    "fictitious_play_with",
-    "log_iterations",
-]
+from ...envs.mean_field import History, MFGame, Solution, exploitability, flow
+from ...envs.mean_field.member import MeanFieldAgentBatch
+from ...wrappers.mean_field import averaged, tabular_policy
+from ...wrappers.sb3 import BatchedVecEnv
+from .config import AverageConfig, BestResponseConfig, MirrorDescentConfig
+from .dqn import Average, BestMember, Member, MirrorMember
 
 
 class Learner(Protocol):
@@ -70,15 +56,13 @@ class DeepHistory(History):
     """Environment steps since the beginning, of all populations."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeepSolution(Solution):
     """What a deep solver found."""
 
     history: DeepHistory
     learners: tuple[Any, ...]
     """What learnt, by population: networks of this package, or the agents that ``make_learner`` made."""
-    interrupted: bool = False
-    """Whether Ctrl-C ended it; the policy is that of the last whole iteration then."""
 
 
 def deep_mirror_descent(
@@ -116,7 +100,7 @@ def deep_mirror_descent(
     """
     config = config or MirrorDescentConfig()
     members = [MirrorMember(game, p, config, s) for p, s in enumerate(_seeds(_single(game), seed))]
-    solver = _MirrorDescent(game, members, iterations)
+    solver = _MirrorDescent(game, members)
     return _run(solver, "deep_mirror_descent", iterations, tolerance, progress, on_iteration)
 
 
@@ -149,9 +133,9 @@ def deep_fictitious_play(
 
     def respond(mu: Tensor, done: float) -> tuple[Tensor, int]:
         steps = _learn(members, mu, done)
-        return torch.stack([member.policy() for member in members]), steps
+        return _policies(members), steps
 
-    solver = _FictitiousPlay(game, members, respond, _weight(learning_rate), iterations)
+    solver = _FictitiousPlay(game, members, respond, _weight(learning_rate))
     return _run(solver, "deep_fictitious_play", iterations, tolerance, progress, on_iteration)
 
 
@@ -189,7 +173,7 @@ def average_fictitious_play(
     seeds = _seeds(_single(game), seed, 2)
     members = [BestMember(game, p, config, s) for p, s in enumerate(seeds[::2])]
     averages = [Average(member, config, s) for member, s in zip(members, seeds[1::2], strict=True)]
-    solver = _AveragePlay(game, averages, iterations)
+    solver = _AveragePlay(game, averages)
     return _run(solver, "average_fictitious_play", iterations, tolerance, progress, on_iteration)
 
 
@@ -252,7 +236,7 @@ def fictitious_play_with(
             learners[p].learn(timesteps, reset_num_timesteps=False)
         return tabular_policy(learners, game), sum(learner.num_timesteps for learner in learners) - before
 
-    solver = _FictitiousPlay(game, learners, respond, _weight(learning_rate), iterations)
+    solver = _FictitiousPlay(game, learners, respond, _weight(learning_rate))
     return _run(solver, "fictitious_play_with", iterations, tolerance, progress, on_iteration)
 
 
@@ -278,17 +262,17 @@ class _Solver(Protocol):
     """(n_pop, H, S, A), replaced once an iteration is whole."""
     learners: Any
 
-    def step(self, k: int) -> int:
-        """Do iteration k, from 1; :return: environment steps done."""
+    def step(self, k: int, done: float) -> int:
+        """Do iteration k, from 1, when a share of all is done; :return: environment steps."""
 
 
 class _MirrorDescent:
-    def __init__(self, game: MFGame, learners: list[MirrorMember], iterations: int) -> None:
-        self.game, self.learners, self.iterations = game, learners, iterations
-        self.policy = torch.stack([member.policy() for member in learners])
+    def __init__(self, game: MFGame, learners: list[MirrorMember]) -> None:
+        self.game, self.learners = game, learners
+        self.policy = _policies(learners)
 
-    def step(self, k: int) -> int:
-        steps = _learn(self.learners, flow(self.game, self.policy), (k - 1) / self.iterations)
+    def step(self, k: int, done: float) -> int:
+        steps = _learn(self.learners, flow(self.game, self.policy), done)
         self.policy = torch.stack([member.remember() for member in self.learners])
         return steps
 
@@ -300,28 +284,25 @@ class _FictitiousPlay:
         learners: Any,
         respond: Callable[[Tensor, float], tuple[Tensor, int]],
         weight: Callable[[int], float],
-        iterations: int,
     ) -> None:
         self.game, self.learners, self.respond, self.weight = game, learners, respond, weight
-        self.iterations = iterations
         self.policy = game.uniform_policy()
 
-    def step(self, k: int) -> int:
-        response, steps = self.respond(flow(self.game, self.policy), (k - 1) / self.iterations)
+    def step(self, k: int, done: float) -> int:
+        response, steps = self.respond(flow(self.game, self.policy), done)
         self.policy = averaged(self.game, self.policy, response, self.weight(k))
         return steps
 
 
 class _AveragePlay:
-    def __init__(self, game: MFGame, learners: list[Average], iterations: int) -> None:
-        self.game, self.learners, self.iterations = game, learners, iterations
-        self.policy = torch.stack([average.policy() for average in learners])
+    def __init__(self, game: MFGame, learners: list[Average]) -> None:
+        self.game, self.learners = game, learners
+        self.policy = _policies(learners)
 
-    def step(self, k: int) -> int:
-        members = [average.member for average in self.learners]
-        steps = _learn(members, flow(self.game, self.policy), (k - 1) / self.iterations)
+    def step(self, k: int, done: float) -> int:
+        steps = _learn([average.member for average in self.learners], flow(self.game, self.policy), done)
         steps += sum(average.learn() for average in self.learners)
-        self.policy = torch.stack([average.policy() for average in self.learners])
+        self.policy = _policies(self.learners)
         return steps
 
 
@@ -343,7 +324,7 @@ def _run(
             for k in range(1, iterations + 1):
                 if tolerance is not None and records[-1].exploitability <= tolerance:
                     break
-                steps = solver.step(k)
+                steps = solver.step(k, (k - 1) / iterations)
                 record = _measured(game, k, records[-1].steps + steps, started, solver.policy)
                 policy, records = solver.policy, [*records, record]
                 bar.update()
@@ -355,7 +336,13 @@ def _run(
         interrupted = True
     numbers, values, seconds, counts, _ = zip(*records, strict=True)
     history = DeepHistory(numbers, torch.tensor(values, dtype=game.dtype, device=game.device), seconds, counts)
-    return DeepSolution(policy, flow(game, policy), history, tuple(solver.learners), interrupted)
+    return DeepSolution(
+        policy=policy,
+        flow=flow(game, policy),
+        history=history,
+        learners=tuple(solver.learners),
+        interrupted=interrupted,
+    )
 
 
 def _measured(game: MFGame, k: int, steps: int, started: float, policy: Tensor) -> Iteration:
@@ -363,8 +350,13 @@ def _measured(game: MFGame, k: int, steps: int, started: float, policy: Tensor) 
     return Iteration(k, exploited, time.perf_counter() - started, steps, policy)
 
 
-def _learn(members: list[Any], mu: Tensor, done: float) -> int:
-    member: Member[Any]
+def _policies(learners: Sequence[Member[Any] | Average]) -> Tensor:
+    """:return: what they do, (n_pop, H, S, A)"""
+    return torch.stack([learner.policy() for learner in learners])
+
+
+def _learn(members: Sequence[Member[Any]], mu: Tensor, done: float) -> int:
+    """:return: environment steps done while all members learnt against a flow."""
     steps = 0
     for member in members:
         member.schedule(done)

@@ -4,12 +4,13 @@ Shapes: ``d`` states.
 """
 
 import math
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .layers import perceptron
 
 SMALLEST = 1e-20
 """Probabilities are at least so much, as in the authors' code, so that they have logarithms."""
@@ -115,7 +116,7 @@ class DirichletNet(DirichletHead):
 
     def __init__(self, d: int, hidden: tuple[int, ...], concentration: float) -> None:
         super().__init__()
-        self.d, self.concentration, self.net = d, concentration, _perceptron(d, hidden, d * d)
+        self.d, self.concentration, self.net = d, concentration, perceptron(d, hidden, d * d)
 
     def concentrations(self, pi: Tensor) -> Tensor:
         """See :class:`DirichletHead`."""
@@ -132,7 +133,7 @@ class SoftmaxGaussian(PolicyHead):
 
     def __init__(self, d: int, hidden: tuple[int, ...], noise: float) -> None:
         super().__init__()
-        self.d, self.noise, self.net = d, noise, _perceptron(d, hidden, d * (d - 1))
+        self.d, self.noise, self.net = d, noise, perceptron(d, hidden, d * (d - 1))
 
     def _centres(self, pi: Tensor) -> Tensor:
         out: Tensor = self.net(pi)
@@ -156,11 +157,3 @@ class SoftmaxGaussian(PolicyHead):
         away = (logs[..., :-1] - logs[..., -1:] - self._centres(pi)) / self.noise
         gaussian = -0.5 * away.square() - math.log(self.noise) - 0.5 * math.log(2 * math.pi)
         return (gaussian.sum(-1) - logs.sum(-1)).sum(-1)  # dx / dP has determinant 1 / prod_j P_ij
-
-
-def _perceptron(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
-    widths = [inputs, *hidden]
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs)).double()

@@ -16,12 +16,12 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..envs.mean_field import MFGame
-from ..envs.mean_field.member import MeanFieldAgentBatch, encode
-from .core.compile import compiled
-from .core.modules import Tracked
-from .core.networks import StackedMLP
-from .mean_field_config import AverageConfig, BestResponseConfig, MemberConfig, MirrorDescentConfig
+from ...envs.mean_field import MFGame
+from ...envs.mean_field.member import MeanFieldAgentBatch, encode
+from ..core.compile import compiled
+from ..core.modules import Tracked
+from ..core.networks import StackedMLP
+from .config import AverageConfig, BestResponseConfig, MemberConfig, MirrorDescentConfig
 
 MIN_PROBABILITY = 1e-6
 """Probabilities below this count as this in logarithms (OpenSpiel's)."""
@@ -156,7 +156,7 @@ class Places:
     ) -> StackedMLP:
         """:return: a new network from what is read of a place to a number for each action."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would change the GPUs' too
             network = StackedMLP(1, self.inputs.shape[1], self.game.A, net_arch, activation)
         return network.to(self.game.device)
 

@@ -6,17 +6,16 @@ Shapes: ``n`` crowds, ``N`` moves, ``d`` states.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..envs.mean_field.cohorts import Trajectories
-from ..envs.naming import nearest
-from .core.config import describe, fits
+from ...envs.mean_field.cohorts import Trajectories
+from ..core.config import Config
 
 
 def jsd(p: Tensor, q: Tensor) -> Tensor:
@@ -93,39 +92,11 @@ class Rollout(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Config):
     """What fits of rewards have in common."""
 
     seed: int = 0
     """Of everything random."""
-
-    def __post_init__(self) -> None:
-        name = type(self).__name__
-        for field, info in describe(type(self)).items():
-            value = getattr(self, field)
-            value = tuple(value) if isinstance(value, list) else value
-            object.__setattr__(self, field, value)
-            if not fits(value, info.annotation):
-                wanted = str(info.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
-                raise TypeError(f"{name}.{field} must be {wanted}, got {value!r}")
-            for interval in info.ranges:
-                if isinstance(value, int | float) and value not in interval:
-                    raise ValueError(f"{name}.{field} must lie in {interval}, got {value!r}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Make a configuration.
-
-        :param values: fields that differ from their defaults
-        :return: the configuration
-        :raises TypeError: an unknown field (the nearest is named), or a value of the wrong type
-        :raises ValueError: a value out of range
-        """
-        known = describe(cls)
-        for name in values:
-            if name not in known:
-                raise TypeError(f"{cls.__name__} has no field {name!r}: {nearest(name, known)}")
-        return cls(**values)
 
 
 class Fit(CrowdModel):
@@ -336,7 +307,7 @@ class RNN(CrowdModel):
         self.weights = nn.Parameter(start.to(data.pi.device))
         self._train(data.pi, steps, learning_rate)
 
-    def _train(self, pi: Tensor, steps: int, learning_rate: float) -> Self:
+    def _train(self, pi: Tensor, steps: int, learning_rate: float) -> None:
         optimiser = torch.optim.Adam([self.weights], learning_rate)
         for _ in range(steps):
             hidden, loss = torch.zeros_like(pi[:, 0]), torch.zeros((), dtype=pi.dtype, device=pi.device)
@@ -346,7 +317,6 @@ class RNN(CrowdModel):
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        return self
 
     def _step(self, pi: Tensor, hidden: Tensor) -> Tensor:
         return torch.cat((pi, hidden, torch.ones_like(pi[:, :1])), 1).matmul(self.weights).relu()

@@ -1,0 +1,119 @@
+"""``headway mfg compare``: exploitability of several algorithms."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from ...agents.core.config import Range
+from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, solve
+from ..machine import machine
+from ..options import check_ranges
+from .draw_curves import Curve, solver_comparison
+from .files import new_folder
+from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Solve games with several algorithms; draw exploitability against iterations and seconds into one figure."""
+
+    games: tyro.conf.Positional[tuple[str, ...]]
+    """Games (`headway mfg games` lists them), with their default parameters."""
+
+    algorithms: tuple[str, ...] = tuple(SOLVERS)
+    """Algorithms, such as fictitious_play or with parameters fixed_point:damping=0.9,temperature=1."""
+
+    iterations: Annotated[int, Range(1)] = 200
+    """Of each."""
+
+    evaluate_every: Annotated[int, Range(1, unit="iterations")] = 1
+    """Distance between evaluations of exploitability."""
+
+    compat: Literal["openspiel", "none"] = "none"
+    """none: games as they are defined; openspiel: as OpenSpiel 2.0.2 computes them."""
+
+    out: Path | None = None
+    """Folder to write, which must not exist yet; by default runs/mfg/compare/<time>."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:0, … or auto."""
+
+    progress: bool = True
+    """Show progress bars."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.games:
+            raise ValueError(f"name at least one game: {', '.join(sorted(GAMES))}")
+
+
+def read_arm(text: str) -> tuple[str, dict[str, Any]]:
+    """Read an algorithm with parameters.
+
+    :param text: such as ``fixed_point:damping=0.9,temperature=1``
+    :return: its name, and parameters by name
+    :raises ValueError: there is no such algorithm or parameter
+    """
+    name, _, rest = text.partition(":")
+    algorithm_parameters(name)
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    return name, checked_parameters(name, {key: parse_value(value) for key, _, value in pairs})
+
+
+def run(options: Options) -> int:
+    """Run ``headway mfg compare``.
+
+    :param options: its arguments
+    :return: exit code: 0, or 130 after Ctrl-C, at which what was found by then is written
+    :raises ValueError: an unknown name
+    :raises FileExistsError: the folder exists
+    """
+    device = device_of(options.device)
+    arms = {text: read_arm(text) for text in options.algorithms}
+    games = {name: make_form(name, options.compat, device) for name in options.games}
+    folder = options.out or new_folder(Path("runs/mfg/compare"))
+    folder.mkdir(parents=True)
+    found: dict[str, dict[str, Curve]] = {}
+    interrupted = False
+    try:
+        for name, label, solution in _solve_all(games, arms, options):
+            history = solution.history
+            columns = (history.iterations, history.seconds, history.exploitability.cpu().numpy())
+            found.setdefault(name, {})[label] = Curve(*map(np.asarray, columns))
+            print(f"{name:<20} {label:<40} NashConv {columns[2][-1]:.10f}  {history.seconds[-1]:.3g} s")
+            if solution.interrupted:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: what was found by then is written")
+    _write(folder / "exploitability.csv", found)
+    on = machine()
+    note = f"{on['gpu'] or on['processor']}, {options.iterations} iterations each; exploitability is NashConv"
+    if found:
+        solver_comparison(folder / "exploitability.png", found, note + ("; interrupted" if interrupted else ""))
+    print(f"written: {folder}")
+    return 130 if interrupted else 0
+
+
+def _solve_all(
+    games: Mapping[str, MFGame], arms: Mapping[str, tuple[str, dict[str, Any]]], options: Options
+) -> Iterator[tuple[str, str, Solution]]:
+    common: dict[str, Any] = {"evaluate_every": options.evaluate_every, "progress": options.progress}
+    for name, game in games.items():
+        for label, (algorithm, parameters) in arms.items():
+            yield name, label, solve(game, algorithm, options.iterations, interruptible=True, **common, **parameters)
+
+
+def _write(file: Path, found: Mapping[str, Mapping[str, Curve]]) -> None:
+    rows = [["game", "algorithm", "iteration", "exploitability", "seconds"]]
+    for name, curves in found.items():
+        for label, curve in curves.items():
+            columns = zip(curve.iterations, curve.exploitability.tolist(), curve.seconds, strict=True)
+            rows += [[name, label, str(k), repr(value), f"{seconds:.6f}"] for k, value, seconds in columns]
+    with file.open("w", newline="") as lines:
+        csv.writer(lines).writerows(rows)
