@@ -303,7 +303,8 @@ def recovery(found: Fit, trajectories: Trajectories) -> Recovery:
     surprise = torch.special.xlogy(planted.kernels, planted.kernels)
     surprise = surprise - torch.where(planted.kernels > 0, planted.kernels * rollout.matrices.log(), 0.0)
     scores = score(rollout.flow, planted.flow)
-    known = {name: part for name, part in found.parameters.items() if name in planted.parameters}
+    parameters = {name.removeprefix("reward."): part for name, part in found.parameters.items()}  # of a member's
+    known = {name: part for name, part in parameters.items() if name in planted.parameters}
     pairs = {name: (float(part), planted.parameters[name]) for name, part in known.items()}
     gain, game = None, planted.game
     if game.A == game.S and game.post is not None and game.noise_p is None and _moves_are_states(game.post):

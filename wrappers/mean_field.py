@@ -68,6 +68,8 @@ def _of_predictor(model: Model, observations: Tensor, legal: Tensor, temperature
         if hasattr(policy, "get_distribution"):
             return _plain(policy.get_distribution(tensors).distribution.probs)
         values = _plain(policy.q_net(tensors)).masked_fill(~legal, -torch.inf)
+        if values.isnan().any():
+            raise ValueError(f"{type(model).__name__} gave action values that are NaN: its learning diverged")
         return (values / temperature).softmax(1) if temperature else _one_hot(values.argmax(1), legal)
     actions, _ = model.predict(shown, deterministic=True)
     return _one_hot(torch.as_tensor(np.asarray(actions)).long().flatten(), legal)
@@ -167,10 +169,13 @@ def exploitability_of(
     :return: the sum over populations
     :raises ValueError: see :func:`tabular_policy`; or one model for several populations
     """
+    if game.batch:
+        raise ValueError(f"{game.name} is a batch of {game.batch} games: take one of them")
     policy = tabular_policy(models, game, mean_field=mean_field, temperature=temperature)
     if len(policy) != game.n_pop:
         raise ValueError(f"{game.name} has {game.n_pop} populations, got one model: give one for each")
-    return float(exploitability(game, policy, tau))
+    with torch.no_grad():
+        return float(exploitability(game, policy, tau))
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------
@@ -316,6 +321,6 @@ def averaged(game: MFGame, first: Tensor, second: Tensor, weight: float) -> Tens
     :return: (n_pop, H, S, A); uniform over legal actions where nobody is
     """
     masses = [flow(game, policy)[..., :-1, :, None] for policy in (first, second)]
-    mass = torch.lerp(masses[0], masses[1], weight)
     joint = torch.lerp(masses[0] * first, masses[1] * second, weight)
-    return torch.where(mass > 0, joint / mass.clamp(min=torch.finfo(mass.dtype).tiny), game.uniform_policy())
+    mass = joint.sum(-1, keepdim=True)  # of what is left after underflow, lest rows not sum to 1
+    return torch.where(mass > 0, joint / mass, game.uniform_policy())

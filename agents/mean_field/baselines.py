@@ -166,7 +166,7 @@ class PooledMoves(CrowdModel):
     def __init__(self, data: Trajectories, by_time: bool = False) -> None:
         counts = data.counts.sum(0) if by_time else data.counts.sum((0, 1)).expand(data.horizon, -1, -1)
         people = counts.sum(-1, keepdim=True)
-        self.matrices = torch.where(people > 0, counts / people, torch.eye(data.d, dtype=counts.dtype))  # (N, d, d)
+        self.matrices = torch.where(people > 0, counts / people, torch.eye(data.d).to(counts))  # (N, d, d)
 
     def predict(self, pi0: Tensor) -> Tensor:
         """See :class:`CrowdModel`."""

@@ -222,9 +222,14 @@ def fictitious_play_with(
             raise ValueError(f"{name} must be at least 1, got {number}")
     batches = [MeanFieldAgentBatch(members, game, population=p, illegal="random") for p in range(game.n_pop)]
     envs = [BatchedVecEnv(batch) for batch in batches]
-    for env, own in zip(envs, _seeds(game, seed), strict=True):
-        env.seed(own)
-    learners: list[Any] = [make_learner(env) for env in envs]
+    generator = torch.Generator().manual_seed(seed)
+
+    def made(env: VecEnv) -> Any:
+        learner = make_learner(env)  # which may seed its environment with its own seed, the same each time
+        env.seed(int(torch.randint(2**31 - 1, (), generator=generator)))
+        return learner
+
+    learners: list[Any] = [made(env) for env in envs]
 
     def respond(mu: Tensor, done: float) -> tuple[Tensor, int]:
         before = sum(learner.num_timesteps for learner in learners)
@@ -232,7 +237,7 @@ def fictitious_play_with(
             batch.set_mean_field(mu)
             if restart and done > 0:
                 before -= learners[p].num_timesteps
-                learners[p] = make_learner(envs[p])
+                learners[p] = made(envs[p])
             learners[p].learn(timesteps, reset_num_timesteps=False)
         return tabular_policy(learners, game), sum(learner.num_timesteps for learner in learners) - before
 
@@ -345,6 +350,7 @@ def _run(
     )
 
 
+@torch.no_grad()
 def _measured(game: MFGame, k: int, steps: int, started: float, policy: Tensor) -> Iteration:
     exploited = float(exploitability(game, policy))
     return Iteration(k, exploited, time.perf_counter() - started, steps, policy)

@@ -28,7 +28,7 @@ from ...envs.mean_field.cohorts import Trajectories
 from ..core.config import Count, Fraction, Positive, Range
 from .baselines import Fit, FitConfig, Rollout
 from .heads import DirichletNet, DirichletScalar, PolicyHead, SoftmaxGaussian
-from .rewards import MembersReward, PaperNetwork, PopulationReward, reward_model
+from .rewards import LinearReward, MembersReward, PaperNetwork, PopulationReward, reward_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,7 +351,12 @@ def population_reward(model: str | nn.Module, d: int, tau: float) -> PopulationR
     """
     if isinstance(model, PopulationReward):
         return model.double()
-    return PaperNetwork(d) if model == "network" else MembersReward(reward_model(model, d), tau)
+    if model == "network":
+        return PaperNetwork(d)
+    members = reward_model(model, d)
+    if isinstance(members, LinearReward) and "drift" in members.terms:
+        raise ValueError("R(pi, P) of a crowd knows no time: leave the term 'drift' out, or fit by 'mce_individual'")
+    return MembersReward(members, tau)
 
 
 def fit_gcl(data: Trajectories, model: str | nn.Module, config: GCLConfig, progress: bool) -> GCLFit:
@@ -359,7 +364,10 @@ def fit_gcl(data: Trajectories, model: str | nn.Module, config: GCLConfig, progr
     device = data.pi.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # dropout knows no other generator
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would change the GPUs' too
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(config.seed)
         rng = np.random.default_rng(config.seed)
         reward = population_reward(model, data.d, config.tau).to(device)
         first = policy_head(config, data.d).to(device)

@@ -118,6 +118,10 @@ class Members(nn.Module):
         :param joint: of the crowd, (n, N, d, d); what a planner needs beside
         :return: log P, (n, N, d, d)
         """
+        if tuple(pi.shape[-2:]) != (wanted := (len(self.times), len(self.final))):
+            raise ValueError(
+                f"crowds at the times of moves must be (n, N, d) = (n, {wanted[0]}, {wanted[1]}), got {tuple(pi.shape)}"
+            )
         rewards = self.reward(pi, self.times)
         if self.config.objective == "planner":
             assert joint is not None
@@ -133,6 +137,11 @@ class Members(nn.Module):
         :return: flow (n, N + 1, d) and P (n, N, d, d)
         :raises RuntimeError: it does not settle
         """
+        pi0 = torch.as_tensor(pi0, dtype=torch.float64)
+        if pi0.ndim != 2 or pi0.shape[1] != len(self.final):
+            raise ValueError(f"starts must be (n, d) = (n, {len(self.final)}), got {tuple(pi0.shape)}")
+        if (wrong := ~((pi0.sum(1) - 1).abs() <= 1e-6) | (pi0 < 0).any(1)).any():
+            raise ValueError(f"starts must be distributions, row {int(wrong.nonzero()[0])} is {pi0[wrong][0].tolist()}")
         shares = self.moves / self.moves.sum(-1, keepdim=True, dtype=torch.float64)
         matrices = shares.expand(len(pi0), len(self.times), -1, -1)
         joint = moved(pi0, matrices)[:, :-1].unsqueeze(-1) * matrices
@@ -143,6 +152,12 @@ class Members(nn.Module):
             if not self.reward.crowded or (target - joint).abs().max() < 1e-11:
                 return flow, matrices
             joint = torch.lerp(joint, target, step)
+        if self.config.objective == "individual":  # close by, Newton's steps end what the damped ones only approach
+            crowds = Equilibrium(self, pi0, joint.sum(-1))
+            found = crowds.solve()
+            if crowds.solved:
+                matrices = self.log_policy(found).exp()
+                return moved(pi0, matrices), matrices
         raise RuntimeError(
             f"the crowd of this reward had not settled after {sweeps} sweeps of step {step} (last change "
             f"{float((target - joint).abs().max()):.2g}): take a smaller step and more sweeps"

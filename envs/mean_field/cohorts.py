@@ -89,8 +89,10 @@ class Trajectories:
         if where.min() < 0 or where.max() >= d:
             raise ValueError(f"paths hold states {where.min()} to {where.max()}, there are 0 to {d - 1}")
         of = np.zeros(len(where), int) if groups is None else np.asarray(groups)
-        if of.shape != (len(where),) or of.min() < 0:
-            raise ValueError(f"groups must be one number from 0 per person, ({len(where)},), got {of.shape}")
+        if of.shape != (len(where),) or not np.issubdtype(of.dtype, np.integer) or of.min() < 0:
+            raise ValueError(
+                f"groups must be one number from 0 per person, ({len(where)},), got {of.shape} of {of.dtype}"
+            )
         n, horizon = int(of.max()) + 1, where.shape[1] - 1
         if missing := sorted(set(range(n)) - set(of.tolist())):
             raise ValueError(f"group {missing[0]} has no people: number groups from 0 without gaps")
@@ -270,8 +272,10 @@ def observe(game: MFGame, policy: Tensor, people: int | None = None, seed: int =
     """
     if game.n_pop != 1 or replace(game, mu0=game.mu0[(0,) * (game.mu0.ndim - 2)]).batch:
         raise ValueError(f"{game.name} must have one population, and a batch of mu0 alone")
-    if people is not None and people < 1:
-        raise ValueError(f"people must be at least 1, got {people}; None stands for infinitely many")
+    if people is not None and (people < 1 or people != int(people)):
+        raise ValueError(
+            f"people must be at least 1, got {people}; it is a whole number, None stands for infinitely many"
+        )
     policy = game.check_policy(policy)
     policy = policy.expand(*np.broadcast_shapes(policy.shape[:-4], game.batch), *policy.shape[-4:])
     flow = flow_of(game, policy).reshape(-1, game.H + 1, game.S)
@@ -299,18 +303,19 @@ def kernels(game: MFGame, policy: Tensor) -> Tensor:
     mu = sweeps.forward(inward)
     rows = torch.zeros(game.H, game.S, game.S, inward.shape[-1], dtype=game.dtype, device=game.device)
     for t in range(game.H):
+        ways = sweeps.ways(t, mu[t])
         for state in range(game.S):
             alone = torch.zeros_like(inward[t])
             alone[state] = inward[t, state]
-            rows[t, state] = sweeps.moves.push(alone, t, mu[t])
+            rows[t, state] = ways.push(alone)
     return sweeps.layout.outward(rows)
 
 
 def _people(start: Tensor, moves: Tensor, people: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """:return: pi (n, N + 1, d) and counts (n, N, d, d) of people who start by (n, d) and move by (n, N, d, d)."""
-    probabilities = moves.cpu().numpy()
+    probabilities = moves.double().cpu().numpy()  # of a float32 game too, lest rows sum to more than 1
     probabilities = probabilities / probabilities.sum(-1, keepdims=True)
-    first = start.cpu().numpy()
+    first = start.double().cpu().numpy()
     present = [rng.multinomial(people, first / first.sum(-1, keepdims=True))]  # (n, d) each
     counts = []
     for n in range(moves.shape[1]):

@@ -53,6 +53,8 @@ def best_response(
     :raises ValueError: see :meth:`MFGame.check_flow`
     """
     mu = game.check_flow(mu)
+    if tol is not None and not tol >= 0:
+        raise ValueError(f"tol must be at least 0, got {tol}")
     sweeps = Sweeps(softened(game, tau), tuple(mu.shape[:-3]))
     inward = sweeps.layout.inward(mu, 2)
     q, values = sweeps.best(inward, rewards := sweeps.rewards(inward))
@@ -72,7 +74,14 @@ def policy_values(game: MFGame, policy: Tensor, mu: Tensor | None = None) -> Ten
     """
     policy = game.check_policy(policy)
     mu = flow(game, policy) if mu is None else game.check_flow(mu)
-    sweeps = Sweeps(game, np.broadcast_shapes(tuple(policy.shape[:-4]), tuple(mu.shape[:-3])))
+    batches = tuple(policy.shape[:-4]), tuple(mu.shape[:-3])
+    try:
+        batch = np.broadcast_shapes(*batches)
+    except ValueError:
+        raise ValueError(
+            f"leading dimensions of policy {batches[0]} and flow {batches[1]} do not go together"
+        ) from None
+    sweeps = Sweeps(game, batch)
     inward = sweeps.layout.inward(mu, 2)
     _, values = sweeps.evaluate(sweeps.layout.inward(policy, 3), inward, sweeps.rewards(inward))
     return sweeps.layout.outward(values)

@@ -1,8 +1,10 @@
 """Finite mean field games in discrete time: what the members of a crowd can do, where it takes them, what they earn."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -110,6 +112,7 @@ class MFGame:
     def batch(self) -> tuple[int, ...]:
         """Leading dimensions that the game itself has."""
         crowd = self._somewhere
+        _check_tensors(self, crowd)
         shapes = [crowd.shape[:-2], self.r_state(0, crowd).shape[:-2]]
         shapes += [] if self.r_action is None else [self.r_action(0, crowd).shape[:-3]]
         shapes += [] if self.terminal is None else [self.terminal(crowd).shape[:-2]]
@@ -204,10 +207,40 @@ def _make_tensors(game: MFGame) -> None:
             object.__setattr__(game, name, tensor)
 
 
+def _check_tensors(game: MFGame, crowd: Tensor) -> None:
+    """See that every function returns a tensor."""
+    calls: dict[str, tuple[Any, ...]] = {
+        "r_state": (0, crowd),
+        "r_action": (0, crowd),
+        "terminal": (crowd,),
+        "transition": (0, crowd),
+    }
+    for name, arguments in calls.items():
+        if (function := getattr(game, name)) is not None:
+            found = _called(game, name, function, *arguments)
+            if not isinstance(found, Tensor):
+                raise ValueError(f"{game.name}: {name} must return a tensor, it returned {found!r}")
+
+
+def _called(game: MFGame, name: str, function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except (RuntimeError, IndexError, TypeError) as cause:
+        many = isinstance(arguments[0], Tensor) and len(arguments) == 2
+        hint = "; t is a tensor of times there, (T, 1, …, 1): see MFGame, 'Functions of time'" if many else ""
+        raise ValueError(f"{game.name}: {name} failed when it was tried: {cause}{hint}") from cause
+
+
 def _check_sizes(game: MFGame) -> None:
     for name in ("S", "A", "H"):
-        if (size := getattr(game, name)) < 1:
+        if not isinstance(size := getattr(game, name), Integral):
+            raise ValueError(f"{game.name}: {name} must be a whole number, got {size!r}")
+        if size < 1:
             raise ValueError(f"{game.name}: {name} must be at least 1, got {size}")
+    if game.grid is not None and math.prod(game.grid) != game.S:
+        raise ValueError(f"{game.name}: grid must be (width, height) of S = {game.S} cells, got {game.grid}")
+    if game.labels and len(game.labels) != game.S:
+        raise ValueError(f"{game.name}: there must be S = {game.S} labels, got {len(game.labels)}")
     if game.mu0.ndim < 2 or game.mu0.shape[-1] != game.S:
         raise ValueError(f"{game.name}: mu0 must be (…, n_pop, S = {game.S}), got {_shape(game.mu0)}")
     if not game.mu0.dtype.is_floating_point:
@@ -252,7 +285,12 @@ def _check_parts(game: MFGame) -> None:
 
 def _check_index(game: MFGame, name: str, part: Tensor, sizes: str) -> None:
     wanted = tuple({"S": game.S, "A": game.A}[size] for size in sizes if size != "K")
-    if part.ndim != len(sizes) or tuple(part.shape[: len(wanted)]) != wanted or part.dtype != torch.int64:
+    if (
+        not part.numel()
+        or part.ndim != len(sizes)
+        or tuple(part.shape[: len(wanted)]) != wanted
+        or part.dtype != torch.int64
+    ):
         raise ValueError(
             f"{game.name}: {name} must be ({', '.join(sizes)}) of int64 with S = {game.S}, A = {game.A}, "
             f"got {_shape(part)} of {part.dtype}"
@@ -274,14 +312,17 @@ def _check_rewards(game: MFGame) -> None:
         assert game.succ_idx is not None
         calls.append(("transition", game.transition, (game.n_pop, *game.succ_idx.shape)))
     for name, function, wanted in calls:
-        alone, together = [function(t, crowd) for t in times.flatten().tolist()], function(times, many)
+        alone = [_called(game, name, function, t, crowd) for t in times.flatten().tolist()]
+        together = _called(game, name, function, times, many)
         for part in (*alone, together):
             _check_returned(game, name, part, wanted)
         _check_times(game, name, alone, together, (2, *game.batch, *wanted))
     if game.terminal is not None:
         _check_returned(game, "terminal", game.terminal(crowd), (game.n_pop, game.S))
     if game.transition is not None:
-        _check_distributions(game.transition(0, crowd), f"{game.name}: what transition returns", ("state", "action"))
+        for t in range(game.H):
+            what = f"{game.name}: what transition returns at t = {t}"
+            _check_distributions(game.transition(t, crowd), what, ("state", "action"))
 
 
 def _check_times(game: MFGame, name: str, alone: list[Tensor], together: Tensor, full: tuple[int, ...]) -> None:

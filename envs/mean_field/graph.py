@@ -139,6 +139,8 @@ class Linear(RowTerm):
 
     def of_rows(self, P: Tensor) -> Tensor:
         """See :class:`RowTerm`."""
+        if P.shape[-2:] != self.u.shape:
+            raise ValueError(f"rewards of moves are {tuple(self.u.shape)}, the crowd has {P.shape[-1]} states")
         return (P * self.u.to(P)).sum(-1)
 
 
@@ -438,7 +440,7 @@ def graph_game(
     mu0 = torch.as_tensor(pi0, dtype=dtype, device=device).unsqueeze(-2)
     d = mu0.shape[-1]
     moves, crowds, regulariser = _sorted_terms(terms, d)
-    u = sum((term.u for term in moves), torch.zeros(d, d)).to(mu0).unsqueeze(0)
+    u = sum((term.u.to(mu0) for term in moves), mu0.new_zeros(d, d)).unsqueeze(0)
 
     def r_state(t: Any, mu: Tensor) -> Tensor:
         return reduce(torch.add, (term.of_crowd(mu) for term in crowds), torch.zeros_like(mu))

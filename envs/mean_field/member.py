@@ -170,6 +170,7 @@ class MemberTables:
     :param device: where the tables are
     """
 
+    @torch.no_grad()
     def __init__(self, game: MFGame, mu: Tensor, population: int, device: torch.device) -> None:
         sweeps = Sweeps(game)
         found = sweeps.rewards(sweeps.layout.inward(mu, 2))
@@ -178,7 +179,7 @@ class MemberTables:
             rewards = rewards + found.action[..., population]
         rows, successors, probabilities = moves_of_member(game, mu, population)
         self.S, self.A, self.K = game.S, game.A, successors.shape[1]
-        self.mu = mu
+        self.mu = mu.clone()  # the tables stay those of this flow, whatever its owner does to it
         self.rewards = rewards.contiguous().to(device)  # (H, S, A)
         self.final = None if game.terminal is None else found.final[:, population].contiguous().to(device)
         self.rows, self.successors = rows.contiguous().to(device), successors.contiguous().to(device)

@@ -18,24 +18,24 @@ SMALL = 16384
 """Up to so many entries (S A, S) a move and its noise are one matrix product (our choice)."""
 
 
-class Moves(Protocol):
+KEPT = 2**24
+"""Up to so many probabilities that depend on the crowd are kept from one pass for the next, 128 MB (our choice)."""
+
+
+class Ways(Protocol):
     """How a game's members get from state to state."""
 
-    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
+    def expect(self, values: Tensor) -> Tensor:
         """Take the expectation of what comes next.
 
         :param values: of the next states, (S, L)
-        :param t: time of the decision
-        :param mu: where the crowd is then, (S, L)
         :return: (S, A, L)
         """
 
-    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
+    def push(self, joint: Tensor) -> Tensor:
         """Move a crowd.
 
         :param joint: mass by state and action, (S, A, L)
-        :param t: time of the decision
-        :param mu: where the crowd is then, (S, L)
         :return: mass by next state, (S, L)
         """
 
@@ -92,12 +92,12 @@ class Dense:
         self.P = rows.contiguous()  # (S, A, S): from, by, to
         self.matrix = self.P.view(self.S * self.A, self.S)
 
-    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
-        """See :class:`Moves`."""
+    def expect(self, values: Tensor) -> Tensor:
+        """See :class:`Ways`."""
         return (self.matrix @ values).view(self.S, self.A, -1)
 
-    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
-        """See :class:`Moves`."""
+    def push(self, joint: Tensor) -> Tensor:
+        """See :class:`Ways`."""
         return self.matrix.T @ joint.flatten(0, 1)
 
     def chain(self, policy: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class TwoStages:
                 p = game.noise_p.to(game.dtype)
                 self.p = layout.inward(p, 2) if p.ndim > 2 else p.unsqueeze(-1)  # (S, K, L or 1)
 
-    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
-        """See :class:`Moves`."""
+    def expect(self, values: Tensor) -> Tensor:
+        """See :class:`Ways`."""
         if self.matrix is not None:
             values = self.matrix @ values
         elif self.p is not None:
@@ -129,8 +129,8 @@ class TwoStages:
             values = (values.index_select(0, self.idx.flatten()).view(*self.idx.shape, -1) * self.p).sum(1)
         return values.index_select(0, self.post).view(self.S, self.A, -1)
 
-    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
-        """See :class:`Moves`."""
+    def push(self, joint: Tensor) -> Tensor:
+        """See :class:`Ways`."""
         moved = joint.new_zeros(self.S, joint.shape[-1]).index_add_(0, self.post, joint.flatten(0, 1))
         if self.matrix is not None:
             return self.matrix.T @ moved
@@ -142,33 +142,39 @@ class TwoStages:
 
 
 class Successors:
-    """A list of successors for each state and action, with probabilities that may depend on the crowd."""
+    """A list of successors for each state and action.
+
+    :param idx: (S, A, K)
+    :param p: (S, A, K, L or 1)
+    """
+
+    def __init__(self, idx: Tensor, p: Tensor) -> None:
+        self.idx, self.p = idx, p
+
+    def expect(self, values: Tensor) -> Tensor:
+        """See :class:`Ways`."""
+        led_to = values.index_select(0, self.idx.flatten()).view(*self.idx.shape, -1)
+        return (led_to * self.p).sum(2)
+
+    def push(self, joint: Tensor) -> Tensor:
+        """See :class:`Ways`."""
+        spread = (joint.unsqueeze(2) * self.p).flatten(0, 2)
+        return joint.new_zeros(len(self.idx), joint.shape[-1]).index_add_(0, self.idx.flatten(), spread)
+
+
+class CrowdedWays:
+    """Successors whose probabilities depend on the crowd."""
 
     def __init__(self, game: MFGame, layout: Layout) -> None:
         assert game.succ_idx is not None
-        self.game, self.layout, self.idx = game, layout, game.succ_idx
-        self.p = None
-        if game.succ_p is not None:
-            p = game.succ_p.to(game.dtype)
-            self.p = layout.inward(p, 3) if p.ndim > 3 else p.unsqueeze(-1)  # (S, A, K, L or 1)
+        assert game.transition is not None
+        self.idx, self.transition, self.layout, self.dtype = game.succ_idx, game.transition, layout, game.dtype
+        self.can_be_kept = game.H * game.succ_idx.numel() * layout.columns <= KEPT
 
-    def probabilities(self, t: int, mu: Tensor) -> Tensor:
-        """:return: of the successors, (S, A, K, L or 1)."""
-        if self.p is not None:
-            return self.p
-        assert self.game.transition is not None
-        p = self.game.transition(t, self.layout.crowd(mu))
-        return self.layout.inward(p.to(self.game.dtype).expand(*p.shape[:-3], *self.idx.shape), 3)
-
-    def expect(self, values: Tensor, t: int, mu: Tensor) -> Tensor:
-        """See :class:`Moves`."""
-        led_to = values.index_select(0, self.idx.flatten()).view(*self.idx.shape, -1)
-        return (led_to * self.probabilities(t, mu)).sum(2)
-
-    def push(self, joint: Tensor, t: int, mu: Tensor) -> Tensor:
-        """See :class:`Moves`."""
-        spread = (joint.unsqueeze(2) * self.probabilities(t, mu)).flatten(0, 2)
-        return joint.new_zeros(self.game.S, joint.shape[-1]).index_add_(0, self.idx.flatten(), spread)
+    def at(self, t: int, mu: Tensor) -> Successors:
+        """:return: the ways at a time when the crowd is at (S, L)."""
+        p = self.transition(t, self.layout.crowd(mu)).to(self.dtype)
+        return Successors(self.idx, self.layout.inward(p.expand(*p.shape[:-3], *self.idx.shape), 3))
 
 
 def _noise(game: MFGame) -> Tensor:
@@ -180,9 +186,16 @@ def _noise(game: MFGame) -> Tensor:
     return matrix.scatter_add_(1, game.noise_idx, game.noise_p.to(game.dtype))
 
 
-def moves_of(game: MFGame, layout: Layout) -> Moves:
+def ways_of(game: MFGame, layout: Layout) -> Ways | CrowdedWays:
     """:return: how a game's members move."""
+    if game.dynamic:
+        return CrowdedWays(game, layout)
     same_for_all = (game.noise_p is None or game.noise_p.ndim == 2) and (game.succ_p is None or game.succ_p.ndim == 3)
-    if same_for_all and not game.dynamic and game.S**2 * game.A <= SMALL:
+    if same_for_all and game.S**2 * game.A <= SMALL:
         return Dense(game)
-    return TwoStages(game, layout) if game.post is not None else Successors(game, layout)
+    if game.post is not None:
+        return TwoStages(game, layout)
+    assert game.succ_idx is not None
+    assert game.succ_p is not None
+    p = game.succ_p.to(game.dtype)
+    return Successors(game.succ_idx, layout.inward(p, 3) if p.ndim > 3 else p.unsqueeze(-1))

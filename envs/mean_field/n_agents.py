@@ -130,7 +130,7 @@ class NAgentEnv(MemberEnv):
         :param policy: (n_pop, H, S, A)
         :raises ValueError: it is none of this game
         """
-        self.policy = one_policy(self.game, policy)
+        self.policy = one_policy(self.game, policy).clone()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See ``gymnasium.Env.reset``."""
@@ -199,6 +199,8 @@ class NAgentEnv(MemberEnv):
 
 def one_policy(game: MFGame, policy: Tensor) -> Tensor:
     """:return: a policy (n_pop, H, S, A) of this game, checked; a ValueError for a batch of them too."""
+    if game.batch:
+        raise ValueError(f"{game.name} is a batch of {game.batch} games: take one of them")
     policy = game.check_policy(policy)
     if policy.ndim != 4:
         raise ValueError(f"one policy (n_pop, H, S, A) of {game.name} is needed, got {tuple(policy.shape)}")
@@ -220,6 +222,7 @@ class DeviationGain:
         return float(self.gain.sum()), float(self.standard_error.square().sum().sqrt())
 
 
+@torch.no_grad()
 def deviation_gain(
     game: MFGame,
     policy: Tensor,

@@ -106,8 +106,8 @@ class MeanFieldPopulationBatch(HorizonBatch):
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         **parameters: Any,
     ) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        if horizon < 1 or horizon != int(horizon):
+            raise ValueError(f"horizon must be at least 1, got {horizon}: a whole number of steps")
         super().__init__(num_envs, horizon, device, dtype, autoreset_mode)
         self.reward, self.objective = as_reward(reward, **parameters), check_objective(objective)
         self.starts = Starts(pi0, _number_of_states(num_states, pi0, graph), concentration)
@@ -135,7 +135,10 @@ class MeanFieldPopulationBatch(HorizonBatch):
         rewards, per_state = self._earned(pi, P)
         if not rewards.is_cuda and not rewards.isfinite().all():  # asking a GPU would wait for it
             self._refuse(actions, rewards)
-        pi = self._registers["pi"] = torch.bmm(pi.unsqueeze(1), P).squeeze(1)
+        ahead = torch.bmm(pi.unsqueeze(1), P).squeeze(1)
+        if not ahead.is_cuda and not ahead.isfinite().all():  # the reward need not depend on P
+            self._refuse(actions, ahead.sum(1))
+        pi = self._registers["pi"] = ahead
         return rewards, {"P": P, "pi_next": pi.clone(), "reward_per_state": per_state}
 
     @torch.no_grad()

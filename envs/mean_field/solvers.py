@@ -135,7 +135,7 @@ class FictitiousPlay(Solver):
     def policy(self) -> Tensor:
         """See :class:`Solver`."""
         if self._is_average:
-            return self.sweeps.conditional(self.joint, self.mu)
+            return self.sweeps.conditional(self.joint)
         return self._policy
 
     def step(self, k: int) -> None:
@@ -146,7 +146,7 @@ class FictitiousPlay(Solver):
         joint = torch.lerp(self.joint, response * mu[:-1].unsqueeze(2), weight)
         mu = torch.lerp(self.mu, mu, weight)
         if self.sweeps.game.dynamic:
-            self._policy = self.sweeps.conditional(joint, mu)
+            self._policy = self.sweeps.conditional(joint)
             self.forget()
             return
         self.forget()
@@ -242,6 +242,7 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 
+@torch.no_grad()
 def solve(
     game: MFGame,
     algorithm: str = "online_mirror_descent",
@@ -321,7 +322,7 @@ class _Work:
 
     def step(self, k: int) -> None:
         """Do iteration k."""
-        self.before = dict(vars(self.solver))  # solvers replace what they hold
+        self.before = dict(vars(self.solver))  # of what follows from a policy, solvers overwrite nothing
         self.solver.step(k)
         self.done, self.before = k, None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .game import MFGame
-from .moves import Dense, Layout, moves_of
+from .moves import CrowdedWays, Dense, Layout, Ways, ways_of
 
 Tie = Literal["split", "first"]
 
@@ -39,11 +39,17 @@ class Sweeps:
 
     def __init__(self, game: MFGame, batch: tuple[int, ...] = ()) -> None:
         self.game = game
-        self.batch = np.broadcast_shapes(game.batch, batch)
+        try:
+            self.batch = np.broadcast_shapes(game.batch, batch)
+        except ValueError:
+            raise ValueError(
+                f"{game.name}: leading dimensions {batch} do not go with those of the game, {game.batch}"
+            ) from None
         self.layout = Layout(game, self.batch)
-        self.moves = moves_of(game, self.layout)
+        self._moves = ways_of(game, self.layout)
+        self._met: tuple[Tensor, list[Ways]] | None = None
         # In a single small game it is the number of operations that takes time: choices are summed out beforehand.
-        self.dense = self.moves if isinstance(self.moves, Dense) and self.layout.columns == 1 else None
+        self.dense = self._moves if isinstance(self._moves, Dense) and self.layout.columns == 1 else None
         self._chain: tuple[Tensor, Tensor] | None = None
         self.legal = game.legal.unsqueeze(-1)  # (S, A, 1)
         self.mu0 = self.layout.inward(game.mu0, 1)  # (S, L)
@@ -94,9 +100,34 @@ class Sweeps:
             return torch.stack(crowds)
         flow = policy.new_empty(self.game.H + 1, *self.mu0.shape)
         mu = flow[0] = self.mu0
+        met = list[Ways]()
         for t, rows in enumerate(policy.unbind(0)):
-            mu = flow[t + 1] = self.moves.push(rows * mu.unsqueeze(1), t, mu)
+            ways = self.ways(t, mu)
+            mu = flow[t + 1] = ways.push(rows * mu.unsqueeze(1))
+            if isinstance(self._moves, CrowdedWays) and self._moves.can_be_kept:
+                met.append(ways)
+        if self.game.dynamic:
+            self._check_mass(flow)
+        self._met = (flow, met) if met else None
         return flow
+
+    def ways(self, t: int, mu: Tensor) -> Ways:
+        """:return: how members move at a time when the crowd is at (S, L)."""
+        return self._moves.at(t, mu) if isinstance(self._moves, CrowdedWays) else self._moves
+
+    def _check_mass(self, flow: Tensor) -> None:
+        """See that a transition, which was tried on one crowd, keeps the mass of those that came up."""
+        if flow.is_cuda:  # asking a GPU would wait for it
+            return
+        tolerance = 1e-6 if flow.dtype == torch.float64 else 1e-3
+        wrong = ~(((flow.sum(1) - 1).abs() <= tolerance) & (flow.amin(1) >= -tolerance))  # (H + 1, L)
+        if wrong.any():
+            t, column = wrong.nonzero()[0].tolist()
+            mass = flow[t, :, column]
+            raise ValueError(
+                f"{self.game.name}: transition led to a crowd of mass {float(mass.sum()):g}, its smallest part "
+                f"{float(mass.min()):g}, at t = {t}: rows must be at least 0 and sum to 1 at all times, for all crowds"
+            )
 
     def _chain_of(self, policy: Tensor, dense: Dense) -> Tensor:
         """:return: see :meth:`Dense.chain`; the last one is kept, since flow and values are asked for in turn."""
@@ -155,13 +186,14 @@ class Sweeps:
         values = torch.empty_like(mu)
         value = values[-1] = final
         crowds, owns, extras = mu.unbind(0), own.unbind(0), None if extra is None else extra.unbind(0)
+        met = self._met[1] if self._met is not None and self._met[0] is mu else None  # on the way forwards
         for t in reversed(range(self.game.H)):
-            now = self.moves.expect(value, t, crowds[t])
-            if extras is None:
-                q[t] = now
+            now = (self.ways(t, crowds[t]) if met is None else met[t]).expect(value)
+            if extras is not None and not torch.is_grad_enabled():
+                now = torch.add(now, extras[t], out=q[t])  # saves a copy, but gradients could not flow
             else:
-                now = torch.add(now, extras[t], out=q[t])
-            value = torch.add(choose(t, now), owns[t], out=values[t])
+                now = q[t] = now if extras is None else now + extras[t]
+            value = values[t] = choose(t, now) + owns[t]
         return q, values
 
     def greedy(self, q: Tensor, tie: Tie, tol: float) -> Tensor:
@@ -187,13 +219,13 @@ class Sweeps:
         if rewards.action is not None:
             total = total + (joint * rewards.action).sum((0, 1, 2))
         if self.game.regulariser is not None:
-            bonus = self.game.regulariser.bonus(self.conditional(joint, mu), 2)
+            bonus = self.game.regulariser.bonus(self.conditional(joint), 2)
             total = total + (mu[:-1] * bonus).sum((0, 1))
         return total
 
-    def conditional(self, joint: Tensor, mu: Tensor) -> Tensor:
+    def conditional(self, joint: Tensor) -> Tensor:
         """:return: the policy (H, S, A, L) behind occupancies; uniform over legal actions where nobody is."""
-        mass = mu[:-1].unsqueeze(2)
+        mass = joint.sum(2, keepdim=True)  # not mu, from which it differs by much where both are close to underflow
         legal = self.legal.to(joint.dtype)
         uniform = legal / legal.sum(1, keepdim=True)
         return torch.where(mass > 0, joint / mass, uniform)

@@ -340,6 +340,15 @@ def test_agents_of_stable_baselines_respond(ring: MFGame) -> None:
         torch.testing.assert_close(found.exploitability, exploitability(ring, found.policy))
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_seed_counts_whatever_an_agent_seeds_its_environment_with(ring: MFGame, restart: bool) -> None:
+    make = partial(PPO, "MlpPolicy", seed=0, n_steps=16, batch_size=32, device="cpu")
+    options: dict[str, Any] = {"iterations": 2, "timesteps": 64, "members": 4, "restart": restart}
+    first, again, other = (fictitious_play_with(ring, make, seed=seed, **options) for seed in (0, 0, 1))
+    assert torch.equal(first.policy, again.policy)
+    assert not torch.equal(first.policy, other.policy)
+
+
 def test_agents_that_know_no_masks_meet_walls() -> None:
     game = make_game("four_rooms", horizon=4)
     make = partial(PPO, "MlpPolicy", seed=0, n_steps=16, batch_size=32, device="cpu")

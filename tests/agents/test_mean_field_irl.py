@@ -270,6 +270,28 @@ def test_perceptrons_learn_rewards(crowds: Trajectories) -> None:
     assert all(torch.equal(part, again.parameters[name]) for name, part in deep.parameters.items())
 
 
+def test_crowds_settle_where_damped_sweeps_go_round_in_circles() -> None:
+    """This fit's weight of congestion is negative: all go where all are."""
+    data = synthetic(3, 50, d=3, horizon=4, tau=0.5)
+    found = fit(data, "stay,popularity,log_congestion", max_iterations=200)
+    predicted = found.rollout(data.pi[:, 0])
+    assert torch.allclose(found.response(predicted.flow), predicted.matrices, atol=1e-8)
+    assert float(exploitability(found.game(data.pi[:, :1]), predicted.matrices.unsqueeze(1)).max()) < 1e-8
+
+
+def test_what_predictions_refuse(crowds: Trajectories) -> None:
+    found = fit(crowds, "u", tau=TAU, max_iterations=2)
+    for bad, words in (
+        (torch.tensor([[0.5, 0.5]]), r"starts must be \(n, d\) = \(n, 3\), got \(1, 2\)"),
+        (crowds.pi[0, 0], r"got \(3,\)"),
+        (3 * crowds.pi[:, 0], "starts must be distributions, row 0 is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            found.predict(bad)
+    with pytest.raises(ValueError, match=r"crowds at the times of moves must be \(n, N, d\) = "):
+        found.response(crowds.pi[:, 1:])
+
+
 def test_planted_topics_are_found() -> None:
     data = synthetic(days=4, people=2000, d=5, horizon=6, tau=0.3, sweeps=300, seed=1)
     errors = {}
@@ -442,6 +464,14 @@ def test_guided_cost_learning_runs_and_repeats(crowds: Trajectories, policy: str
         assert 1 <= happened.clipped_samples <= 50 + 1e-9
     if weights == "off":
         assert happened.effective_samples == happened.clipped_samples
+
+
+def test_linear_rewards_of_a_crowd_know_no_time() -> None:
+    data = synthetic(3, 50, d=3, horizon=4, tau=0.5)
+    with pytest.raises(ValueError, match="leave the term 'drift' out, or fit by 'mce_individual'"):
+        fit(data, "u,drift", "gcl_population")
+    found = fit(data, "stay,popularity", "gcl_population", iterations=1, episodes=2, final_episodes=2)
+    assert set(recovery(found, data).parameters) == {"stay", "popularity"}
 
 
 class Follow(PopulationReward):

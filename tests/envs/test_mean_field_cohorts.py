@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from headway.envs.mean_field import Entropy, MFGame, best_response, exploitability, flow, solve
+from headway.envs.mean_field import Entropy, MFGame, best_response, exploitability, flow, make_game, solve
 from headway.envs.mean_field.cohorts import BIOFAM_LABELS, Trajectories, kernels, load_cohorts, observe, synthetic
 from torch import Tensor
 
@@ -155,10 +155,17 @@ def test_people_move_by_the_kernels() -> None:
     assert not torch.equal(data.counts, observe(game, game.uniform_policy(), people, seed=4).counts)
 
 
+def test_people_of_a_game_in_single_precision() -> None:
+    game = make_game("garnet", size=30, dtype=torch.float32)
+    data = observe(game, game.uniform_policy(), 100, seed=0)
+    assert (data.counts.sum((-1, -2)) == 100).all()
+
+
 def test_games_that_cannot_be_watched() -> None:
     game = noisy_walk()
-    with pytest.raises(ValueError, match="people must be at least 1, got 0"):
-        observe(game, game.uniform_policy(), 0)
+    for people in (0, 2.5):
+        with pytest.raises(ValueError, match=f"people must be at least 1, got {people}"):
+            observe(game, game.uniform_policy(), people)  # type: ignore[arg-type]
     two = MFGame(name="two", S=2, A=1, H=1, mu0=torch.eye(2), r_state=lambda t, mu: mu, post=torch.zeros(2, 1).long())
     with pytest.raises(ValueError, match="two must have one population"):
         observe(two, two.uniform_policy())

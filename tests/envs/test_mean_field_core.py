@@ -766,6 +766,19 @@ BAD_GAMES: dict[str, tuple[dict[str, Any], str]] = {
     "infinity at the end": ({"terminal": lambda mu: mu / 0}, "terminal returned inf"),
     "reward of another shape": ({"r_state": lambda t, mu: torch.ones(2, 3)}, r"r_state must return \(…, 2, 2\), it"),
     "cost of another shape": ({"r_action": lambda t, mu: torch.ones(2, 3)}, r"r_action must return \(…, 2, 2, 2\), it"),
+    "half a decision": ({"H": 2.5}, "swap: H must be a whole number, got 2.5"),
+    "a grid of other cells": ({"grid": (2, 2)}, r"grid must be \(width, height\) of S = 2 cells, got \(2, 2\)"),
+    "labels of other states": ({"labels": ("a",)}, "there must be S = 2 labels, got 1"),
+    "no successors": (
+        {**LISTED, "succ_idx": torch.zeros(2, 2, 0, dtype=torch.int64), "succ_p": EVENLY[..., :0]},
+        r"succ_idx must be \(S, A, K\) of int64 .* got \(2, 2, 0\)",
+    ),
+    "a number for a reward": ({"r_state": lambda t, mu: 0.0}, "r_state must return a tensor, it returned 0.0"),
+    "nothing for a reward": ({"r_action": lambda t, mu: None}, "r_action must return a tensor, it returned None"),
+    "a choice by time": (
+        {"r_state": lambda t, mu: -mu if t == 0 else mu},
+        "r_state failed when it was tried: .*t is a tensor of times there",
+    ),
     "a ragged list": ({"mu0": [[0.5, 0.5], [1.0]]}, "swap: mu0 must become a tensor"),
     "words": ({"post": [["stay", "go"], ["go", "stay"]]}, "swap: post must become a tensor"),
     "a list of no distribution": ({"mu0": [[0.5, 0.4]]}, "mu0 .*at population 0 it sums to 0.9, not to 1"),
@@ -799,6 +812,66 @@ def test_quotients_of_times_in_single_precision_are_found() -> None:
         MFGame(**parts(r_state=lambda t, mu: 0 * mu + t / 10))
     right = MFGame(**parts(r_state=lambda t, mu: 0 * mu + torch.as_tensor(t, dtype=mu.dtype) / 10))
     same(policy_value(right, right.uniform_policy()), [0.3, 0.3])
+
+
+def crowded(p: Callable[[Any, Tensor], Tensor]) -> MFGame:
+    """:return: two states, between which all move with a probability p, (…, 1, 1), of going to the second."""
+
+    def transition(t: Any, mu: Tensor) -> Tensor:
+        ahead = p(t, mu)[..., None].expand(*mu.shape, 2)
+        return torch.stack([1 - ahead, ahead], -1)
+
+    return MFGame(**parts(post=None, succ_idx=torch.tensor([0, 1]).expand(2, 2, 2).contiguous(), transition=transition))
+
+
+def test_transitions_are_checked_at_all_times_and_for_the_crowds_that_come_up() -> None:
+    late = torch.tensor([0.5, 0.5, 1.5], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"what transition returns at t = 2 must hold .* negative entry, -0.5"):
+        crowded(lambda t, mu: late[t].expand(*mu.shape[:-1], 1) if isinstance(t, int) else late[t] + 0 * mu[..., :1])
+    game = crowded(lambda t, mu: 1.2 * mu[..., :1])  # above 1 where nearly all are in the first state
+    with pytest.raises(ValueError, match=r"transition led to a crowd of mass 1, its smallest part -0.2, at t = 1"):
+        flow(game, game.uniform_policy())
+
+
+@pytest.mark.parametrize("kind", ["single", "crowded", "grid", "batch"])
+def test_exploitability_can_be_differentiated(kind: str) -> None:
+    if kind == "crowded":
+        game = crowded(lambda t, mu: 0.3 + 0.4 * mu[..., :1])
+    elif kind == "grid":
+        game = make_game("crowd_modelling_2d", size=3, horizon=2, forbidden_states=((1, 1),))
+    else:
+        aversion = torch.tensor([0.5, 1.0]) if kind == "batch" else 0.7
+        game = make_game("crowd_modelling", size=4, horizon=3, crowd_aversion_coef=aversion)
+    law = torch.Generator().manual_seed(0)
+    shape = (*game.batch, game.n_pop, game.H, game.S, game.A)
+    logits = torch.randn(shape, generator=law, dtype=torch.float64, requires_grad=True)
+
+    def gained(logits: Tensor) -> Tensor:
+        return exploitability(game, logits.masked_fill(~game.legal, -torch.inf).softmax(-1))
+
+    assert torch.autograd.gradcheck(gained, (logits,), fast_mode=True)
+
+
+def test_solving_leaves_gradients_alone() -> None:
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    game = MFGame(**parts(r_state=lambda t, mu: -weight * mu))
+    assert not solve(game, iterations=2).policy.requires_grad
+
+
+def test_leading_dimensions_that_do_not_go_together() -> None:
+    game = make_game("crowd_modelling", crowd_aversion_coef=torch.tensor([0.5, 1.0]))
+    policy = game.uniform_policy()[:1].expand(3, -1, -1, -1, -1)
+    with pytest.raises(ValueError, match=r"leading dimensions \(3,\) do not go with those of the game, \(2,\)"):
+        exploitability(game, policy)
+    with pytest.raises(ValueError, match=r"leading dimensions of policy \(3,\) and flow \(2,\)"):
+        policy_values(game, policy, flow(game, game.uniform_policy()))
+
+
+def test_a_tolerance_below_zero_is_none() -> None:
+    game = make_game("crowd_modelling")
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="tol must be at least 0"):
+            best_response(game, flow(game, game.uniform_policy()), tol=bad)
 
 
 def test_arrays_and_lists_become_tensors() -> None:

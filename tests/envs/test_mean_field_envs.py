@@ -402,6 +402,8 @@ def nan_reward(pi: Tensor, P: Tensor) -> Tensor:
     ("options", "words"),
     [
         ({"horizon": 0}, "horizon must be at least 1, got 0"),
+        ({"horizon": 2.5}, "horizon must be at least 1, got 2.5: a whole number"),
+        ({"num_states": 3, "reward": "linear", "u": [[0.0, 1.0], [1.0, 0.0]]}, r"moves are \(2, 2\), the crowd has 3"),
         ({"num_states": 0}, "num_states must be at least 1, got 0"),
         ({"num_envs": 0}, "at least one row"),
         ({"objective": "nash"}, "objective is 'nash'"),
@@ -430,6 +432,10 @@ def test_what_a_step_of_a_population_refuses() -> None:
     actions[1, 4] = torch.nan
     with pytest.raises(ValueError, match="actions must be finite logits, row 1"):
         batch.step(actions)
+    blind = MeanFieldPopulationBatch(2, num_states=3, reward="log_congestion")  # does not see what they choose
+    blind.reset(seed=0)
+    with pytest.raises(ValueError, match="actions must be finite logits, row 1"):
+        blind.step(actions)
     with pytest.raises(ValueError, match="3 seeds for 2 rows"):
         batch.reset(seed=[1, 2, 3])
     with pytest.raises(ValueError, match="for 2 rows"):
@@ -663,6 +669,17 @@ def test_a_flow_set_from_outside_is_what_members_meet() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             batch.set_mean_field(wrong)
+
+
+def test_what_was_set_stays_whatever_its_owner_does_to_it() -> None:
+    game = drifting()
+    mu = flow(game, game.uniform_policy())
+    member, others = MeanFieldAgentEnv(game, mean_field=mu), NAgentEnv(game, n_agents=3)
+    policy = game.uniform_policy()
+    others.set_policy(policy)
+    mu[:], policy[:] = 7, 0
+    assert torch.equal(member.tables.mu, flow(game, game.uniform_policy()))
+    assert torch.equal(others.policy, game.uniform_policy())
 
 
 def test_members_go_on_from_their_state() -> None:

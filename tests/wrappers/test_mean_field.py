@@ -211,6 +211,14 @@ def test_what_tables_refuse() -> None:
         tabular_policy("PPO", game)
     with pytest.raises(ValueError, match=r"gave probabilities .* not all at least 0"):
         tabular_policy(Table(game, -torch.ones(4, 6, 3)), game)
+    diverged = DQN("MlpPolicy", member(game), device="cpu")
+    for weights in diverged.q_net.parameters():
+        weights.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="DQN gave action values that are NaN: its learning diverged"):
+        tabular_policy(diverged, game)
+    games = make_game("crowd_modelling", crowd_aversion_coef=torch.tensor([0.5, 1.0]))
+    with pytest.raises(ValueError, match=r"crowd_modelling is a batch of \(2,\) games: take one of them"):
+        exploitability_of(ppo(member(game)), games)
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------
@@ -293,6 +301,16 @@ def test_an_average_of_policies_goes_with_the_average_of_crowds() -> None:
     assert torch.allclose(flow(game, mixed), 0.7 * flow(game, first) + 0.3 * flow(game, second), atol=1e-12)
     rooms = make_game("four_rooms", horizon=2)
     assert torch.equal(averaged(rooms, rooms.uniform_policy(), rooms.uniform_policy(), 0.5), rooms.uniform_policy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_averages_are_policies_where_hardly_anybody_is(dtype: torch.dtype) -> None:
+    game = make_game("four_rooms", noise_intensity=1e-9, dtype=dtype)
+    policy = game.uniform_policy()
+    for k in range(1, 4):
+        policy = averaged(game, policy, best_response(game, flow(game, policy), tie="first").policy, 1 / (k + 1))
+        game.check_policy(policy)
+    game.check_policy(solve(game, "fictitious_play", 4).policy)
 
 
 def test_a_learner_that_is_followed_gets_closer_to_equilibrium() -> None:
