@@ -1,5 +1,6 @@
 """What the tests of the command line share."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,13 @@ from headway.scripts.cli import main
 sys.path.insert(0, str(Path(__file__).parent))  # for kill_resume, which is also a program
 
 Command = Callable[..., "tuple[int, str, str]"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """Who runs the tests in the background, by nohup for one, has Ctrl-C ignored by all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
