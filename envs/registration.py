@@ -17,7 +17,8 @@ from .mujoco.making import name_of
 from .mujoco.tasks import TASKS
 
 _MUJOCO = "headway.envs.mujoco"
-_BATCHED_ENTRY_POINTS = {f"{_MUJOCO}.making:make_vector", *mean_field.BATCHED_ENTRY_POINTS}
+_MUJOCO_VECTOR = f"{_MUJOCO}.making:make_vector"
+_BATCHED_ENTRY_POINTS = {_MUJOCO_VECTOR, *mean_field.BATCHED_ENTRY_POINTS}
 
 
 def register_mujoco_task(
@@ -39,7 +40,7 @@ def register_mujoco_task(
     gym.register(
         env_id,
         entry_point=f"{_MUJOCO}.single:MujocoTaskEnv",
-        vector_entry_point=f"{_MUJOCO}.making:make_vector",
+        vector_entry_point=_MUJOCO_VECTOR,
         max_episode_steps=task.max_episode_steps if max_episode_steps is None else max_episode_steps,
         reward_threshold=task.reward_threshold if reward_threshold is None else reward_threshold,
         kwargs={"task": name_of(task), **options},
@@ -63,12 +64,15 @@ def is_batched(env_id: str) -> bool:
     return spec is not None and spec.vector_entry_point in _BATCHED_ENTRY_POINTS
 
 
-def make_batched(env_id: str, num_envs: int = 1, *, device: torch.device | str = "cpu", **kwargs: Any) -> BatchedEnv:
+def make_batched(
+    env_id: str, num_envs: int = 1, *, device: torch.device | str = "cpu", num_threads: int = 0, **kwargs: Any
+) -> BatchedEnv:
     """Make many rows of an environment that step together as tensors.
 
     :param env_id: ``Id-v0``, or ``module:Id-v0`` to import the module that registers it first
     :param num_envs: rows
     :param device: where the tensors are; "cuda" simulates there too
+    :param num_threads: threads that step a MuJoCo task on the CPU; 0: one per CPU. What is tensors only uses torch's
     :param kwargs: passed on, for a MuJoCo task to :func:`headway.envs.mujoco.making.make_batch`
     :return: the batch
     :raises ValueError: there is no such id (the nearest ones are named), it has no batched form, or cannot be built
@@ -81,8 +85,11 @@ def make_batched(env_id: str, num_envs: int = 1, *, device: torch.device | str =
             f"environment {env_id!r} has no batched form: step several with "
             "headway.wrappers.as_batched(gymnasium.make_vec(…)), or write it as a headway.envs.mujoco.MujocoTask"
         )
+    name = env_id.rpartition(":")[2]
+    if num_threads and gym.registry[name].vector_entry_point == _MUJOCO_VECTOR:
+        kwargs["num_threads"] = num_threads
     try:
-        batched = gym.make_vec(env_id.rpartition(":")[2], num_envs, device=device, **kwargs)
+        batched = gym.make_vec(name, num_envs, device=device, **kwargs)
     except Exception as cause:
         raise ValueError(f"environment {env_id!r} cannot be made: {_described(cause)}") from cause
     assert isinstance(batched, BatchedEnv)

@@ -100,7 +100,7 @@ class MeanFieldOptions:
         for flag, names in (("--games", self.games), ("--env-games", self.env_games)):
             for name in names:
                 if name not in PEERS:
-                    raise ValueError(f"{flag} {name}: OpenSpiel has no such game: {nearest(name, PEERS)}")
+                    raise ValueError(f"{flag} {name}: the benchmark has no such game: {nearest(name, PEERS)}")
 
 
 @dataclass(frozen=True)

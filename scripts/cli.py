@@ -46,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output, `head` for one, has seen enough. What is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except (ValueError, TypeError, OSError, MemoryError) as error:
-        if os.environ.get("HEADWAY_TRACEBACK"):
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+        full = "allocate memory" in str(error) or "out of memory" in str(error)  # torch's own kind of MemoryError
+        if os.environ.get("HEADWAY_TRACEBACK") or (isinstance(error, RuntimeError) and not full):
             raise
         text = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
         print(f"headway: error: {text or type(error).__name__}", file=sys.stderr)

@@ -124,6 +124,8 @@ class Trajectories:
         :param first: how many, from 1 to n - 1
         :raises ValueError: one part would be empty
         """
+        if len(self) < 2:
+            raise ValueError("there is one crowd: at least two are needed, some to fit and some to test")
         if not 0 < first < len(self):
             raise ValueError(f"there are {len(self)} crowds to split, first must be 1 to {len(self) - 1}, got {first}")
         return self[:first], self[first:]
@@ -162,12 +164,12 @@ def _check_numbers(data: Trajectories) -> None:
             raise ValueError(f"{name} is {part[~part.isfinite()][0]} at {_first(~part.isfinite())}: drop that crowd")
         if (part < 0).any():
             raise ValueError(f"{name} must not be negative, it is {part[part < 0][0]} at {_first(part < 0)}")
-    sums = data.pi.sum(-1)
-    if (wrong := (sums - 1).abs() > 1e-6).any():
-        raise ValueError(f"pi must sum to 1 over states, crowd and time {_first(wrong)} sum to {sums[wrong][0]}")
     leaving = data.counts.sum(-1)
     if (wrong := leaving.sum(-1) == 0).any():
         raise ValueError(f"counts hold no people at crowd and time {_first(wrong)}: leave that crowd or time out")
+    sums = data.pi.sum(-1)
+    if (wrong := (sums - 1).abs() > 1e-6).any():
+        raise ValueError(f"pi must sum to 1 over states, crowd and time {_first(wrong)} sum to {sums[wrong][0]}")
     if (wrong := (leaving > 0) & (data.pi[:, :-1] == 0)).any():
         raise ValueError(f"people leave a state where pi has nobody, at crowd, time and state {_first(wrong)}")
 

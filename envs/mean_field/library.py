@@ -35,7 +35,7 @@ GAMES: dict[str, str | Builder] = {
 
 
 def register_game(name: str, builder: str | Builder) -> None:
-    """Give a game a name, by which :func:`make_game` and ``headway mfg`` know it.
+    """Give a game a name, by which :func:`make_game` knows it, and ``headway mfg`` as ``module:name``.
 
     :param name: the name
     :param builder: a function, or ``module:function``; it takes the game's parameters by name, and ``device`` and
@@ -45,6 +45,37 @@ def register_game(name: str, builder: str | Builder) -> None:
     if GAMES.get(name, builder) != builder:
         raise ValueError(f"there is a game {name!r} already, {GAMES[name]}: choose another name")
     GAMES[name] = builder
+
+
+def builder_of(name: str) -> Builder:
+    """Look up what makes a game.
+
+    :param name: see :func:`make_game`
+    :return: the function
+    :raises ValueError: there is none (the nearest names are given), or its module cannot be imported
+    """
+    module, _, own = name.rpartition(":")
+    if module:
+        _import(module, name)
+    if own not in GAMES:
+        raise ValueError(f"there is no game {name!r}: {nearest(own, GAMES)}")
+    builder = GAMES[own]
+    if isinstance(builder, str):
+        module, _, function = builder.partition(":")
+        builder = getattr(_import(module, name), function, None)  # type: ignore[assignment]
+        if builder is None:
+            raise ValueError(f"game {name!r}: there is no {function} in {module}")
+    return builder  # type: ignore[return-value]
+
+
+def _import(module: str, game: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        raise ValueError(
+            f"game {game!r} cannot be loaded: {cause}; install {module}, or run from the folder that holds it with "
+            "PYTHONPATH=."
+        ) from cause
 
 
 def make_game(
@@ -57,7 +88,7 @@ def make_game(
 ) -> MFGame:
     """Make a game.
 
-    :param name: one of :data:`GAMES`
+    :param name: one of :data:`GAMES`, or ``module:name`` to import the module that registers it first
     :param compat: None: the game as its definition says; "openspiel": as OpenSpiel 2.0.2 computes it, for comparisons
     :param device: where to compute
     :param dtype: of what is computed
@@ -65,14 +96,9 @@ def make_game(
     :return: the game
     :raises ValueError: an unknown name or parameter (the nearest is named), or one out of range
     """
-    if name not in GAMES:
-        raise ValueError(f"there is no game {name!r}: {nearest(name, GAMES)}")
+    builder = builder_of(name)
     if compat not in (None, "openspiel"):
         raise ValueError(f"compat is {compat!r}: it can be None or 'openspiel'")
-    builder = GAMES[name]
-    if isinstance(builder, str):
-        module, _, function = builder.partition(":")
-        builder = getattr(importlib.import_module(module), function)
     known = set(inspect.signature(builder).parameters) - {"device", "dtype", "compat"}
     for parameter in parameters:
         if parameter not in known:
@@ -81,4 +107,7 @@ def make_game(
         parameters["compat"] = compat
     elif compat is not None:
         raise ValueError(f"game {name!r} has no compat={compat!r}: leave it out")
-    return builder(device=torch.device(device), dtype=dtype, **parameters)
+    game = builder(device=torch.device(device), dtype=dtype, **parameters)
+    if not isinstance(game, MFGame):
+        raise ValueError(f"game {name!r}: its builder returned {game!r}, not an MFGame")
+    return game

@@ -38,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     command, *rest = arguments
     if command == "games":
-        list_games(" ".join(rest))
+        if any(word in ("-h", "--help") for word in rest):
+            print("usage: headway mfg games [TEXT]\n\nGames, sizes and parameters; of names that contain TEXT.")
+        else:
+            list_games(" ".join(rest))
         return 0
     if command not in COMMANDS:
         raise ValueError(f"there is no command 'mfg {command}': {nearest(command, [*COMMANDS, 'games'])}")

@@ -4,18 +4,18 @@ import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import tyro
 
-from ...agents.core.config import Range
-from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, solve
+from ...agents.core.config import Range, fits
+from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, make_game, solve
 from ..machine import machine
 from ..options import check_ranges
 from .draw_curves import Curve, solver_comparison
 from .files import new_folder
-from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value
+from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,10 @@ class Options:
         check_ranges(self)
         if not self.games:
             raise ValueError(f"name at least one game: {', '.join(sorted(GAMES))}")
+        if len(set(self.games)) < len(self.games):
+            raise ValueError(f"games {' '.join(self.games)}: one is named twice, name each once")
+        if not self.algorithms:
+            raise ValueError(f"--algorithms: name at least one: {', '.join(SOLVERS)}")
 
 
 def read_arm(text: str) -> tuple[str, dict[str, Any]]:
@@ -57,12 +61,28 @@ def read_arm(text: str) -> tuple[str, dict[str, Any]]:
 
     :param text: such as ``fixed_point:damping=0.9,temperature=1``
     :return: its name, and parameters by name
-    :raises ValueError: there is no such algorithm or parameter
+    :raises ValueError: there is no such algorithm or parameter; a parameter has no value, a wrong one, or two
     """
     name, _, rest = text.partition(":")
     algorithm_parameters(name)
-    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
-    return name, checked_parameters(name, {key: parse_value(value) for key, _, value in pairs})
+    pairs = split_pairs(f"--algorithms {text}", [pair for pair in rest.split(",") if pair])
+    parameters = checked_parameters(name, {key: parse_value(value) for key, value in pairs.items()})
+    hints = get_type_hints(SOLVERS[name].__init__)
+    for key, value in parameters.items():
+        if fits(0.5, hints[key]) and not fits(value, hints[key]):
+            raise ValueError(f"--algorithms {text}: {key} must be a number, got {pairs[key]!r}")
+    solve(make_game("left_right"), name, 0, **parameters)  # lest a value out of range be noticed after hours
+    return name, parameters
+
+
+def _read_arms(texts: tuple[str, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """:return: algorithms with parameters, by the texts that name them; none may be named twice."""
+    arms: dict[str, tuple[str, dict[str, Any]]] = {}
+    for text in texts:
+        if (arm := read_arm(text)) in arms.values():
+            raise ValueError(f"--algorithms {' '.join(texts)}: {text} is named twice, name each once")
+        arms[text] = arm
+    return arms
 
 
 def run(options: Options) -> int:
@@ -74,7 +94,7 @@ def run(options: Options) -> int:
     :raises FileExistsError: the folder exists
     """
     device = device_of(options.device)
-    arms = {text: read_arm(text) for text in options.algorithms}
+    arms = _read_arms(options.algorithms)
     games = {name: make_form(name, options.compat, device) for name in options.games}
     folder = options.out or new_folder(Path("runs/mfg/compare"))
     folder.mkdir(parents=True)

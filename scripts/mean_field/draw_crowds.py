@@ -23,6 +23,10 @@ from ..plot import COLOURS, _plain
 BRIGHT, FADED = 99.0, 1e-3
 """The brightest colour is for masses from this percentile on, the darkest below this share of it (our choice)."""
 
+CROWDED = 3.0
+"""Where the greatest mass is more than so many times the brightest colour's, a linear scale up to it would leave the
+rest dark (our choice)."""
+
 FILM = 8.0
 """Seconds that a film lasts unless told otherwise (our choice)."""
 
@@ -252,8 +256,8 @@ def _norm(flow: np.ndarray) -> Normalize:
     """Logarithmic where masses differ much, as they do in a crowd that starts in one place and spreads."""
     some = flow[flow > 0]
     bright = float(np.percentile(some, BRIGHT))
-    if float(some.min()) > bright / 20:
-        return Normalize(0, float(flow.max()))
+    if float(some.min()) > bright / 20 and float(some.max()) <= CROWDED * bright:
+        return Normalize(0, float(some.max()))
     return LogNorm(max(float(some.min()), bright * FADED) * 0.999, bright * 1.001)
 
 
@@ -288,6 +292,7 @@ def percent(share: float, _: Any = None) -> str:
 def _name_states(axes: Axes, labels: Sequence[str], count: int) -> None:
     if len(labels) == count <= 24:
         long = max(map(len, labels)) * count > 40
-        axes.set_xticks(range(count), labels, rotation=45 if long else 0, ha="right" if long else "center", fontsize=8)
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if long else {}
+        axes.set_xticks(range(count), labels, fontsize=8, parse_math=False, **turned)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

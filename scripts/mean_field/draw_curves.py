@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..plot import COLOURS, LINES, _plain
 
@@ -65,7 +65,7 @@ def solver_comparison(path: Path, games: Mapping[str, Mapping[str, Curve]], note
     order = list(dict.fromkeys(label for curves in games.values() for label in curves))
     handles: dict[str, Any] = {}
     for (left, right), (game, curves) in zip(panels, games.items(), strict=True):
-        floor = COMPARED * max(float(curve.exploitability[0]) for curve in curves.values())
+        floor = max(FLOOR, COMPARED * max(float(curve.exploitability[0]) for curve in curves.values()))
         drawn: tuple[tuple[Axes, Against], ...] = ((left, "iterations"), (right, "seconds"))
         for axes, against in drawn:
             handles |= dict(zip(*_draw_curves(axes, curves, against, order, floor)[::-1], strict=True))
@@ -86,6 +86,7 @@ def _draw_curves(
     """Draw curves, and dotted where the policy that they begin with is; return handles and labels for a legend."""
     order = order or list(curves)
     handles, labels = [], []
+    axes.set(xscale="log", yscale="log")  # before there is anything: a curve of one evaluation has nothing but zeros
     for label, curve in curves.items():
         number = order.index(label)
         look = look_of(number)
@@ -101,24 +102,29 @@ def _draw_curves(
             rule = axes.axhline(first, color="0.5", lw=1, ls=":", zorder=1)
         handles.append(rule)
         labels.append("at the beginning: uniform policy")
-    axes.set(xscale="log", yscale="log")
     _plain_decades(axes)
     if against == "seconds":
         axes.xaxis.set_major_formatter(EngFormatter(unit="s"))
     else:
-        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n > 0.99 else "")
     axes.xaxis.set_minor_formatter(NullFormatter())
     _plain(axes)
     return handles, labels
 
 
 def _plain_decades(axes: Axes) -> None:
-    """Label a logarithmic axis of exploitability: by 1, 2 and 5 where there are few decades."""
+    """Label a logarithmic axis of exploitability: by 1, 2 and 5 where there are few decades, by 0 where that is all."""
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if np.isclose(axes.dataLim.y1, FLOOR, rtol=1e-6, atol=0):
+        axes.set_autoscaley_on(False)  # which warns of limits that are equal
+        axes.set_ylim(0.1 * FLOOR, 10 * FLOOR)
+        axes.set_yticks([FLOOR], ["0"])
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 3000 else (1,), numticks=10))
     if high / low < 3000:
         axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def look_of(number: int) -> dict[str, Any]:
@@ -174,7 +180,7 @@ def _draw_runs(axes: Axes, runs: Sequence[Curve], reference: Curve | None, exact
     for run in runs:
         values = np.maximum(run.exploitability, FLOOR)
         lowest.append(values.min())
-        (line,) = axes.plot(run.iterations, values, color=COLOURS[0], **look)
+        (line,) = axes.plot(run.iterations, values, color=COLOURS[0], marker="o" if len(values) < 2 else "", **look)
         handles["each seed" if len(runs) > 1 else "one seed"] = line
     if len(runs) > 1:
         iterations, values, count = median_curve(runs)
@@ -189,7 +195,7 @@ def _draw_runs(axes: Axes, runs: Sequence[Curve], reference: Curve | None, exact
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0.03 * min(lowest)), high)
     _plain_decades(axes)
-    axes.set_xlim(0, None)
+    axes.set_xlim(0, None if axes.dataLim.x1 > 0 else 1)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _plain(axes)
     return handles

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from ..plot import COLOURS, _plain
 from .draw_crowds import colours, percent
-from .draw_curves import look_of
+from .draw_curves import COMPARED, FLOOR, look_of
 
 
 def recovered_against_planted(
@@ -39,7 +39,7 @@ def recovered_against_planted(
         look: dict[str, Any] = {"s": 45 if few else 8, "lw": 0.8 if few else 0, "edgecolors": "black"}
         axes.scatter(x, y, color=COLOURS[number % len(COLOURS)], label=label, zorder=4 if few else 3, **look)
     axes.set(xlim=span, ylim=span, xlabel="planted", ylabel="recovered", aspect="equal")
-    axes.set_title(textwrap.fill(title, 48), fontsize=11)
+    axes.set_title(textwrap.fill(title, 48), fontsize=11, parse_math=False)
     _plain(axes)
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     figure.savefig(path)
@@ -55,19 +55,24 @@ def forecast_errors(path: Path, title: str, errors: Mapping[str, tuple[float, fl
     figure = Figure(figsize=(7, 1.7 + 0.42 * len(errors)), dpi=130, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(errors))
+    # A forecast without an error, which a logarithmic axis cannot show, is drawn at its left end.
+    floor = max(FLOOR, COMPARED * max(max(pair) for pair in errors.values()))
+    axes.set_xscale("log")
     for column, label in enumerate(("at the last time", "mean over times")):
         values = np.array([pair[column] for pair in errors.values()])
         heights = places + (column - 0.5) * 0.36
-        axes.plot(values, heights, "os"[column], color=COLOURS[column], ms=6, label=label)
+        axes.plot(np.maximum(values, floor), heights, "os"[column], color=COLOURS[column], ms=6, label=label)
         for value, height in zip(values, heights, strict=True):
-            axes.annotate(f"{value:.4f}", (value, height), (7, 0), textcoords="offset points", va="center", fontsize=7)
+            place = (max(value, floor), height)
+            axes.annotate(f"{value:.4f}", place, (7, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set(yticks=places, yticklabels=list(errors), xlabel="Jensen-Shannon divergence, nats (less is better)")
-    axes.set(xscale="log", ylim=(len(errors) - 0.4, -0.6))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set(ylim=(len(errors) - 0.4, -0.6))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 3000 else (1,)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12)
-    axes.set_title(textwrap.fill(title, 62), fontsize=11)
+    axes.set_title(textwrap.fill(title, 62), fontsize=11, parse_math=False)
     _plain(axes, "x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path)
@@ -85,6 +90,7 @@ def forecasts(
     :param labels: names of the states
     :param most: states drawn at most: those with the most people
     """
+    d = observed.shape[1]
     states = np.sort(np.argsort(-observed.mean(0), kind="stable")[:most])
     columns = 3 if len(states) in (3, 5, 6) else min(4, len(states))
     rows = -(-len(states) // columns)
@@ -95,7 +101,7 @@ def forecasts(
         (handles["observed"],) = axes.plot(observed[:, state], "o", color="0.35", ms=3, zorder=3)
         for number, (name, line) in enumerate(lines.items()):
             (handles[name],) = axes.plot(line[:, state], lw=2 if number == 0 else 1, **look_of(number))
-        axes.set_title(labels[state] if labels else f"state {state}", fontsize=9)
+        axes.set_title(labels[state] if labels else f"state {state}", fontsize=9, parse_math=False)
         axes.yaxis.set_major_formatter(percent)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -106,7 +112,8 @@ def forecasts(
         axes.set_visible(False)
     for axes in panels[-1]:
         axes.set_xlabel("time", fontsize=9)
-    figure.suptitle(textwrap.fill(title, 90), fontsize=11)
+    title += f", {len(states)} of {d} states" if len(states) < d else ""
+    figure.suptitle(textwrap.fill(title, 30 * columns), fontsize=11, parse_math=False)
     ncols = min(len(handles), 5)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     figure.savefig(path)
@@ -132,9 +139,9 @@ def reward_map(path: Path, title: str, reward: np.ndarray, seen: np.ndarray, lab
         text = f"{round(float(shown[i, j]), 1) + 0.0:.1f}"
         axes.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if low else "black")
     axes.set(xlabel="to", ylabel="from")
-    axes.set_xticks(range(d), names, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(d), names, fontsize=8)
-    axes.set_title(textwrap.fill(title, 50), fontsize=11)
+    axes.set_xticks(range(d), names, rotation=45, ha="right", fontsize=8, parse_math=False)
+    axes.set_yticks(range(d), names, fontsize=8, parse_math=False)
+    axes.set_title(textwrap.fill(title, 50), fontsize=11, parse_math=False)
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
     bar.set_label("reward less that of the best move (grey: never seen)", fontsize=8)
     bar.ax.tick_params(labelsize=8)

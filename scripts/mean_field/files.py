@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...agents.core.files import versions
-from ...envs.mean_field import History, MFGame, Solution, make_game
+from ...envs.mean_field import History, MFGame, Solution, exploitability, flow, make_game
+from ...envs.naming import nearest
 from ..machine import machine
 
 FORMAT = 1
@@ -24,7 +25,7 @@ FORMAT = 1
 FORMS = {None: "as defined", "openspiel": "as OpenSpiel 2.0.2 computes it"}
 """A game's ``compat``, in words."""
 
-KEYS = {None: "defined", "openspiel": "openspiel"}
+KEYS: dict[Literal["openspiel"] | None, str] = {None: "defined", "openspiel": "openspiel"}
 """A game's ``compat``, in files."""
 
 
@@ -69,6 +70,19 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of tensors.
+
+    :param file: .safetensors, where to
+    :param tensors: by name, on any device
+    :raises OSError: it cannot be written, for the disk is full, say
+    """
+    try:
+        save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, file)
+    except (SafetensorError, OSError) as cause:  # the library's own error is no OSError
+        raise OSError(f"cannot write {file}: {cause}") from cause
+
+
 def write_solution(folder: Path, about: Mapping[str, Any], solved: Sequence[Solved]) -> None:
     """Write what ``headway mfg solve`` found.
 
@@ -79,13 +93,13 @@ def write_solution(folder: Path, about: Mapping[str, Any], solved: Sequence[Solv
     tensors, forms = dict[str, Tensor](), dict[str, Any]()
     for part in solved:
         key, solution = KEYS[part.compat], part.solution
-        tensors |= {f"{key}.policy": solution.policy.cpu(), f"{key}.flow": solution.flow.cpu()}
+        tensors |= {f"{key}.policy": solution.policy, f"{key}.flow": solution.flow}
         forms[key] = {
             "iterations": solution.history.iterations[-1],
             "exploitability": float(solution.exploitability),
             "seconds": solution.history.seconds[-1],
         }
-    save_file(tensors, folder / "solution.safetensors")
+    save_tensors(folder / "solution.safetensors", tensors)
     rows = [
         [KEYS[part.compat], iteration, repr(float(value)), f"{seconds:.6f}"]
         for part in solved
@@ -117,29 +131,68 @@ def load_solution(folder: Path, device: str = "cpu") -> Saved:
 
     :param folder: the folder
     :param device: where the game shall be
-    :return: its manifest, and the solutions, whose policies and flows have been checked against the game
+    :return: its manifest, and the solutions, whose policies, flows and last exploitability have been checked against
+        the game
     :raises FileNotFoundError: it is no such folder
     :raises ValueError: a file is broken, was edited, or is of a newer version
     """
     if not (folder / "solution.json").exists():
         raise FileNotFoundError(f"{folder} holds no solution: it has no solution.json")
     try:
-        manifest: dict[str, Any] = json.loads((folder / "solution.json").read_text())
-        if manifest["format"] > FORMAT:
-            raise ValueError(f"it has format {manifest['format']}, this version reads up to {FORMAT}")
+        manifest = _read_manifest(folder / "solution.json")
         tensors = load_file(folder / "solution.safetensors")
         histories = _read_histories(folder / "exploitability.csv")
         solved = []
         for key in manifest["forms"]:
-            compat = next(compat for compat, known in KEYS.items() if known == key)
-            game = make_game(manifest["game"], compat, device=device, **manifest["parameters"])  # type: ignore[arg-type]
-            policy = game.check_policy(tensors[f"{key}.policy"])
-            flow = game.check_flow(tensors[f"{key}.flow"])
-            solved.append(Solved(compat, game, Solution(policy, flow, histories[key])))  # type: ignore[arg-type]
+            compat = _compat(key)
+            game = make_game(manifest["game"], compat, device=device, **manifest["parameters"])
+            found = Solution(tensors[f"{key}.policy"], tensors[f"{key}.flow"], histories[key])
+            solved.append(Solved(compat, game, _checked(game, found)))
         return Saved(manifest, solved)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError, SafetensorError) as cause:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as cause:
         reason = f"{type(cause).__name__} {cause}" if isinstance(cause, KeyError) else str(cause)
         raise ValueError(f"{folder} is broken ({reason}): restore it, or solve the game again") from cause
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    manifest: Any = json.loads(file.read_text())
+    kinds = {"format": int, "game": str, "parameters": dict, "algorithm": str, "forms": dict}
+    words = {int: "a number", str: "a text", dict: "an object"}
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{file.name} must be an object, got {type(manifest).__name__}")
+    for name, kind in kinds.items():
+        if name not in manifest:
+            raise ValueError(f"{file.name} has no {name!r}")
+        if not isinstance(manifest[name], kind):
+            raise ValueError(f"{name!r} in {file.name} must be {words[kind]}, got {manifest[name]!r}")
+        if name == "format" and manifest[name] > FORMAT:
+            raise ValueError(f"it has format {manifest[name]}, this version reads up to {FORMAT}")
+    if not manifest["forms"]:
+        raise ValueError(f"'forms' in {file.name} names no form of the game")
+    return manifest
+
+
+def _compat(key: str) -> Literal["openspiel"] | None:
+    for compat, known in KEYS.items():
+        if known == key:
+            return compat
+    raise ValueError(f"a game has no form {key!r}: {nearest(key, KEYS.values())}")
+
+
+def _checked(game: MFGame, found: Solution) -> Solution:
+    """:return: a solution whose parts go together: the flow and the last exploitability are the policy's."""
+    policy, mu = game.check_policy(found.policy), game.check_flow(found.flow)
+    if policy.ndim != 4 or mu.ndim != 3:
+        raise ValueError(f"it holds a batch of policies {tuple(policy.shape)} or flows {tuple(mu.shape)}, not one")
+    exact = game.dtype == torch.float64
+    apart = float((flow(game, policy) - mu).abs().max())
+    if not apart <= (1e-6 if exact else 1e-3):
+        raise ValueError(f"the flow is not the policy's, they are up to {apart:.3g} apart")
+    stored, value = float(found.exploitability), float(exploitability(game, policy))
+    relative, absolute = (1e-6, 1e-9) if exact else (1e-3, 1e-3)
+    if not abs(stored - value) <= relative * abs(value) + absolute:
+        raise ValueError(f"the last exploitability is {stored!r}, the policy's is {value!r}")
+    return Solution(policy, mu, found.history)
 
 
 def _read_histories(file: Path) -> dict[str, History]:

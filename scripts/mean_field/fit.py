@@ -1,17 +1,17 @@
 """``headway mfg fit``: recover a crowd's reward from how it moved, and compare its forecasts with baselines."""
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 import torch
 import tyro
-from safetensors.torch import save_file
 
-from ...agents.core.config import Range
+from ...agents.core.config import Range, fits
 from ...agents.mean_field.baselines import (
     RNN,
     VAR,
@@ -26,7 +26,7 @@ from ...agents.mean_field_irl import METHODS, MCEFit, fit, recovery
 from ...envs.mean_field.cohorts import COHORTS, Trajectories, load_cohorts, synthetic
 from ...envs.naming import nearest
 from ..options import check_ranges
-from .files import new_folder, origin, write_json
+from .files import new_folder, origin, save_tensors, write_json
 from .games import flat, parse_value, split_pairs
 
 BASELINES: dict[str, Callable[[Trajectories], CrowdModel]] = {
@@ -118,8 +118,8 @@ def run(options: Options) -> None:
     _print_fit(found, model, options.method)
     _print_scores(scores)
     _write_fit(folder, options, model, config, found, scores)
+    print(f"\nwritten: {folder}")
     _draw(folder, options.data, found, fitted, tested, models, scores)
-    print(f"written: {folder}")
 
 
 # -- Data ------------------------------------------------------------------------------------------------------------
@@ -141,12 +141,29 @@ def read_crowds(data: str, parameters: Mapping[str, Any], seed: int = 0) -> Traj
     known = [*COHORTS, "synthetic"]
     if data not in known:
         raise ValueError(f"there are no data {data!r}: {nearest(data, known)}; a file of counts ends in .npz")
+    _check_parameters(data, parameters)
     try:
         return synthetic(**{"seed": seed, **parameters}) if data == "synthetic" else load_cohorts(data, **parameters)
     except ModuleNotFoundError as cause:
         raise ValueError(str(cause)) from cause
-    except TypeError as cause:
-        raise ValueError(f"--data-param: {str(cause).partition(') ')[2] or cause}") from cause
+    except OverflowError as cause:
+        raise ValueError(f"--data-param: a number is too large: {cause}") from cause
+
+
+def _check_parameters(data: str, parameters: Mapping[str, Any]) -> None:
+    hints = get_type_hints(synthetic if data == "synthetic" else COHORTS[data])
+    hints.pop("return", None)
+    for key, value in parameters.items():
+        if key not in hints:
+            raise ValueError(f"--data-param: {data} has no parameter {key!r}: {nearest(key, hints)}")
+        kind, least = hints[key], 0 if key == "seed" else 1
+        if value is None and fits(None, kind):
+            continue
+        if kind is float:
+            if not fits(value, float) or not np.isfinite(value):
+                raise ValueError(f"--data-param {key} must be a finite number, got {value}")
+        elif not fits(value, int) or value < least:
+            raise ValueError(f"--data-param {key} must be a whole number of at least {least}, got {value}")
 
 
 def read_counts(file: Path) -> Trajectories:
@@ -160,26 +177,61 @@ def read_counts(file: Path) -> Trajectories:
     """
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist")
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            parts = {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as cause:
-        raise ValueError(f"{file} cannot be read as arrays: {cause}") from cause
-    if "counts" not in parts:
-        raise ValueError(f"{file} has no array 'counts' (n, N, d, d); it has {', '.join(parts) or 'none'}")
-    counts = parts["counts"]
-    counts = counts[None] if counts.ndim == 3 else counts
-    if counts.ndim != 4 or counts.shape[2] != counts.shape[3] or not np.issubdtype(counts.dtype, np.number):
-        raise ValueError(f"{file}: counts must be numbers (n, N, d, d), got {counts.shape} of {counts.dtype}")
-    counts = counts.astype(float)
+    parts = _read_arrays(file)
+    counts = _numbers(file, "counts", "(n, N, d, d)", parts["counts"])
+    if counts.shape[2] != counts.shape[3] or not counts.size:
+        raise ValueError(f"{file}: counts must be numbers (n, N, d, d), each at least 1, got {counts.shape}")
+    if (wrong := ~np.isfinite(counts) | (counts < 0)).any():
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"{file}: counts must be finite and at least 0, got {counts[where]} at {where}")
     if "pi" in parts:
-        pi = parts["pi"].astype(float)
-        pi = pi[None] if pi.ndim == 2 else pi
+        pi = _numbers(file, "pi", "(n, N + 1, d)", parts["pi"])
     else:
         present = np.concatenate([counts.sum(3), counts[:, -1:].sum(2)], 1)
         pi = present / np.maximum(present.sum(-1, keepdims=True), np.finfo(float).tiny)
-    texts: dict[str, Any] = {name: tuple(map(str, parts[name])) for name in ("labels", "names") if name in parts}
-    return Trajectories(torch.from_numpy(pi), torch.from_numpy(counts), **texts)
+    texts: dict[str, Any] = {name: _texts(file, name, parts[name]) for name in ("labels", "names") if name in parts}
+    try:
+        return Trajectories(torch.from_numpy(pi), torch.from_numpy(counts), **texts)
+    except ValueError as cause:
+        raise ValueError(f"{file}: {cause}") from cause
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """:return: those of a file's arrays that are read, counts among them."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file} cannot be read as arrays: it is no .npz archive (a text, or a renamed .npy?); "
+            "write it by numpy.savez(file, counts=...)"
+        )
+    name, parts = "its list", dict[str, np.ndarray]()
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            held = list(arrays.files)
+            for name in ("counts", "pi", "labels", "names"):
+                if name in held:
+                    parts[name] = np.asarray(arrays[name])
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as cause:
+        reason = "it holds Python objects (allow_pickle=False)" if "Object arrays" in str(cause) else str(cause)
+        wanted = "texts" if name in ("labels", "names") else "numbers"
+        raise ValueError(f"{file}: {name} cannot be read: {reason}; it must be an array of {wanted}") from cause
+    if "counts" not in parts:
+        raise ValueError(f"{file} has no array 'counts' (n, N, d, d); it has {', '.join(held) or 'none'}")
+    return parts
+
+
+def _numbers(file: Path, name: str, axes: str, part: np.ndarray) -> np.ndarray:
+    """:return: an array with one axis for crowds, of real numbers."""
+    ndim = 4 if name == "counts" else 3
+    part = part[None] if part.ndim == ndim - 1 else part
+    if part.ndim != ndim or part.dtype.kind not in "iuf":
+        raise ValueError(f"{file}: {name} must be numbers {axes}, got {part.shape} of {part.dtype}")
+    return part.astype(float)
+
+
+def _texts(file: Path, name: str, part: np.ndarray) -> tuple[str, ...]:
+    if part.ndim != 1 or part.dtype.kind != "U":
+        raise ValueError(f"{file}: {name} must be a list of texts, got {part.shape} of {part.dtype}")
+    return tuple(map(str, part))
 
 
 def _pairs(flag: str, groups: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
@@ -229,7 +281,7 @@ def _write_fit(
     found: Fit,
     scores: Mapping[str, tuple[Scores, Scores]],
 ) -> None:
-    save_file({name: part.cpu().contiguous() for name, part in found.parameters.items()}, folder / "fit.safetensors")
+    save_tensors(folder / "fit.safetensors", found.parameters)
     manifest = {
         "format": 1,
         "data": options.data,
@@ -255,12 +307,12 @@ def _draw(
     from .draw_fits import forecast_errors, forecasts, recovered_against_planted, reward_map
 
     errors = {name: (pair[1].jsd_final, pair[1].jsd_mean) for name, pair in scores.items()}
-    forecast_errors(folder / "errors.png", f"{data}: forecasts of {len(tested)} crowds that were not fitted", errors)
+    tests = "1 crowd that was" if len(tested) == 1 else f"{len(tested)} crowds that were"
+    forecast_errors(folder / "errors.png", f"{data}: forecasts of {tests} not fitted", errors)
     observed = tested.pi.mean(0).cpu().numpy()
     lines = {name: models[name].predict(tested.pi[:, 0]).mean(0).cpu().numpy() for name in models}
-    forecasts(
-        folder / "forecasts.png", f"{data}: shares, mean of {len(tested)} test crowds", observed, lines, tested.labels
-    )
+    shown = "shares of the test crowd" if len(tested) == 1 else f"shares, mean of {len(tested)} test crowds"
+    forecasts(folder / "forecasts.png", f"{data}: {shown}", observed, lines, tested.labels)
     parameters = found.parameters
     if "u" in parameters:
         drift = parameters.get("drift")

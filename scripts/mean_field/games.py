@@ -1,16 +1,16 @@
 """Games and algorithms by name, with their parameters, for the commands of ``headway mfg``."""
 
-import importlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_type_hints
 
 import torch
 
 from ...agents.core.config import fits
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, make_game
+from ...envs.mean_field.library import builder_of
 from ...envs.naming import nearest
 from ..options import check_device
 
@@ -22,25 +22,6 @@ def device_of(name: str) -> str:
     """
     check_device(name)
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def builder_of(name: str) -> Callable[..., MFGame]:
-    """Look up what makes a game.
-
-    :param name: of a registered game
-    :return: the function
-    :raises ValueError: there is none; the nearest names are given
-    """
-    if name not in GAMES:
-        raise ValueError(f"there is no game {name!r}: {nearest(name, GAMES)}")
-    builder = GAMES[name]
-    if isinstance(builder, str):
-        module, _, function = builder.partition(":")
-        try:
-            builder = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as cause:
-            raise ValueError(f"game {name!r} cannot be loaded from {GAMES[name]}: {cause}") from cause
-    return builder
 
 
 def parameters_of(name: str) -> dict[str, inspect.Parameter]:
@@ -176,8 +157,11 @@ def list_games(text: str) -> None:
     width = max(map(len, names))
     print(f"{'':<{width}}  {'S':>5} {'A':>3} {'H':>4} {'n_pop':>5}  parameters and their defaults")
     for name in names:
-        parameters = parameters_of(name)
-        game = make_game(name)
+        try:
+            parameters, game = parameters_of(name), make_game(name)
+        except Exception as cause:  # somebody's own game: anything can happen in it
+            print(f"{name:<{width}}  cannot be made with its defaults: {cause}")
+            continue
         lines = textwrap.wrap(", ".join(_with_default(p) for p in parameters.values()) or "none", 88)
         mark = "*" if has_compat(name) else " "
         print(f"{name:<{width}}{mark} {game.S:>5} {game.A:>3} {game.H:>4} {game.n_pop:>5}  {lines[0]}")

@@ -215,7 +215,7 @@ def _print_table(draws: Sequence[Draw]) -> None:
         cells = ""
         for name in names:
             values = np.array([draw.found[name] for draw in own])
-            spread = f" [{values.min():.2g}, {values.max():.2g}]" if len(own) > 1 else ""
+            spread = f" [{values.min():.3g}, {values.max():.3g}]" if len(own) > 1 else ""
             cells += f"  {f'{np.median(values):.3g}{spread}':<28}"
         print(f"{people or 'all':>8}  {flow:<5}{cells}  {sum(draw.converged for draw in own)} of {len(own)}")
 

@@ -49,7 +49,7 @@ def run(options: Options) -> None:
     """
     if not options.what:
         list_games("")
-    elif options.what in GAMES:
+    elif options.what.rpartition(":")[2] in GAMES or ":" in options.what:
         describe_game(options.what)
     elif Path(options.what).is_dir():
         _show_folder(Path(options.what), options)

@@ -27,7 +27,7 @@ class Options:
     algorithm: str = "online_mirror_descent"
     """online_mirror_descent, fictitious_play, munchausen_mirror_descent, boltzmann_policy_iteration, fixed_point."""
 
-    iterations: Annotated[int, Range(0)] = 100
+    iterations: Annotated[int, Range(1)] = 100
     """At most so many."""
 
     compat: Literal["auto", "openspiel", "none"] = "auto"
@@ -97,11 +97,15 @@ def run(options: Options) -> int:
     print_solved(options.game, options.algorithm, solved)
     about = {"game": options.game, "parameters": parameters, "algorithm": options.algorithm, "settings": settings}
     write_solution(folder, about | {"interrupted": interrupted}, solved)
-    draw_solved(folder, titled(options.game, options.algorithm), solved, options.format, options.fps)
     if interrupted:
         form, done = solved[-1], solved[-1].solution.history.iterations[-1]
         print(f"interrupted after {done} of {options.iterations} iterations of the game {FORMS[form.compat]}")
     print(f"written: {folder}")
+    try:
+        draw_solved(folder, titled(options.game, options.algorithm), solved, options.format, options.fps)
+    except KeyboardInterrupt:
+        print(f"pictures unfinished: headway mfg show {folder}")
+        return 130
     return 130 if interrupted else 0
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from stable_baselines3.common.logger import configure
 
 from ...agents.core.config import Config
 from ...agents.mean_field import DeepSolution, Iteration, log_iterations
 from ...envs.mean_field import MFGame, solve
 from .draw_curves import Curve, learning_curves, median_curve
-from .files import as_folder
+from .files import as_folder, save_tensors
 from .learners import ALGORITHMS
 
 POLICY = "policy.safetensors"
@@ -83,6 +84,13 @@ class Plan:
     progress: bool
 
 
+def _is_whole(file: Path) -> bool:
+    try:
+        return {"policy", "flow"} <= load_file(file).keys()
+    except (OSError, SafetensorError):
+        return False
+
+
 class Study:
     """Runs of a deep solver, and the folder that they are written to.
 
@@ -105,10 +113,9 @@ class Study:
 
     def finished(self, game: str, seed: int | None) -> bool:
         """:return: whether a run is; None: the exact algorithm's."""
-        if seed is None:
-            last = self.plan.iterations
-            return any((row.game, row.seed, row.iteration) == (game, None, last) for row in self.rows)
-        return (self.place(game, seed) / POLICY).exists()
+        last = (game, seed, self.plan.iterations)
+        recorded = any((row.game, row.seed, row.iteration) == last for row in self.rows)
+        return recorded and (seed is None or _is_whole(self.place(game, seed) / POLICY))
 
     def _keep(self, rows: list[Row]) -> None:
         """Write the file anew, with these lines."""
@@ -162,7 +169,7 @@ class Study:
         if solution.interrupted:
             raise KeyboardInterrupt
         temporary = place / ".policy.tmp"
-        save_file({"policy": solution.policy.cpu(), "flow": solution.flow.cpu()}, temporary)
+        save_tensors(temporary, {"policy": solution.policy, "flow": solution.flow})
         temporary.replace(place / POLICY)
         history = solution.history
         print(f"{name}, {_which(seed)}: NashConv {float(solution.exploitability):.6g}", end="")

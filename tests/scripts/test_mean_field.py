@@ -20,15 +20,16 @@ from headway.envs.mean_field import GAMES, SOLVERS, MFGame, exploitability, make
 from headway.scripts import benchmark_mean_field
 from headway.scripts.benchmark_mean_field import PEERS, MeanFieldOptions, Measurement, ratios
 from headway.scripts.mean_field import compare as comparing
-from headway.scripts.mean_field import recover, study
+from headway.scripts.mean_field import draw_crowds, draw_curves, draw_fits, recover, study
 from headway.scripts.mean_field import solve as solving
 from headway.scripts.mean_field.compare import read_arm
 from headway.scripts.mean_field.draw_crowds import FlowPicture, reachable
-from headway.scripts.mean_field.files import load_solution
+from headway.scripts.mean_field.files import load_solution, save_tensors
 from headway.scripts.mean_field.fit import read_counts
 from headway.scripts.mean_field.games import parse_pairs, parse_value
 from headway.scripts.mean_field.learners import ALGORITHMS
 from headway.scripts.train import locked
+from matplotlib.colors import LogNorm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -157,7 +158,7 @@ def test_folders_are_never_written_twice(headway: Command) -> None:
         (("solve", "sis", "--damping", 0.5), "--damping: online_mirror_descent has no such parameter; it has --learn"),
         (("solve", "sis", "--damping", 1, "--algorithm", "fixed_point"), "--damping must lie in [0, 1), got 1"),
         (("solve", "sis", "--learning-rate", -1), "learning_rate of online_mirror_descent must lie in (0, inf)"),
-        (("solve", "sis", "--iterations", -1), "--iterations must lie in [0, inf), got -1"),
+        (("solve", "sis", "--iterations", 0), "--iterations must lie in [1, inf), got 0"),
         (("solve", "sis", "--device", "tpu"), "--device tpu: there is no such device here"),
         (("solve", "sis", "--itertions", 3), "did you mean --iterations"),
         (("show", "nowhere"), "'nowhere' is no folder and no game"),
@@ -219,7 +220,7 @@ def test_games_of_users_and_batches(headway: Command, monkeypatch: pytest.Monkey
     code, _, err = headway("mfg", "solve", "twins")
     assert (code, "twins is a batch of (2,) games: headway mfg solves one at a time" in err) == (1, True)
     code, _, err = headway("mfg", "solve", "lost")
-    assert (code, "game 'lost' cannot be loaded from no.such.module:game" in err) == (1, True)
+    assert (code, "game 'lost' cannot be loaded: No module named 'no'; install no.such.module" in err) == (1, True)
 
 
 def test_nothing_is_left_behind_where_solving_fails(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -705,8 +706,8 @@ def test_iterations_are_timed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--games", "four_room"), "--games four_room: OpenSpiel has no such game: did you mean four_rooms?"),
-        (("--env-games", "sis"), "--env-games sis: OpenSpiel has no such game"),
+        (("--games", "four_room"), "--games four_room: the benchmark has no such game: did you mean four_rooms?"),
+        (("--env-games", "sis"), "--env-games sis: the benchmark has no such game"),
         (("--rounds", 0), "--rounds must lie in [1, inf), got 0"),
         (("--num-envs", 4, 0), "--num-envs must lie in [1, inf), got 0"),
         (("--json", "nowhere/b.json"), "there is no folder nowhere"),
@@ -721,3 +722,194 @@ def test_mistakes_of_the_benchmark(headway: Command, flags: tuple[Any, ...], mes
 def test_every_peer_is_a_game_of_ours() -> None:
     assert PEERS.keys() <= GAMES.keys()
     assert set(MeanFieldOptions().games) | {"periodic_aversion"} == set(PEERS)
+
+
+# -- mistakes in folders, files and flags ----------------------------------------------------------------------------
+
+
+def test_tensors_that_cannot_be_written_say_where(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"cannot write .*nowhere/a\.safetensors: "):
+        save_tensors(tmp_path / "nowhere" / "a.safetensors", {"a": torch.ones(2)})
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2, 3).T})
+    assert load_file(tmp_path / "a.safetensors")["a"].shape == (3, 2)
+
+
+def test_an_edited_solution_is_refused(headway: Command) -> None:
+    headway("mfg", "solve", "left_right", "--iterations", 2, *QUIET, "--out", "run")
+    manifest, table, file = (Path("run") / f for f in ("solution.json", "exploitability.csv", "solution.safetensors"))
+    said = json.loads(manifest.read_text())
+    for change, message in (
+        ({"algorithm": 3}, "'algorithm' in solution.json must be a text, got 3"),
+        ({"forms": {}}, "'forms' in solution.json names no form"),
+        ({"forms": {"definde": {}}}, "a game has no form 'definde': did you mean defined"),
+    ):
+        manifest.write_text(json.dumps(said | change))
+        with pytest.raises(ValueError, match=f"run is broken .*{message}.*restore it, or solve the game again"):
+            load_solution(Path("run"))
+    manifest.write_text(json.dumps({name: value for name, value in said.items() if name != "algorithm"}))
+    with pytest.raises(ValueError, match="has no 'algorithm'"):
+        load_solution(Path("run"))
+    manifest.write_text(json.dumps(said))
+    lines = table.read_text()
+    last = lines.splitlines()[-1].split(",")
+    for wrong in ("nan", "inf", "0.123"):
+        table.write_text(lines.replace(",".join(last), ",".join([*last[:2], wrong, last[3]])))
+        with pytest.raises(ValueError, match=rf"the last exploitability is {wrong}, the policy's is \d"):
+            load_solution(Path("run"))
+    table.write_text(lines)
+    tensors = load_file(file)
+    save_tensors(file, tensors | {"defined.flow": tensors["defined.flow"].flip(-1)})
+    with pytest.raises(ValueError, match="the flow is not the policy's"):
+        load_solution(Path("run"))
+    save_tensors(file, tensors)
+    assert load_solution(Path("run")).solved[0].compat is None
+
+
+COUNTS = np.ones((2, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"counts": COUNTS, "labels": np.array("ab")}, r"labels must be a list of texts, got \(\) of <U2"),
+        ({"counts": COUNTS, "names": np.ones(2)}, "names must be a list of texts, got .* of float64"),
+        ({"counts": COUNTS, "labels": np.array(["a", None])}, "labels cannot be read: it holds Python objects"),
+        ({"counts": COUNTS.astype(str)}, "counts must be numbers"),
+        ({"counts": COUNTS * 1j}, "counts must be numbers .*complex128"),
+        ({"counts": COUNTS, "pi": np.full((2, 4, 2), "x")}, "pi must be numbers .* of <U1"),
+        ({"counts": COUNTS, "pi": np.full((2, 4, 2), 0.5j)}, "pi must be numbers .* of complex128"),
+        ({"counts": -COUNTS}, r"counts must be finite and at least 0, got -1.0 at \(0, 0, 0, 0\)"),
+        ({"counts": COUNTS * np.inf}, "counts must be finite and at least 0, got inf"),
+        ({"counts": COUNTS * 0}, "counts hold no people at crowd and time"),
+        ({"counts": COUNTS[:, :0]}, "each at least 1"),
+    ],
+)
+def test_arrays_that_are_no_crowds_are_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "crowd.npz", **arrays)
+    with pytest.raises(ValueError, match=f"crowd.npz.*{message}"):
+        read_counts(tmp_path / "crowd.npz")
+
+
+def test_a_renamed_npy_and_a_text_are_no_archives(tmp_path: Path) -> None:
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, COUNTS)
+    (tmp_path / "b.npz").write_text("1,2\n")
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as arrays: it is no .npz archive.*numpy\.savez"):
+            read_counts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit", "one.npz"), "there is one crowd: at least two are needed, some to fit and some to test"),
+        (("fit", "synthetic", "--data-param", "days=1"), "there is one crowd"),
+        (("fit", "synthetic", "--data-param", "peopel=10"), "synthetic has no parameter 'peopel': did you mean people"),
+        (("fit", "mvad", "--data-param", "groups=3"), "mvad has no parameter 'groups'"),
+        (("fit", "synthetic", "--data-param", "people=abc"), "people must be a whole number of at least 1, got abc"),
+        (("fit", "synthetic", "--data-param", "people=1.5"), "people must be a whole number of at least 1, got 1.5"),
+        (("fit", "synthetic", "--data-param", "people=-1"), "people must be a whole number of at least 1, got -1"),
+        (("fit", "biofam", "--data-param", "groups=none"), "groups must be a whole number of at least 1, got None"),
+        (("fit", "synthetic", "--data-param", "tau=1e999"), "tau must be a finite number, got inf"),
+        (("compare", "sis", "--algorithms"), "--algorithms: name at least one: "),
+        (("compare", "sis", "sis"), "games sis sis: one is named twice"),
+        (("compare", "sis", "--algorithms", "fixed_point", "fixed_point:"), "fixed_point: is named twice"),
+        (("compare", "sis", "--algorithms", "fixed_point:damping=0.1,damping=0.2"), "damping is given twice"),
+        (("compare", "sis", "--algorithms", "fixed_point:damping"), "takes KEY=VALUE, got 'damping'"),
+        (("compare", "sis", "--algorithms", "fixed_point:damping=x"), "damping must be a number, got 'x'"),
+        (("compare", "sis", "--algorithms", "fixed_point:damping=2"), "damping of fixed_point must"),
+    ],
+)
+def test_more_mistakes_are_said_in_one_line(headway: Command, arguments: tuple[Any, ...], message: str) -> None:
+    np.savez("one.npz", counts=COUNTS[0])
+    code, out, err = headway("mfg", *arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+    assert not Path("runs").exists()
+
+
+# -- pictures of what hardly differs ---------------------------------------------------------------------------------
+
+
+def test_crowds_that_start_at_a_point_are_on_a_logarithmic_scale() -> None:
+    flow = np.full((1, 11, 25), 1 / 25)
+    flow[0, 0] = np.eye(25)[0]
+    assert isinstance(draw_crowds._norm(flow), LogNorm)
+    assert not isinstance(draw_crowds._norm(flow[:, 1:]), LogNorm)
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-17, 2.0])
+def test_curves_of_nothing_and_of_one_evaluation_are_drawn(value: float) -> None:
+    one = draw_curves.Curve(np.array([0]), np.array([0.1]), np.array([value]))
+    zero = draw_curves.Curve(np.arange(2), np.arange(2) * 0.1, np.zeros(2))
+    draw_curves.exploitability_curves(Path("one.png"), "one", {"a": one})
+    draw_curves.solver_comparison(Path("both.png"), {"g": {"a": one, "b": zero}, "h": {"a": one}, "i": {"b": zero}})
+    draw_curves.learning_curves(Path("runs.png"), "runs", {"g": ([one], zero), "h": ([zero, zero], None)}, "exact")
+    draw_fits.forecast_errors(Path("errors.png"), "none", {"a": (0.0, 0.0)})
+    for name in ("one", "both", "runs", "errors"):
+        image(f"{name}.png")
+
+
+def test_labels_of_states_are_no_formulas() -> None:
+    shares = np.full((4, 15), 1 / 15)
+    labels = [f"${state}$_^" for state in range(15)]
+    draw_fits.forecasts(Path("forecasts.png"), "$a_^$", shares, {"m": shares}, labels)
+    draw_fits.reward_map(Path("reward.png"), "$a_^$", -np.eye(15), np.ones((15, 15), bool), labels)
+    image("forecasts.png")
+    image("reward.png")
+
+
+def test_ctrl_c_while_drawing_leaves_a_solution(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solving, "draw_solved", pressed)
+    code, out, _ = headway("mfg", "solve", "left_right", "--iterations", 1, *QUIET, "--out", "run")
+    assert code == 130
+    assert out.endswith("written: run\npictures unfinished: headway mfg show run\n")
+    assert load_solution(Path("run")).manifest["game"] == "left_right"
+
+
+def test_games_of_ones_own_are_known_by_their_module(
+    headway: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "games_of_mine.py").write_text(
+        "import torch\n"
+        "from headway.envs.mean_field import MFGame, register_game\n\n"
+        "def swap(*, horizon: int = 2, device, dtype):\n"
+        "    mu0 = torch.tensor([[0.9, 0.1]], dtype=dtype, device=device)\n"
+        "    post = torch.tensor([[0, 1], [1, 0]], device=device)\n"
+        "    return MFGame(name='swap', S=2, A=2, H=horizon, mu0=mu0, post=post, r_state=lambda t, mu: -mu)\n\n"
+        "register_game('swap_of_mine', swap)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "games_of_mine:swap_of_mine"
+    code, out, _ = headway("mfg", "solve", name, "--iterations", 2, "--param", "horizon=3", *QUIET, "--out", "run")
+    assert (code, "2 states, 2 actions, 3 decisions" in out) == (0, True)
+    code, out, _ = headway("mfg", "show", "run", "--format", "none")
+    assert (code, "computed again" in out) == (0, True)
+    code, out, _ = headway("mfg", "show", name)
+    assert (code, "horizon=2" in out) == (0, True)
+    GAMES.pop("swap_of_mine")
+
+
+def test_a_run_without_its_record_or_policy_is_not_finished(headway: Command) -> None:
+    command = ("mfg", "learn", "left_right", "--iterations", 1, "--no-exact", "--no-progress", "--out", "run")
+    tiny = ("--set", "episodes=20", "members=20", "learning_starts=20", "batch_size=8", "train_freq=4")
+    assert headway(*command, *tiny)[0] == 0
+    policy, record = Path("run/left_right/seed-0/policy.safetensors"), Path("run/exploitability.csv")
+    kept = record.read_text()
+    assert "finished before" in headway("mfg", "learn", "--resume", "run", "--no-progress")[1]
+    for spoil in (lambda: policy.write_bytes(b""), lambda: record.write_text(kept[:-10])):
+        spoil()
+        code, out, _ = headway("mfg", "learn", "--resume", "run", "--no-progress")
+        assert (code, "finished before" in out) == (0, False)
+        assert len(record.read_text().splitlines()) == len(kept.splitlines())
+
+
+def test_agents_train_on_crowds_from_the_command_line(headway: Command) -> None:
+    code, out, err = headway(
+        *("train", "sac", "--env", "headway/MeanFieldPopulation-v0", "--total-timesteps", 120, "--threads", 1),
+        *("--learning-starts", 100, "--eval-episodes", 1),
+    )
+    assert code == 0, out + err
