@@ -17,7 +17,6 @@ DENSE = 256
 SMALL = 16384
 """Up to so many entries (S A, S) a move and its noise are one matrix product (our choice)."""
 
-
 KEPT = 2**24
 """Up to so many probabilities that depend on the crowd are kept from one pass for the next, 128 MB (our choice)."""
 

@@ -16,6 +16,7 @@ from ..options import check_ranges
 from .draw_curves import Curve, solver_comparison
 from .files import new_folder
 from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
+from .show import to_ten_places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def run(options: Options) -> int:
             history = solution.history
             columns = (history.iterations, history.seconds, history.exploitability.cpu().numpy())
             found.setdefault(name, {})[label] = Curve(*map(np.asarray, columns))
-            print(f"{name:<20} {label:<40} NashConv {columns[2][-1]:.10f}  {history.seconds[-1]:.3g} s")
+            print(f"{name:<20} {label:<40} NashConv {to_ten_places(columns[2][-1])}  {history.seconds[-1]:.3g} s")
             if solution.interrupted:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:

@@ -89,7 +89,7 @@ def parse_pairs(pairs: Sequence[str], game: str) -> dict[str, Any]:
             raise ValueError(f"game {game!r} has no parameter {key!r}: {nearest(key, known)}")
         value = parse_value(text)
         if not _has_type(value, hints.get(key, Any)):
-            wanted = getattr(hints[key], "__name__", str(hints[key]).replace("typing.", ""))
+            wanted = hints[key].__name__ if isinstance(hints[key], type) else str(hints[key]).replace("typing.", "")
             raise ValueError(f"--param {key} must be {wanted}, got {text!r}")
         found[key] = value
     return found

@@ -210,13 +210,13 @@ def _print_table(draws: Sequence[Draw]) -> None:
     errors = _errors(draws)
     names = [name for error in errors for name in (error.removeprefix("error_"), error) if name in draws[0].found]
     print("median [range] over draws")
-    print(f"{'people':>8}  {'flow':<5}" + "".join(f"  {name:<28}" for name in names) + "  converged")
+    print(f"{'people':>8}  {'flow':<5}" + "".join(f"  {name:<31}" for name in names) + "  converged")
     for (people, flow), own in _grouped(draws).items():
         cells = ""
         for name in names:
             values = np.array([draw.found[name] for draw in own])
             spread = f" [{values.min():.3g}, {values.max():.3g}]" if len(own) > 1 else ""
-            cells += f"  {f'{np.median(values):.3g}{spread}':<28}"
+            cells += f"  {f'{np.median(values):.3g}{spread}':<31}"
         print(f"{people or 'all':>8}  {flow:<5}{cells}  {sum(draw.converged for draw in own)} of {len(own)}")
 
 

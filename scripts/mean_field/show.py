@@ -49,12 +49,17 @@ def run(options: Options) -> None:
     """
     if not options.what:
         list_games("")
-    elif options.what.rpartition(":")[2] in GAMES or ":" in options.what:
-        describe_game(options.what)
-    elif Path(options.what).is_dir():
+    elif options.what not in GAMES and Path(options.what).is_dir():
         _show_folder(Path(options.what), options)
+    elif options.what in GAMES or ":" in options.what:
+        describe_game(options.what)
     else:
         raise ValueError(f"{options.what!r} is no folder and no game: {nearest(options.what, GAMES)}")
+
+
+def to_ten_places(value: float) -> str:
+    """:return: a number with ten places, without a sign where rounding leaves it at 0."""
+    return f"{round(value, 10) + 0.0:.10f}"
 
 
 def _show_folder(folder: Path, options: Options) -> None:
@@ -64,7 +69,7 @@ def _show_folder(folder: Path, options: Options) -> None:
     print_solved(name, algorithm, saved.solved)
     for part in saved.solved:
         again = float(exploitability(part.game, part.solution.policy))
-        print(f"NashConv {again:.10f}  {FORMS[part.compat]}: computed again from the policy in the folder")
+        print(f"NashConv {to_ten_places(again)}  {FORMS[part.compat]}: computed again from the policy in the folder")
     out = options.out or folder
     out.mkdir(parents=True, exist_ok=True)
     draw_solved(out, titled(name, algorithm), saved.solved, options.format, options.fps)
@@ -81,7 +86,7 @@ def print_solved(name: str, algorithm: str, solved: Sequence[Solved]) -> None:
     print(f"{sizes(name, solved[0].game)}; {algorithm}")
     for part in solved:
         history = part.solution.history
-        print(f"NashConv {float(part.solution.exploitability):.10f}  {FORMS[part.compat]}", end="")
+        print(f"NashConv {to_ten_places(float(part.solution.exploitability))}  {FORMS[part.compat]}", end="")
         print(f", after {history.iterations[-1]} iterations, {history.seconds[-1]:.3g} s", end="")
         print(f" (uniform policy: {float(history.exploitability[0]):.10f})")
 
