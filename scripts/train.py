@@ -128,7 +128,8 @@ class TrainingCallback(BaseCallback):
         if self.signals.received:  # before the agent could be asked
             self._agent.request_stop()
         if self.run.options.progress:
-            self.bar = progress_bar(self._agent._total_timesteps, self._agent.num_timesteps)
+            total = self._agent._total_timesteps
+            self.bar = progress_bar(total, min(self._agent.num_timesteps, total))
             self._show_return()
 
     def _show_return(self) -> None:
@@ -152,8 +153,8 @@ class TrainingCallback(BaseCallback):
         self.busy = True
         if self.locals["dones"].any():
             self._show_return()
-        if self.bar is not None:
-            self.bar.update(self.training_env.num_envs)
+        if self.bar is not None:  # a last round may overstep the total, which tqdm would then forget
+            self.bar.update(min(self.num_timesteps, self.bar.total) - self.bar.n)
         if self._due(options.log_every):
             self._agent.dump_logs()
         if self._due(options.eval_every):

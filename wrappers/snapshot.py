@@ -108,8 +108,13 @@ _NOT_STATE_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
 )
 
 
+def _module(cls: type) -> str:
+    """The module of a class; types that SWIG makes (Box2D's) have none."""
+    return str(getattr(cls, "__module__", "builtins"))
+
+
 def _name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{_module(type(value))}.{type(value).__qualname__}"
 
 
 def _refuse(path: str, value: object, why: str) -> NoReturn:
@@ -139,7 +144,7 @@ def _per_class(function: Callable[[type], _T]) -> Callable[[type], _T]:
 
 @_per_class
 def _is_not_state_type(cls: type) -> bool:
-    return issubclass(cls, _NOT_STATE_TYPES) or f"{cls.__module__}.{cls.__qualname__}".startswith(_NOT_STATE_NAMES)
+    return issubclass(cls, _NOT_STATE_TYPES) or f"{_module(cls)}.{cls.__qualname__}".startswith(_NOT_STATE_NAMES)
 
 
 def _is_not_state(value: object) -> bool:
@@ -211,7 +216,7 @@ def _is_python(cls: type) -> bool:
     """Whether instances have room for nothing but slots, ``__dict__`` and weak references: pickle's own rule."""
     words = len(_slots(cls)) + (cls.__dictoffset__ > 0) + (cls.__weakrefoffset__ > 0)
     fits = cls.__itemsize__ == 0 and cls.__basicsize__ == object.__basicsize__ + words * struct.calcsize("P")
-    return fits and cls.__module__.partition(".")[0] not in _OUTSIDE
+    return fits and _module(cls).partition(".")[0] not in _OUTSIDE
 
 
 @_per_class
@@ -407,7 +412,7 @@ class _Saver:
         if isinstance(value, deque):
             node["maxlen"] = value.maxlen
         elif isinstance(value, tuple):
-            return {"kind": "tuple", **node, "module": cls.__module__, "items": self._save_items(value, path)}
+            return {"kind": "tuple", **node, "module": _module(cls), "items": self._save_items(value, path)}
         return {"kind": "list", **node, "items": self._save_items(value, path)}
 
     def _save_object_array(self, value: Any, path: str) -> State:
@@ -419,7 +424,7 @@ class _Saver:
 
     def _save_enum(self, value: Enum, path: str) -> State:
         member = value.value if isinstance(value, Flag) else value.name
-        return {"kind": "enum", "module": type(value).__module__, "type": type(value).__qualname__, "member": member}
+        return {"kind": "enum", "module": _module(type(value)), "type": type(value).__qualname__, "member": member}
 
     def _save_by_arguments(self, value: Any, path: str) -> State:
         arguments = self._save_items(_BY_ARGUMENTS[type(value)](value), path)

@@ -158,12 +158,15 @@ def _build(
         )
     plain = {name: overrides.pop(name) for name in ("seed", "verbose", "tensorboard_log") if name in overrides}
     try:
+        # As a configuration, never as keywords: a file that names "env" there must not choose what is imported.
+        config = cls.config_class.from_dict(manifest["config"])
         agent = cls(
             manifest["policy"],
             device=device,
+            config=config,
             stats_window_size=manifest["stats_window_size"],
             **({"seed": manifest["seed"]} | plain),
-            **(manifest["config"] | overrides),
+            **overrides,
         )
         agent.observation_space = space_from_json(manifest["observation_space"])
         agent.action_space = space_from_json(manifest["action_space"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from headway import agents
-from headway.agents import SAC
-from headway.agents.core.archive import list_checkpoints, read_archive
+from headway.agents import SAC, FileFormatError
+from headway.agents.core.archive import list_checkpoints, read_archive, write_archive
 from headway.agents.core.files import load_store
 from support import vec
 
@@ -138,3 +138,14 @@ def test_a_stable_baselines_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Stable-Baselines3") as error:
         agents.load(tmp_path / "peer.zip")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["env", "policy", "device", "policy_kwargs", "_init_setup_model"])
+def test_a_file_cannot_name_what_the_constructor_takes(trained: Path, tmp_path: Path, key: str) -> None:
+    content = read_archive(trained / "policy.zip")
+    manifest = content.manifest | {"config": content.manifest["config"] | {key: "no_such_module:Id-v0"}}
+    write_archive(tmp_path / "forged.zip", manifest, content.members)
+    with pytest.raises(
+        FileFormatError, match=f"does not describe a SAC of this version: SACConfig has no field '{key}'"
+    ):
+        SAC.load(tmp_path / "forged.zip")

@@ -89,6 +89,16 @@ def test_a_run_leaves_what_it_says(headway: Command, tmp_path: Path, with_figure
     assert "after 60 steps, in worlds:Point-v0" in out  # with its module, which another process has not imported yet
 
 
+@pytest.mark.parametrize("flags", ["--n-envs 8 --vec dummy", "--train-freq 7", "--train-freq 2 episode", "--n-envs 7"])
+def test_a_last_round_that_oversteps_ends_like_any_other(headway: Command, flags: str) -> None:
+    tiny = [flag for flag in TINY if flag != "--no-progress"]
+    code, out, err = headway("train", "sac", *tiny, *shlex.split(flags), "--run-dir", "run")
+    assert code == 0, err
+    assert json.loads(Path("run/config.json").read_text())["finished"] > 60
+    assert "100%" in err
+    assert Path("run/final.zip").exists()
+
+
 def test_progress_bar_shows_return_speed_and_time_left(headway: Command) -> None:
     code, _, err = headway("train", "sac", *TINY, "--progress")
     assert code == 0

@@ -461,6 +461,31 @@ def test_what_cannot_be_read_is_refused_with_its_path(make):
         env.env.parts[0].sim.close()
 
 
+class Nameless(type):
+    """What SWIG makes of Box2D's handles: their types have no module."""
+
+    @property
+    def __module__(cls):
+        raise AttributeError("__module__")
+
+
+class Handle(metaclass=Nameless):
+    __slots__ = ("x",)
+
+
+def test_types_without_a_module_are_copied_or_refused_like_others():
+    env = Pixels()
+    env.handle = Handle()
+    env.handle.x = 3
+    state = capture(env)
+    env.handle.x = 4
+    restore(env, state)
+    assert env.handle.x == 3
+    env.handle.x = iter(())
+    with pytest.raises(StateNotSavable, match=r"env\.handle\.x is a builtins\.tuple_iterator"):
+        capture(env)
+
+
 @pytest.mark.parametrize(
     "value",
     [
