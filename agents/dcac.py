@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count, Positive, Range
+from .core.data import FieldSpec, ReplayStore, Transitions
 from .core.entropy import EntropyConfig, temperature_loss
-from .core.networks import SquashedGaussianActor, StateCritics, Temperature
+from .core.nets import SquashedGaussianActor, StateCritics, Temperature
 from .core.off_policy import OffPolicyAgent
 from .core.spaces import VectorFeatures
-from .core.stores import FieldSpec, ReplayStore, Transitions
 
 AGES = ("observation_age", "action_age", "applied_action_age")
 """omega, kappa and beta, by the keys that :class:`headway.wrappers.random_delay.RandomDelay` gives them."""
@@ -172,7 +172,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
 
     Deviations: one optimiser per network instead of one for a weighted sum of losses, which differ by Adam's epsilon
     only; one-hot ages as wide as the ages can be, not K; the initial weights and the density of all agents here.
-    Parameters as :class:`~headway.agents.core.base.ActorCriticAgent`, hyper-parameters as :class:`DCACConfig`.
+    Parameters as :class:`~headway.agents.core.agent.ActorCriticAgent`, hyper-parameters as :class:`DCACConfig`.
 
     :raises ValueError: observations that are not those of a delayed environment
     """

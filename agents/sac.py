@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count
+from .core.data import Transitions
 from .core.entropy import EntropyConfig, temperature_loss
-from .core.networks import Critics, SquashedGaussianActor, Temperature
+from .core.nets import Critics, SquashedGaussianActor, Temperature
 from .core.off_policy import OffPolicyAgent
-from .core.stores import Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class SAC(OffPolicyAgent[SACConfig]):
         Q'_i   <- (1 - tau) Q'_i + tau Q_i
 
     Deviations from the paper, shared with Stable-Baselines3: the temperature loss multiplies log(alpha), not alpha.
-    Parameters as :class:`~headway.agents.core.base.ActorCriticAgent`, hyper-parameters as :class:`SACConfig`.
+    Parameters as :class:`~headway.agents.core.agent.ActorCriticAgent`, hyper-parameters as :class:`SACConfig`.
     """
 
     config_class = SACConfig

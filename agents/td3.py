@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count, LearningRate, OffPolicyConfig, Range
-from .core.networks import Critics, DeterministicActor
+from .core.data import Transitions
+from .core.nets import Critics, DeterministicActor
 from .core.off_policy import OffPolicyAgent
-from .core.stores import Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class TD3(OffPolicyAgent[TD3Config]):
         pi     <- ascend Q_1(s, pi(s))
         Q'_i   <- (1 - tau) Q'_i + tau Q_i,   pi' <- (1 - tau) pi' + tau pi
 
-    Parameters as :class:`~headway.agents.core.base.ActorCriticAgent`, hyper-parameters as :class:`TD3Config`.
+    Parameters as :class:`~headway.agents.core.agent.ActorCriticAgent`, hyper-parameters as :class:`TD3Config`.
     """
 
     config_class = TD3Config

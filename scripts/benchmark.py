@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import Logger
 
 from .. import agents
 from ..agents.core.config import Range
-from ..agents.core.files import versions
+from ..agents.core.files.contents import versions
 from ..agents.core.off_policy import OffPolicyAgent
 from ..envs.naming import nearest
 from .benchmark_mean_field import MeanFieldOptions, mean_field

@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from torch import Tensor
 
-from ..agents.core.networks import SquashedGaussianActor
+from ..agents.core.nets import SquashedGaussianActor
 from ..agents.core.spaces import ActionScaler, VectorFeatures
 from ..envs import make_batched
 from ..envs.mujoco import MujocoBatch

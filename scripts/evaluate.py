@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from .. import agents
 from ..agents import ActorCriticAgent
-from ..agents.core.archive import list_checkpoints, read_archive, unpack
+from ..agents.core.files import list_checkpoints, read_archive, unpack
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
 from ..wrappers import BatchedVecEnv

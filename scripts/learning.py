@@ -22,7 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from ..agents.core.config import Range
-from ..agents.core.files import versions
+from ..agents.core.files.contents import versions
 from ..envs import make
 from .machine import cores, machine
 from .options import check_ranges

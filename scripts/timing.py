@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-from ..agents.core.files import versions
+from ..agents.core.files.contents import versions
 from .machine import machine
 
 NOT_INSTALLED = "not installed"

@@ -31,8 +31,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from tqdm import tqdm
 
 from ..agents import ActorCriticAgent
-from ..agents.core.archive import list_checkpoints
-from ..agents.core.files import versions
+from ..agents.core.files import list_checkpoints
+from ..agents.core.files.contents import versions
 from ..agents.core.logging import CSVFile, run_logger
 from ..wrappers import BatchedVecEnv, Snapshot
 from .evaluate import check_drawing, evaluation_env, record_video, run_episodes
@@ -154,7 +154,7 @@ class TrainingCallback(BaseCallback):
         if self.locals["dones"].any():
             self._show_return()
         if self.bar is not None:  # a last round may overstep the total, which tqdm would then forget
-            self.bar.update(min(self.num_timesteps, self.bar.total) - self.bar.n)
+            self.bar.update(min(self.num_timesteps, self._agent._total_timesteps) - self.bar.n)
         if self._due(options.log_every):
             self._agent.dump_logs()
         if self._due(options.eval_every):

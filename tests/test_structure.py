@@ -44,7 +44,7 @@ def test_arrows_point_down(path: Path) -> None:
 
 
 def test_the_scan_finds_imports() -> None:
-    assert "wrappers.batching.as_batched" in imported(Path("agents/core/base.py"))
+    assert "wrappers.batching.as_batched" in imported(Path("agents/core/agent.py"))
     assert "agents.core.off_policy.OffPolicyAgent" in imported(Path("agents/sac.py"))
 
 

@@ -7,11 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import files
-from .base import ActorCriticAgent
-from .collectors import OffPolicyCollector
+from .agent import ActorCriticAgent
 from .config import OffPolicyConfig
-from .stores import FieldSpec, ReplayStore, Transitions
+from .data import FieldSpec, OffPolicyCollector, ReplayStore, Transitions
+from .files import contents
 
 C = TypeVar("C", bound=OffPolicyConfig)
 
@@ -101,7 +100,7 @@ class OffPolicyAgent(ActorCriticAgent[C]):
 
         :param path: file to write
         """
-        files.save_store(self.store, path)
+        contents.save_store(self.store, path)
 
     def load_replay_buffer(self, path: str | Path) -> None:
         """Load experience saved by :meth:`save_replay_buffer`.
@@ -110,4 +109,4 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         :raises FileFormatError: it is broken or foreign
         :raises ValueError: its fields do not fit this agent
         """
-        files.load_store(self.store, path)
+        contents.load_store(self.store, path)

@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from ...envs.mean_field import MFGame
 from ...envs.mean_field.member import MeanFieldAgentBatch, encode
 from ..core.compile import compiled
-from ..core.modules import Tracked
-from ..core.networks import StackedMLP
+from ..core.nets import StackedMLP, Tracked
 from .config import AverageConfig, BestResponseConfig, MemberConfig, MirrorDescentConfig
 
 MIN_PROBABILITY = 1e-6

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...agents.core.files import versions
+from ...agents.core.files.contents import versions
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow, make_game
 from ...envs.naming import nearest
 from ..machine import machine

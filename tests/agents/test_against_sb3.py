@@ -8,8 +8,8 @@ import pytest
 import stable_baselines3 as sb3
 import torch
 from headway.agents import SAC, TD3
-from headway.agents.core.networks import StackedMLP
-from headway.agents.core.stores import Transitions
+from headway.agents.core.data import Transitions
+from headway.agents.core.nets import StackedMLP
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ def test_a_whole_run_of_sac_is_the_peers(monkeypatch: pytest.MonkeyPatch) -> Non
         with torch.no_grad():
             return ours.actor.module.sample(ours.last_obs, acting[step])[0]
 
-    monkeypatch.setattr("headway.agents.core.collectors.OffPolicyCollector._actions", lambda self: our_actions())
+    monkeypatch.setattr("headway.agents.core.data.collectors.OffPolicyCollector._actions", lambda self: our_actions())
     monkeypatch.setattr(ours, "noise", lambda *shape: updating[ours.num_timesteps - 1])
     monkeypatch.setattr(ours.store, "_draw", lambda *a: torch.from_numpy(rows[ours.num_timesteps - 1]))
     ours.learn(total)

@@ -23,20 +23,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from headway.agents.core import archive
-from headway.agents.core.archive import (
+from headway.agents.core.files import (
     Archive,
     FileFormatError,
-    checkpoint_path,
+    archive,
     list_checkpoints,
-    newest_archive,
     pack,
-    prune_checkpoints,
     read_archive,
     read_manifest,
     unpack,
     write_archive,
 )
+from headway.agents.core.files.checkpoints import checkpoint_path, newest_archive, prune_checkpoints
+from headway.agents.core.files.trees import MAX_DEPTH
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -307,7 +306,7 @@ def test_depth_is_limited_on_both_sides():
 
     wraps = [lambda x: [x], lambda x: (x,), lambda x: {"k": x}, lambda x: {"$k": x}]
     for wrap in wraps:
-        deep = nest(archive.MAX_DEPTH, wrap)
+        deep = nest(MAX_DEPTH, wrap)
         packed, tensors = pack(deep)
         content = read_archive(io.BytesIO(to_bytes({"a": {"b": packed}}, {})))
         assert same(unpack(content.manifest["a"]["b"], tensors), deep)
@@ -318,7 +317,7 @@ def test_depth_is_limited_on_both_sides():
     with pytest.raises(ValueError, match="contains itself"):
         pack(loop)
     with pytest.raises(FileFormatError, match="nested over 64 deep"):
-        unpack(nest(archive.MAX_DEPTH + 1, lambda x: [x]), {})
+        unpack(nest(MAX_DEPTH + 1, lambda x: [x]), {})
 
 
 @pytest.mark.parametrize(
@@ -866,13 +865,8 @@ def test_paths_that_cannot_be_written(tmp_path):
 
 
 def run_script(script, *args):
-    """Run code that has this module as ``archive``, alone, so that the process starts fast and may be hurt."""
-    load = (
-        "import importlib.util, sys, torch\n"
-        f"spec = importlib.util.spec_from_file_location('archive', {archive.__file__!r})\n"
-        "archive = sys.modules['archive'] = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(archive)\n"
-    )
+    """Run code that has this module as ``archive`` in a process of its own, which may be hurt."""
+    load = "import sys, torch\nfrom headway.agents.core.files import archive\n"
     command = [sys.executable, "-c", load + script, *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)

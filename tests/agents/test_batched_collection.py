@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from headway.agents import SAC, TD3, NonFiniteError
-from headway.agents.core.collectors import _read
+from headway.agents.core.data.collectors import _read
 from headway.envs import BatchedEnv
 from headway.envs.mujoco import MujocoBatch
 from headway.envs.mujoco.tasks import HalfCheetah

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
 from headway.agents import SAC, NonFiniteError
-from headway.agents.core.networks import SquashedGaussianActor, StateCritics
+from headway.agents.core.nets import SquashedGaussianActor, StateCritics
 from headway.agents.core.spaces import VectorFeatures
 from headway.agents.dcac import DCAC, Fragments, critic_loss, resample, soft_return, valid_length
 from headway.wrappers.random_delay import RandomDelay

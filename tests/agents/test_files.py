@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from headway import agents
 from headway.agents import SAC, FileFormatError
-from headway.agents.core.archive import list_checkpoints, read_archive, write_archive
-from headway.agents.core.files import load_store
+from headway.agents.core.files import list_checkpoints, read_archive, write_archive
+from headway.agents.core.files.contents import load_store
 from support import vec
 
 Damage = Callable[[bytes, random.Random], bytes]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from headway.agents import sac, td3
-from headway.agents.core.networks import Critics, DeterministicActor, SquashedGaussianActor
+from headway.agents.core.data import Transitions
+from headway.agents.core.nets import Critics, DeterministicActor, SquashedGaussianActor
 from headway.agents.core.spaces import VectorFeatures
-from headway.agents.core.stores import Transitions
 from torch import Tensor
 
 B, D, A, GAMMA, ALPHA = 5, 3, 2, 0.9, 0.3

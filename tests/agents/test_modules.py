@@ -1,6 +1,7 @@
 import pytest
 import torch
-from headway.agents.core.modules import NEGLIGIBLE, SWEEP, LeanAdam, TrackedModules
+from headway.agents.core.nets import TrackedModules
+from headway.agents.core.nets.adam import NEGLIGIBLE, SWEEP, LeanAdam
 from torch import nn
 
 

@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from headway.agents.core.networks import (
-    SATURATION,
+from headway.agents.core.nets import (
     Activation,
     Critics,
     DeterministicActor,
@@ -12,6 +11,7 @@ from headway.agents.core.networks import (
     StackedMLP,
     Temperature,
 )
+from headway.agents.core.nets.heads import SATURATION
 from headway.agents.core.spaces import VectorFeatures
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution

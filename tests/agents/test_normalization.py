@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from headway.agents import SAC
+from headway.agents.core.data import Transitions
 from headway.agents.core.normalization import BatchNormalizer, load_normalizer_state, normalizer_state
 from headway.agents.core.spaces import ObservationCodec
-from headway.agents.core.stores import Transitions
 from labelled import Labelled
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from headway.agents.core.stores import FieldSpec, ReplayStore, Transitions
+from headway.agents.core.data import FieldSpec, ReplayStore, Transitions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare

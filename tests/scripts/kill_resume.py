@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from headway.agents.core.archive import list_checkpoints, read_archive, unpack
+from headway.agents.core.files import list_checkpoints, read_archive, unpack
 from headway.scripts.cli import main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

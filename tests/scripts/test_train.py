@@ -20,9 +20,9 @@ import torch
 from conftest import Command
 from headway import agents
 from headway.agents import AGENTS, SAC, SACConfig
-from headway.agents.core import archive
-from headway.agents.core.collectors import OffPolicyCollector
 from headway.agents.core.config import describe
+from headway.agents.core.data.collectors import OffPolicyCollector
+from headway.agents.core.files import archive, list_checkpoints
 from headway.agents.core.logging import CSVFile
 from headway.envs import make_batched
 from headway.scripts import cli
@@ -92,7 +92,7 @@ def test_a_run_leaves_what_it_says(headway: Command, tmp_path: Path, with_figure
 @pytest.mark.parametrize("flags", ["--n-envs 8 --vec dummy", "--train-freq 7", "--train-freq 2 episode", "--n-envs 7"])
 def test_a_last_round_that_oversteps_ends_like_any_other(headway: Command, flags: str) -> None:
     tiny = [flag for flag in TINY if flag != "--no-progress"]
-    code, out, err = headway("train", "sac", *tiny, *shlex.split(flags), "--run-dir", "run")
+    code, _, err = headway("train", "sac", *tiny, *shlex.split(flags), "--run-dir", "run")
     assert code == 0, err
     assert json.loads(Path("run/config.json").read_text())["finished"] > 60
     assert "100%" in err
@@ -198,7 +198,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
     assert [row["episodes"] for row in rows(spaced / "evaluations.csv")] == ["6", "3", "3", "3", "6"]
     logged = [row["time/total_timesteps"] for row in rows(spaced / "progress.csv") if row["rollout/ep_rew_mean"]]
     assert logged == ["20", "40", "60"]
-    steps = [int(path.stem[-3:]) for path in archive.list_checkpoints(spaced / "checkpoints")]
+    steps = [int(path.stem[-3:]) for path in list_checkpoints(spaced / "checkpoints")]
     assert steps == [60, 50, 40, 30]
     assert (spaced / "final.mp4").stat().st_size > 0
     assert not (base / "final.mp4").exists()
@@ -624,8 +624,7 @@ def test_a_batch_learns_what_its_environments_in_turn_would(headway: Command) ->
     in_turn = finished(headway, "sac", *SIXTEEN, "--n-envs", 3, "--vec", "dummy", folder="in_turn")
     assert same_networks(together, in_turn)
     stores = [
-        archive.read_archive(archive.list_checkpoints(run / "checkpoints")[0]).members["store"]
-        for run in (together, in_turn)
+        archive.read_archive(list_checkpoints(run / "checkpoints")[0]).members["store"] for run in (together, in_turn)
     ]
     assert stores[0].keys() == stores[1].keys()
     assert all(torch.equal(tensor, stores[1][name]) for name, tensor in stores[0].items())
@@ -742,7 +741,7 @@ def test_an_environment_that_raises_costs_only_its_episode(headway: Command, cap
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(headway: Command, alone: Path) -> None:
-    sizes = [path.stat().st_size for path in archive.list_checkpoints(alone / "checkpoints")]
+    sizes = [path.stat().st_size for path in list_checkpoints(alone / "checkpoints")]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] - 50, hard))  # enough for all but the last
     try:

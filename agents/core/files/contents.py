@@ -10,24 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from .archive import (
-    Archive,
-    FileFormatError,
-    checkpoint_path,
-    newest_archive,
-    pack,
-    prune_checkpoints,
-    read_archive,
-    unpack,
-    write_archive,
-)
-from .normalization import normalizer_state
-from .spaces import space_from_json, space_to_json
+from ..normalization import normalizer_state
+from ..spaces import space_from_json, space_to_json
+from .archive import Archive, read_archive, write_archive
+from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
+from .errors import FileFormatError
 from .training_state import load_training_state, training_state
+from .trees import pack, unpack
 
 if TYPE_CHECKING:
-    from .base import ActorCriticAgent
-    from .stores import ReplayStore
+    from ..agent import ActorCriticAgent
+    from ..data import ReplayStore
 
 log = logging.getLogger("headway")
 

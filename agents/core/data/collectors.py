@@ -8,10 +8,10 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from ...wrappers.sb3 import row_infos
+from ....wrappers.sb3 import row_infos
 
 if TYPE_CHECKING:
-    from .off_policy import OffPolicyAgent
+    from ..off_policy import OffPolicyAgent
 
 
 class NonFiniteError(ValueError):

@@ -21,16 +21,13 @@ import errno
 import hashlib
 import io
 import json
-import logging
-import math
 import os
 import re
 import struct
 import threading
-import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -40,29 +37,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
+from .errors import RESTORE, one_line, refusal
+from .trees import JSON, MAX_DEPTH, dense
+
 Source: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 
 FORMAT_VERSION = 1
-MAX_DEPTH = 64  # levels of nesting in a packed tree; our choice, far below Python's recursion limit
 MAX_MANIFEST_BYTES = 16 << 20  # parsed JSON can take 50 times its text; our choice
 RESERVED_KEYS = ("format", "format_version", "files")
 
 _JSON_DEPTH = 3 * MAX_DEPTH + 20  # a "$dict" takes three levels, the rest is the manifest around a tree
-_LONG_LIST = 16  # lists of more numbers than this become one tensor; our choice
-_STALE_SECONDS = 3600.0  # a temporary unwritten for so long has no living writer; our choice
 _MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{12,18})\.zip")
-_DTYPE_NAMES = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64"
-_DTYPES = {getattr(torch, name) for name in [*_DTYPE_NAMES.split(), "float8_e4m3fn", "float8_e5m2"]}
-_RESTORE = "restore it from a copy or save it again"
-_log = logging.getLogger(__name__)
-
-
-class FileFormatError(ValueError):
-    """A file that is not a sound Headway archive; the message is one line: which file, what is wrong, what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,208 +58,6 @@ class Archive:
 
     manifest: dict[str, Any]
     members: dict[str, dict[str, Tensor]]
-
-
-# ---- trees: nested plain data <-> JSON and named tensors -------------------------------------------------------------
-#
-# JSON says everything but what it cannot say exactly. That becomes a tagged node, an object whose one key starts with
-# "$": {"$tuple": [...]}, {"$array": "<tensor name>"}. A dictionary of which a key starts with "$", or is not a string,
-# becomes {"$dict": [[key, value], ...]} itself, so no user's dictionary can look like a tagged node.
-
-
-def pack(tree: Any) -> tuple[JSON, dict[str, Tensor]]:
-    """Split nested plain data into JSON and named tensors, from which :func:`unpack` restores it type for type.
-
-    Takes None, bool, int, float, str, bytes, NumPy scalars and arrays, tensors (of any device; a Parameter comes back
-    as a tensor), and lists, tuples and dictionaries of these. Dictionary keys are strings or integers. A tensor that is
-    contiguous and on the CPU already is not copied: write the result before the original changes.
-
-    :param tree: the data, at most ``MAX_DEPTH`` levels deep
-    :return: JSON for the manifest, and the tensors for one member
-    :raises TypeError: for any other type, naming the path to it
-    :raises ValueError: for a tree that is too deep or contains itself, naming the path
-    """
-    tensors: dict[str, Tensor] = {}
-    return _Packer(tensors).pack(tree, ()), tensors
-
-
-class _Packer:
-    """Walks a tree and collects its tensors; ``path`` is the chain of keys down to the value."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-        self.storages: set[int] = set()
-
-    def pack(self, value: Any, path: tuple[Any, ...]) -> JSON:
-        if len(path) > MAX_DEPTH:
-            raise ValueError(f"{_where(path[:3])}... is nested over {MAX_DEPTH} deep, or contains itself; flatten it")
-        kind = type(value)  # the exact type: a subclass would come back as something else
-        if kind is list:
-            tag = _numbers(value) if len(value) > _LONG_LIST else None
-            if tag is not None:
-                return {tag: self.store(torch.from_numpy(np.array(value)), path)}
-            return [self.pack(item, (*path, i)) for i, item in enumerate(value)]
-        if kind is tuple:
-            return {"$tuple": [self.pack(item, (*path, i)) for i, item in enumerate(value)]}
-        if kind is dict:
-            return self.pack_dict(value, path)
-        if isinstance(value, Tensor):
-            return {"$tensor": self.store(value, path)}
-        if kind is np.ndarray or isinstance(value, np.generic):
-            return self.pack_numpy(value, path)
-        if kind is bytes:
-            return {"$bytes": self.store(torch.from_numpy(np.frombuffer(value, np.uint8).copy()), path)}
-        return _pack_leaf(value, path)
-
-    def pack_dict(self, value: dict[Any, Any], path: tuple[Any, ...]) -> JSON:
-        items = []
-        for key, item in value.items():
-            if type(key) not in (str, int):
-                raise TypeError(f"{_where(path)} has the key {key!r} of type {type(key).__name__}; use strings")
-            items.append((_pack_leaf(key, path), self.pack(item, (*path, key))))
-        if all(isinstance(key, str) and not key.startswith("$") for key, _ in items):
-            return {str(key): item for key, item in items}
-        return {"$dict": [[key, item] for key, item in items]}
-
-    def pack_numpy(self, value: Any, path: tuple[Any, ...]) -> JSON:
-        array = np.asarray(value)
-        dtype = np.dtype(array.dtype.newbyteorder("=").str)  # by its name: torch knows int64, not its twin longlong
-        try:  # the copy gives torch native byte order, positive strides and memory that may be written
-            tensor = torch.from_numpy(array.astype(dtype, order="C"))
-        except TypeError:
-            raise TypeError(f"{_where(path)} is a NumPy value of dtype {array.dtype}; give numbers or bools") from None
-        swapped = array.dtype.str.startswith(">")
-        tag = "$scalar" if isinstance(value, np.generic) else "$bigendian" if swapped else "$array"
-        return {tag: self.store(tensor, path)}
-
-    def store(self, tensor: Tensor, path: tuple[Any, ...]) -> str:
-        name = str(len(self.tensors))
-        self.tensors[name] = _plain(tensor, _where(path), self.storages)
-        return name
-
-
-def _numbers(values: list[Any]) -> str | None:
-    """The tag of a list that one tensor holds: all floats, or all integers of 64 bits."""
-    kinds = {type(value) for value in values}
-    if kinds == {float}:
-        return "$floats"
-    return "$ints" if kinds == {int} and -(2**63) <= min(values) <= max(values) < 2**63 else None
-
-
-def _pack_leaf(value: Any, path: tuple[Any, ...]) -> JSON:
-    packed: JSON = value
-    match value:
-        case None | bool():
-            return packed
-        case int() if type(value) is int:  # long ones as hexadecimal: reading long decimals takes quadratic time
-            return packed if -(2**63) <= value < 2**63 else {"$int": format(value, "x")}
-        case float() if type(value) is float:  # JSON has no NaN or infinity; eight bytes keep a NaN's payload too
-            return packed if math.isfinite(value) else {"$float": struct.pack(">d", value).hex()}
-        case str() if type(value) is str:
-            raw = value.encode("utf-8", "surrogatepass")  # JSON would join two lone surrogates into one character
-            return packed if raw.decode("utf-8", "replace") == value else {"$str": raw.hex()}
-    raise TypeError(
-        f"{_where(path)} is of type {type(value).__module__}.{type(value).__qualname__}, which no file can hold; "
-        "convert it to None, bool, int, float, str, bytes, list, tuple, dict, a NumPy array or a tensor"
-    )
-
-
-def _where(path: tuple[Any, ...]) -> str:
-    return "tree" + "".join(f"[{key!r}]" for key in path)
-
-
-def _plain(tensor: Tensor, where: str, storages: set[int]) -> Tensor:
-    """The tensor as safetensors wants it: dense, on the CPU, contiguous, sharing memory with none seen before."""
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
-        what = f"{tensor.dtype} tensor ({tensor.layout}, {tensor.device})"
-        raise TypeError(f"{where} is a {what}, which safetensors cannot hold; convert it to a dense plain one")
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    storage = tensor.untyped_storage().data_ptr()
-    if storage in storages:
-        return tensor.clone()
-    storages.add(storage)
-    return tensor
-
-
-def unpack(packed: JSON, tensors: Mapping[str, Tensor]) -> Any:
-    """Restore the tree that :func:`pack` split. NumPy arrays share memory with CPU tensors in ``tensors``.
-
-    :param packed: the JSON that ``pack`` returned
-    :param tensors: the tensors that ``pack`` returned, all of them and no others, on any device
-    :return: the tree
-    :raises FileFormatError: if the two do not belong together or did not come from ``pack``
-    """
-    remaining = dict(tensors)
-    try:
-        tree = _Unpacker(remaining).unpack(packed, 0)
-    except FileFormatError:
-        raise
-    except (ValueError, TypeError, RuntimeError, OverflowError, struct.error) as err:
-        raise _bad_tree(f"hold a value that cannot be restored ({err})") from err
-    if remaining:
-        raise _bad_tree(f"leave {len(remaining)} tensors unused, {min(remaining)!r} among them")
-    return tree
-
-
-def _bad_tree(what: str) -> FileFormatError:
-    return _refusal("the packed data", what, "save them again")
-
-
-class _Unpacker:
-    """Builds a tree; each tensor is taken once, so a small file cannot name one tensor a million times."""
-
-    def __init__(self, remaining: dict[str, Tensor]) -> None:
-        self.remaining = remaining
-        self.leaves: dict[str, Callable[[Any], Any]] = {
-            "$tensor": self.take,
-            "$array": lambda name: self.take(name).numpy(force=True),
-            "$bigendian": lambda name: _big_endian(self.take(name).numpy(force=True)),
-            "$scalar": lambda name: self.take(name, dim=0).numpy(force=True)[()],
-            "$floats": lambda name: self.take(name, dim=1, dtype=torch.float64).tolist(),
-            "$ints": lambda name: self.take(name, dim=1, dtype=torch.int64).tolist(),
-            "$bytes": lambda name: self.take(name, dim=1, dtype=torch.uint8).numpy(force=True).tobytes(),
-            "$int": lambda text: int(text, 16),
-            "$float": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
-            "$str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
-        }
-
-    def unpack(self, node: JSON, depth: int) -> Any:
-        if depth > MAX_DEPTH:
-            raise _bad_tree(f"are nested over {MAX_DEPTH} deep")
-        if isinstance(node, list):
-            return [self.unpack(item, depth + 1) for item in node]
-        if not isinstance(node, dict):
-            return node
-        tag = next((key for key in node if key.startswith("$")), None)
-        if tag is None:
-            return {key: self.unpack(item, depth + 1) for key, item in node.items()}
-        if len(node) != 1:
-            raise _bad_tree(f"have keys beside the tag {tag!r}")
-        return self.unpack_tagged(tag, node[tag], depth)
-
-    def unpack_tagged(self, tag: str, content: JSON, depth: int) -> Any:
-        if tag in self.leaves and isinstance(content, str):
-            return self.leaves[tag](content)
-        if tag == "$tuple" and isinstance(content, list):
-            return tuple(self.unpack(item, depth + 1) for item in content)
-        if tag == "$dict" and isinstance(content, list):
-            pairs = [item for item in content if isinstance(item, list) and len(item) == 2]
-            tree = {self.unpack(key, depth): self.unpack(item, depth + 1) for key, item in pairs}
-            if len(tree) == len(content):
-                return tree
-        raise _bad_tree(f"have an unknown or malformed tag {tag!r}")
-
-    def take(self, name: str, dim: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        tensor = self.remaining.pop(name, None)
-        if tensor is None:
-            raise _bad_tree(f"name a tensor {name!r} that is missing or used before")
-        if dim not in (None, tensor.dim()) or dtype not in (None, tensor.dtype):
-            raise _bad_tree(f"expect another shape or dtype of tensor {name!r}")
-        return tensor
-
-
-def _big_endian(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.astype(array.dtype.newbyteorder(">"))
 
 
 # ---- the zip: headers as a function of names, sizes and CRCs ---------------------------------------------------------
@@ -393,7 +178,7 @@ def _write_stream(file: BinaryIO, manifest: Mapping[str, Any], members: Mapping[
 
 def _write_member(file: BinaryIO, entries: list[_Entry], name: str, tensors: Mapping[str, Tensor]) -> JSON:
     storages: set[int] = set()
-    plain = {key: _plain(tensor, f"tensor {key!r} of {name!r}", storages) for key, tensor in tensors.items()}
+    plain = {key: dense(tensor, f"tensor {key!r} of {name!r}", storages) for key, tensor in tensors.items()}
     if "__metadata__" in plain:
         raise ValueError(f"member {name!r} has a tensor '__metadata__', a name safetensors keeps; rename it")
     blob = safetensors.torch.save(plain)
@@ -420,7 +205,7 @@ def _write_error(path: Path, err: OSError) -> OSError:
     remedy = remedies.get(err.errno or 0, "check the path and the disk")
     intact = "; the previous file is intact" if os.path.lexists(path) else ""
     message = f"cannot write {path}: {err.strerror or err}; {remedy} and save again{intact}"
-    return OSError(err.errno or errno.EIO, _one_line(message))
+    return OSError(err.errno or errno.EIO, one_line(message))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -486,7 +271,7 @@ def _read_manifest(file: BinaryIO, label: str) -> tuple[dict[str, Any], dict[_En
     raw = _read(file, start, length) if start + length < size and length <= MAX_MANIFEST_BYTES else b""
     digest = hashlib.sha256(raw).hexdigest()
     if tail[-64:] != digest.encode():
-        raise _refusal(label, *_diagnose(file, size, "has a damaged or edited manifest"))
+        raise refusal(label, *_diagnose(file, size, "has a damaged or edited manifest"))
     manifest = _parse_manifest(raw, label)
     entries: list[_Entry] = []
     for name, record in manifest["files"].items():
@@ -496,7 +281,7 @@ def _read_manifest(file: BinaryIO, label: str) -> tuple[dict[str, Any], dict[_En
     sound = entry.offset == offset  # first of all, as forged sizes can exceed what a header holds
     expected = entry.local_header() + raw + _directory(entries, digest) if sound else b""
     if len(expected) != size - offset or _read(file, offset, len(expected)) != expected:
-        raise _refusal(label, *_diagnose(file, size, "does not hold just the members that its manifest lists"))
+        raise refusal(label, *_diagnose(file, size, "does not hold just the members that its manifest lists"))
     return {key: value for key, value in manifest.items() if key not in RESERVED_KEYS}, digests
 
 
@@ -504,22 +289,22 @@ def _parse_manifest(raw: bytes, label: str) -> dict[str, Any]:
     try:
         manifest = _parse_json(raw)
     except (ValueError, RecursionError) as err:
-        raise _refusal(label, f"has a manifest that is not plain JSON ({err})") from err
+        raise refusal(label, f"has a manifest that is not plain JSON ({err})") from err
     if not isinstance(manifest, dict) or manifest.get("format") != "headway":
-        raise _refusal(label, "has a manifest without 'format': 'headway'", "give a file that Headway saved")
+        raise refusal(label, "has a manifest without 'format': 'headway'", "give a file that Headway saved")
     version, files = manifest.get("format_version"), manifest.get("files")
     if type(version) is int and version > FORMAT_VERSION:
         what = f"was written by a newer Headway (format {version} > {FORMAT_VERSION})"
-        raise _refusal(label, what, "upgrade with pip install -U headway-rl")
+        raise refusal(label, what, "upgrade with pip install -U headway-rl")
     if type(version) is not int or version < 1 or not isinstance(files, dict):
-        raise _refusal(label, "has a manifest whose 'format_version' or 'files' is missing or broken")
+        raise refusal(label, "has a manifest whose 'format_version' or 'files' is missing or broken")
     for name, record in files.items():
         if not _MEMBER_NAME.fullmatch(name):
-            raise _refusal(label, f"has a member with the unsafe name {name!r}")
+            raise refusal(label, f"has a member with the unsafe name {name!r}")
         match record:
             case {"bytes": int(size), "crc32": int(crc), "sha256": str()} if size >= 0 and 0 <= crc <= _MAX32:
                 continue
-        raise _refusal(label, f"has a manifest whose 'bytes', 'crc32' or 'sha256' of {name!r} is missing or broken")
+        raise refusal(label, f"has a manifest whose 'bytes', 'crc32' or 'sha256' of {name!r} is missing or broken")
     return manifest
 
 
@@ -548,14 +333,14 @@ def _no_constant(text: str) -> float:
 def _read_member(file: BinaryIO, label: str, entry: _Entry, digest: str) -> dict[str, Tensor]:
     header = entry.local_header()
     if _read(file, entry.offset, len(header)) != header:
-        raise _refusal(label, f"has a damaged header before {entry.name!r}")
+        raise refusal(label, f"has a damaged header before {entry.name!r}")
     blob = _read(file, entry.data, entry.size)
     if hashlib.sha256(blob).hexdigest() != digest:
-        raise _refusal(label, f"has a member {entry.name!r} that is damaged or not its own (its checksum differs)")
+        raise refusal(label, f"has a member {entry.name!r} that is damaged or not its own (its checksum differs)")
     try:
         return safetensors.torch.load(blob)
     except Exception as err:  # whatever safetensors or torch think of a hostile header
-        raise _refusal(label, f"has a member {entry.name!r} that safetensors refuses ({err})") from err
+        raise refusal(label, f"has a member {entry.name!r} that safetensors refuses ({err})") from err
 
 
 def _read(file: BinaryIO, offset: int, count: int) -> bytes:
@@ -573,36 +358,26 @@ def _read(file: BinaryIO, offset: int, count: int) -> bytes:
 # ---- saying what is wrong --------------------------------------------------------------------------------------------
 
 
-def _refusal(label: str, what: str, remedy: str = _RESTORE) -> FileFormatError:
-    return FileFormatError(_one_line(f"{label}: {what}; {remedy}"))
-
-
-def _one_line(text: str) -> str:
-    """The text without line breaks or terminal controls, which a hostile name may hold, and not too long."""
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return text if len(text) <= 1000 else f"{text[:600]} ... {text[-300:]}"
-
-
 def _diagnose(file: BinaryIO, size: int, fallback: str) -> tuple[str, str]:
     """What is wrong, and the remedy, for a file whose structure is not ours. It looks at 1 MiB at most."""
     start, tail = _read(file, 0, 4), _read(file, max(size - (1 << 20), 0), min(size, 1 << 20))
     end = tail.rfind(b"PK\5\6")
     if size == 0:
-        return "is empty", _RESTORE
+        return "is empty", RESTORE
     if end < 0 and not b"PK\3\4".startswith(start):
         return "is not a zip file", "give a file that Headway saved"
     excess = len(tail) - (end + 22 + int.from_bytes(tail[end + 20 : end + 22], "little"))
     if end < 0 or excess < 0:
-        return "is cut off: its end is missing", _RESTORE
+        return "is cut off: its end is missing", RESTORE
     if excess > 0:
-        return f"has {excess} foreign bytes after its end", _RESTORE
+        return f"has {excess} foreign bytes after its end", RESTORE
     try:
         infos = zipfile.ZipFile(io.BytesIO(tail)).infolist()
     except Exception:  # zipfile raises many kinds for broken directories
-        return "has a damaged zip directory", _RESTORE
+        return "has a damaged zip directory", RESTORE
     if problem := _diagnose_members(infos):
         return problem
-    return fallback if start == b"PK\3\4" else "has foreign bytes before its beginning", _RESTORE
+    return fallback if start == b"PK\3\4" else "has foreign bytes before its beginning", RESTORE
 
 
 def _diagnose_members(infos: list[zipfile.ZipInfo]) -> tuple[str, str] | None:
@@ -616,85 +391,12 @@ def _diagnose_members(infos: list[zipfile.ZipInfo]) -> tuple[str, str] | None:
         return f"is a zip file of something else (has {', '.join(names[:5])}, no {_MANIFEST})", "give a Headway file"
     for info, name in zip(infos, names, strict=True):
         if info.flag_bits & 1:
-            return f"has the encrypted member {name!r}", _RESTORE
+            return f"has the encrypted member {name!r}", RESTORE
         if info.compress_type != zipfile.ZIP_STORED:
             sizes = f"{info.compress_size} bytes said to hold {info.file_size}"
-            return f"has the compressed member {name!r} ({sizes}), which Headway never writes", _RESTORE
+            return f"has the compressed member {name!r} ({sizes}), which Headway never writes", RESTORE
         if name != _MANIFEST and not (name.endswith(_SUFFIX) and _MEMBER_NAME.fullmatch(name.removesuffix(_SUFFIX))):
-            return f"has the unsafe or foreign member {name!r}", _RESTORE
+            return f"has the unsafe or foreign member {name!r}", RESTORE
         if names.count(name) > 1:
-            return f"has the member {name!r} twice", _RESTORE
+            return f"has the member {name!r} twice", RESTORE
     return None
-
-
-# ---- a directory of checkpoints --------------------------------------------------------------------------------------
-
-
-def checkpoint_path(directory: str | os.PathLike[str], step: int) -> Path:
-    """Where the checkpoint of a step belongs.
-
-    :param directory: the run's folder of checkpoints
-    :param step: environment steps so far, 0 or more
-    :return: ``directory/checkpoint-<step in 12 digits>.zip``
-    """
-    if not 0 <= step < 10**18:
-        raise ValueError(f"step is {step}; it must be from 0 to below 10**18")
-    return Path(directory) / f"checkpoint-{step:012d}.zip"
-
-
-def list_checkpoints(directory: str | os.PathLike[str]) -> list[Path]:
-    """The checkpoints in a directory, largest step first; none if the directory does not exist.
-
-    :param directory: the folder to look into; other files and temporaries there are ignored
-    :return: their paths
-    """
-    folder = Path(directory)
-    steps = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        match = _CHECKPOINT_NAME.fullmatch(path.name)
-        if match and path.is_file():
-            steps[path] = int(match[1])
-    return sorted(steps, key=lambda path: (steps[path], path.name), reverse=True)
-
-
-def newest_archive(directory: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> tuple[Path, Archive]:
-    """The newest checkpoint that reads completely; broken ones before it are skipped with a line in the log.
-
-    :param directory: the run's folder of checkpoints
-    :param device: where to put the tensors
-    :return: its path and content
-    :raises FileNotFoundError: if no checkpoint there can be read
-    """
-    paths = list_checkpoints(directory)
-    for path in paths:
-        try:
-            return path, read_archive(path, device=device)
-        except (FileFormatError, OSError) as err:
-            _log.warning("skipping a checkpoint that cannot be read: %s", _one_line(str(err)))
-    found = f"none of the {len(paths)} checkpoints can be read" if paths else "there is no checkpoint"
-    message = f"{found} in {directory}; name the folder of a run that saved one, or train from the start"
-    raise FileNotFoundError(errno.ENOENT, _one_line(message))
-
-
-def prune_checkpoints(directory: str | os.PathLike[str], keep: int) -> None:
-    """Delete all checkpoints older than the ``keep`` newest sound ones, and what killed writers left behind.
-
-    A checkpoint counts as sound if its manifest reads, so a broken newest one never costs the last good one.
-
-    :param directory: the run's folder of checkpoints
-    :param keep: how many to keep, at least 1
-    """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}; it must be at least 1")
-    kept = 0
-    for path in list_checkpoints(directory):
-        if kept >= keep:
-            path.unlink(missing_ok=True)
-            continue
-        with contextlib.suppress(FileFormatError, OSError):
-            read_manifest(path)
-            kept += 1
-    for leftover in Path(directory).glob(".checkpoint-*.zip.tmp-*"):
-        with contextlib.suppress(FileNotFoundError):  # its writer may rename it at this moment
-            if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                leftover.unlink()

@@ -23,11 +23,11 @@ from ...envs import BatchedEnv, make, supports_rgb
 from ...envs.naming import nearest
 from ...wrappers.batching import as_batched
 from ...wrappers.sb3 import BatchedVecEnv
-from . import files
-from .collectors import Collector
 from .config import AgentConfig
+from .data import Collector
+from .files import contents
 from .logging import Metrics
-from .modules import Tracked, TrackedModules
+from .nets import Tracked, TrackedModules
 from .normalization import BatchNormalizer
 from .policy import AgentPolicy
 from .spaces import ActionScaler, ObservationCodec, check_action_space
@@ -433,7 +433,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         """
         if exclude or include:
             raise ValueError("Headway's files hold a fixed set of entries: exclude and include do not apply")
-        files.save_agent(self, path)
+        contents.save_agent(self, path)
 
     @classmethod
     def load(
@@ -460,7 +460,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         :raises FileFormatError: (a ``ValueError``) the file is broken, foreign, newer, or another agent's
         :raises ValueError: the environment's spaces differ from the policy's
         """
-        return files.load_agent(cls, path, env, device, overrides, print_system_info)
+        return contents.load_agent(cls, path, env, device, overrides, print_system_info)
 
     def save_checkpoint(self, directory: str | Path, *, extra: Any = None, keep: int | None = 2) -> Path:
         """Save everything that training needs: :meth:`resume` goes on as if it had never stopped, bit for bit on a CPU.
@@ -474,7 +474,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         :return: the file written
         :raises OSError: it could not be written; earlier checkpoints are untouched
         """
-        return files.save_checkpoint(self, Path(directory), extra, keep)
+        return contents.save_checkpoint(self, Path(directory), extra, keep)
 
     @classmethod
     def resume(
@@ -492,7 +492,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         :raises FileNotFoundError: no complete checkpoint there
         :raises FileFormatError: (a ``ValueError``) it is another agent's
         """
-        return files.resume_agent(cls, Path(directory), env, device, options)
+        return contents.resume_agent(cls, Path(directory), env, device, options)
 
 
 def _training_env(env: Any) -> VecEnv:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...wrappers.snapshot import StateNotSavable
-from .normalization import load_normalizer_state, normalizer_state
+from ....wrappers.snapshot import StateNotSavable
+from ..normalization import load_normalizer_state, normalizer_state
 
 if TYPE_CHECKING:
-    from .base import ActorCriticAgent
+    from ..agent import ActorCriticAgent
 
 log = logging.getLogger("headway")
 
