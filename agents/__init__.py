@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from ..envs.naming import nearest
-from .core.agent import AGENTS, ActorCriticAgent
-from .core.data.collectors import NonFiniteError
+from .core.agent import ActorCriticAgent
+from .core.data import NonFiniteError
 from .core.files import FileFormatError, read_manifest
+from .core.registry import AGENTS
 from .dcac import DCAC, DCACConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config

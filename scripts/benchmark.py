@@ -139,11 +139,7 @@ def _ours(agent: type[OffPolicyAgent[Any]], env: Any, options: SpeedOptions, **h
     fixed: Any = {"seed": 0, "device": options.device, "buffer_size": 100_000, "compile": options.compile}
     model = agent(policy, env, **fixed, **hyper)
 
-    def update(count: int) -> None:
-        model._pending_updates = count
-        model._train()
-
-    return _Side(model, update)
+    return _Side(model, model.train)
 
 
 def _sides(name: str, options: SpeedOptions) -> dict[str, _Side]:

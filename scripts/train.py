@@ -503,7 +503,7 @@ def _save_what_is_whole(agent: ActorCriticAgent[Any], callback: TrainingCallback
     Nor is there one after an error of the callback's, a full disk say: what it had not yet done at its step would be
     missing for good. The run then goes on from the checkpoint before, and does it again.
     """
-    if isinstance(error, Exception) and agent.num_timesteps and not agent._pending_updates and not callback.busy:
+    if isinstance(error, Exception) and agent.num_timesteps and not agent.pending_updates and not callback.busy:
         agent.env_is_broken = True
         try:
             print(f"saved {callback.checkpoint()}", file=sys.stderr)

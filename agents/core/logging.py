@@ -17,9 +17,13 @@ log = logging.getLogger("headway")
 
 
 class Metrics:
-    """Running means of named scalar tensors, read only when a line is logged: an update never waits for a number."""
+    """Running means of named scalar tensors, read only when a line is logged: an update never waits for a number.
 
-    def __init__(self) -> None:
+    :param device: where the scalars are
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -46,9 +50,9 @@ class Metrics:
         """:return: sums and counts, so that a resumed run logs the same means."""
         return {"sums": {k: v.clone() for k, v in self._sums.items()}, "counts": dict(self._counts)}
 
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state` returned."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
 
 

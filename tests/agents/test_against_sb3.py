@@ -110,7 +110,7 @@ def test_sac_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str, e
     for index in range(UPDATES):
         monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])
         monkeypatch.setattr(ours, "noise", lambda *shape, index=index: data.noise[index])
-        ours._update()
+        ours._update("update")
         ours._n_updates += 1
         # Stable-Baselines3 draws inside Normal.rsample: first for obs, then for next_obs.
         draws = iter(data.noise[index])
@@ -145,7 +145,7 @@ def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -
     for index in range(UPDATES):
         monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])
         monkeypatch.setattr(ours, "noise", lambda *shape, index=index: data.noise[index][0])
-        ours._update()
+        ours._update("update")
         ours._n_updates += 1
         monkeypatch.setattr(
             torch.Tensor, "normal_", lambda self, mean, std, index=index: self.copy_(data.noise[index][0] * std)
@@ -191,7 +191,7 @@ def test_a_whole_run_of_sac_is_the_peers(monkeypatch: pytest.MonkeyPatch) -> Non
         with torch.no_grad():
             return ours.actor.module.sample(ours.last_obs, acting[step])[0]
 
-    monkeypatch.setattr("headway.agents.core.data.collectors.OffPolicyCollector._actions", lambda self: our_actions())
+    monkeypatch.setattr(ours, "choose", lambda: {"actions": our_actions()})
     monkeypatch.setattr(ours, "noise", lambda *shape: updating[ours.num_timesteps - 1])
     monkeypatch.setattr(ours.store, "_draw", lambda *a: torch.from_numpy(rows[ours.num_timesteps - 1]))
     ours.learn(total)

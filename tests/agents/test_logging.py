@@ -17,7 +17,7 @@ def test_metrics_are_means_and_survive_a_save() -> None:
     metrics.add({"a": value})
     value.fill_(100.0)  # what is added later must not change what was added
     metrics.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
-    resumed.load_state(metrics.state(), torch.device("cpu"))
+    resumed.load_state(metrics.state())
     metrics.add({"a": torch.tensor(6.0)})
     resumed.add({"a": torch.tensor(6.0)})
     assert metrics.flush() == resumed.flush() == {"a": 3.0, "b": 5.0}
