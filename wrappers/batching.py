@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, concatenate
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -391,7 +391,9 @@ class VectorEnvBatch(_Adapter):
     def _reset_some(self, rows: list[int], seeds: list[int | None]) -> Any:
         mask = np.zeros(self.num_envs, bool)
         mask[rows] = True
-        return self.env.reset(seed=seeds, options={"reset_mask": mask})[0] if rows else self.env._observations
+        if rows:
+            self.env.reset(seed=seeds, options={"reset_mask": mask})
+        return concatenate(self.single_observation_space, self.env._env_obs, self.env._observations)
 
     def _around(self, envs: list[gym.Env[Any, Any]]) -> SyncVectorEnv:
         return SyncVectorEnv(

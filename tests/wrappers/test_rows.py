@@ -14,7 +14,7 @@ from headway.envs.mean_field.member import MeanFieldAgentBatch
 from headway.envs.mean_field.population import MeanFieldPopulationBatch
 from headway.envs.mujoco import MujocoBatch, scale
 from headway.envs.mujoco.tasks import Hopper
-from headway.wrappers import BatchedRandomDelay, as_batched
+from headway.wrappers import BatchedRandomDelay, RandomDelay, Snapshot, as_batched
 from labelled import Labelled
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize, VecTransposeImage
@@ -32,7 +32,7 @@ def dummy(n: int, make: Callable[[], gym.Env[Any, Any]]) -> DummyVecEnv:
 
 
 def sync(n: int, mode: AutoresetMode, form: str) -> BatchedEnv:
-    return as_batched(SyncVectorEnv([partial(Counted, 0, form) for _ in range(n)], autoreset_mode=mode))
+    return as_batched(SyncVectorEnv([partial(Counted, row % 3, form) for row in range(n)], autoreset_mode=mode))
 
 
 class Counted(Labelled):
@@ -55,6 +55,9 @@ BUILDERS: dict[str, Callable[[int], BatchedEnv]] = {
     "DummyVecEnv of Dicts": lambda n: as_batched(dummy(n, partial(Counted, 2, "dict"))),
     "DummyVecEnv of images": lambda n: as_batched(VecTransposeImage(dummy(n, partial(Counted, 0, "image")))),
     "DummyVecEnv of robots": lambda n: as_batched(dummy(n, lambda: gym.make("Hopper-v5", max_episode_steps=9))),
+    "DummyVecEnv of delays": lambda n: as_batched(
+        dummy(n, lambda: Snapshot(RandomDelay(Point(), "wifi", "uniform:0-2")))
+    ),
     **{f"SyncVectorEnv {mode.name}": partial(sync, mode=mode, form="dict") for mode in AutoresetMode},
     "delays": lambda n: BatchedRandomDelay(mujoco(n, autoreset_mode=AutoresetMode.DISABLED), "wifi", "uniform:0-3"),
     "delays, immediate ends": lambda n: BatchedRandomDelay(
@@ -102,9 +105,15 @@ def assert_rows(found: dict[str, Tensor], place: int, expected: dict[str, Tensor
 
 
 @pytest.fixture(params=BUILDERS)
-def env(request: pytest.FixtureRequest) -> BatchedEnv:
-    """A batch of three rows, seven steps after its reset."""
-    env = BUILDERS[request.param](3)
+def build(request: pytest.FixtureRequest) -> Callable[[int], BatchedEnv]:
+    """Makes batches of one kind."""
+    return BUILDERS[request.param]
+
+
+@pytest.fixture
+def env(build: Callable[[int], BatchedEnv]) -> BatchedEnv:
+    """A batch of three rows, seven steps after its reset; rows that end at different times, where they differ."""
+    env = build(3)
     env.reset(seed=3)
     for move in drawn(env, 7, 1):
         env.step(torch.stack([move, move, move]))
@@ -142,7 +151,9 @@ def test_a_row_goes_on_in_other_rows_and_other_batches_as_it_would_have(env: Bat
         assert_rows(found, row, future, row)
 
 
-def test_some_rows_are_reset_and_seeded_while_the_others_go_on(env: BatchedEnv) -> None:
+def test_some_rows_are_reset_and_seeded_while_the_others_go_on(
+    env: BatchedEnv, build: Callable[[int], BatchedEnv]
+) -> None:
     able, moves = require(env, RowSnapshots), drawn(env, STEPS, 2)
     saved = able.state(rows(0, 1, 2))
     future = play(env, moves)
@@ -151,7 +162,7 @@ def test_some_rows_are_reset_and_seeded_while_the_others_go_on(env: BatchedEnv) 
     found = play(env, moves)
     assert_rows(found, 1, future, 1)
 
-    fresh = able.like(3)
+    fresh = build(3)
     first, _ = fresh.reset(seed=40)
     for name, part in flat(obs).items():
         assert torch.equal(part[rows(0, 2)], flat(first)[name][rows(0, 2)])
@@ -160,10 +171,15 @@ def test_some_rows_are_reset_and_seeded_while_the_others_go_on(env: BatchedEnv) 
         assert_rows(found, row, expected, row)
 
     able.load_state(saved)
-    require(env, Resettable).reset_rows(torch.zeros(3, dtype=torch.bool))
+    nothing = torch.zeros(3, dtype=torch.bool)
+    before = flat(require(env, Resettable).reset_rows(nothing)[0])
+    able.copy_rows(rows(1, 1), rows(0, 2))
+    after = flat(require(env, Resettable).reset_rows(nothing)[0])
+    for name, part in after.items():  # what is shown is copied as well
+        assert torch.equal(part, before[name][rows(1, 1, 1)])
     found = play(env, moves)
     for row in range(3):
-        assert_rows(found, row, future, row)
+        assert_rows(found, row, future, 1)
 
 
 def test_rows_of_a_new_batch_draw_numbers_of_their_own() -> None:
