@@ -7,19 +7,24 @@ from typing import Annotated, Any
 
 import imageio
 import numpy as np
+import torch
 import tyro
 from gymnasium import Env
 from mujoco import MjModel, mj_name2id, mjtObj
-from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from torch import Tensor
 
 from .. import agents
 from ..agents import ActorCriticAgent
+from ..agents.core.data.episodes import Turn, run_episodes
 from ..agents.core.files import list_checkpoints, read_archive, unpack
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
-from ..wrappers import BatchedVecEnv
+from ..envs.batched import Obs
+from ..wrappers import BatchedVecEnv, as_batched
+from ..wrappers.sb3 import to_numpy
 from .options import check_device
 from .statistics import Summary, summarise
 from .worlds import World
@@ -48,7 +53,7 @@ class EvaluateOptions:
     """Draw the comparison of --delays to this file."""
 
     seed: int = 10_000
-    """Seed of the episodes; environment i of those stepped together starts from seed + i. Range: [0, inf)."""
+    """Seed of the episodes; episode i starts from seed + i, however many are stepped together. Range: [0, inf)."""
 
     stochastic: bool = False
     """Sample actions instead of taking the policy's mode."""
@@ -118,25 +123,29 @@ def _following_camera(world: World) -> dict[str, str]:
     return {"camera_name": "track"} if has_one else {}
 
 
-def run_episodes(
-    agent: ActorCriticAgent[Any], env: VecEnv, episodes: int, seed: int, deterministic: bool = True
+def evaluate_agent(
+    agent: BaseAlgorithm, env: VecEnv, episodes: int, seed: int, deterministic: bool = True
 ) -> tuple[list[float], list[int]]:
     """Run episodes from seeded starts.
 
-    :param agent: the agent
-    :param env: monitored environments; reseeded, so that equal policies get equal episodes
-    :param episodes: how many
-    :param seed: of the first row
+    :param agent: ours, or any algorithm of Stable-Baselines3; one with a memory keeps it through an episode
+    :param env: environments, monitored if wrappers in them change rewards or ends; what their normaliser makes of
+        observations is acted on, returns are as they were before it
+    :param episodes: how many; episode ``i`` is that of an environment seeded ``seed + i``
+    :param seed: of the first episode
     :param deterministic: the mode of the policy instead of samples
-    :return: returns and lengths
+    :return: returns and lengths, in the order of the seeds
     """
-    env.seed(seed)
-    returns, lengths = evaluate_policy(
-        agent, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True
-    )
-    assert isinstance(returns, list)
-    assert isinstance(lengths, list)
-    return returns, lengths
+    batch, memory = as_batched(env), None
+
+    def act(obs: Obs, turn: Turn) -> Tensor:
+        nonlocal memory
+        starts = turn.starts.cpu().numpy()
+        actions, memory = agent.predict(to_numpy(obs), memory, starts, deterministic)
+        return torch.as_tensor(actions, device=batch.device)
+
+    done = run_episodes(batch, act, episodes=episodes, seed=seed)
+    return done.returns.tolist(), done.lengths.tolist()
 
 
 def check_drawing(env_id: str) -> None:
@@ -245,7 +254,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
     env = normalised(evaluation_env(world, min(options.n_envs, options.episodes)), path)
     agent.attach_env(env)
     print(said)
-    returns, lengths = run_episodes(agent, env, options.episodes, options.seed, deterministic)
+    returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic)
     env.close()
     summary = summarise(returns, lengths)
     print(summary)
@@ -275,7 +284,7 @@ def _evaluate_delays(
     for delay, changed in zip(options.delays, worlds, strict=True):
         env = normalised(evaluation_env(changed, min(options.n_envs, options.episodes)), path)
         agent.attach_env(env)
-        returns, lengths = run_episodes(agent, env, options.episodes, options.seed, not options.stochastic)
+        returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, not options.stochastic)
         env.close()
         summaries.append(summarise(returns, lengths))
         print(f"{delay:<{width}}  {summaries[-1]}", flush=True)

@@ -35,7 +35,7 @@ from ..agents.core.files import list_checkpoints
 from ..agents.core.files.contents import versions
 from ..agents.core.logging import CSVFile, run_logger
 from ..wrappers import BatchedVecEnv, Snapshot
-from .evaluate import check_drawing, evaluation_env, record_video, run_episodes
+from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
 from .options import EXECUTION, Run, TrainOptions, check_device, read_run, simulated_on
 from .statistics import Summary, summarise
 
@@ -238,7 +238,7 @@ class Evaluator:
         :param episodes: how many
         :return: their summary, also written to the file
         """
-        returns, lengths = run_episodes(agent, self.env, episodes, self.seed)
+        returns, lengths = evaluate_agent(agent, self.env, episodes, self.seed)
         summary = summarise(returns, lengths)
         row = {name: getattr(summary, name) for name in ("mean", "std", "iqm", "low", "high", "length", "episodes")}
         self.file.append({"step": agent.num_timesteps, **row})

@@ -6,6 +6,7 @@ from .random_delay import BatchedRandomDelay, RandomDelay
 from .registration import register_all
 from .sb3 import BatchedVecEnv
 from .snapshot import Snapshot, StateNotSavable, capture, restore
+from .spaces_only import SpacesOnlyVecEnv
 
 __all__ = [
     "BatchedRandomDelay",
@@ -14,6 +15,7 @@ __all__ = [
     "NashConvCallback",
     "RandomDelay",
     "Snapshot",
+    "SpacesOnlyVecEnv",
     "StateNotSavable",
     "VecEnvBatch",
     "VectorEnvBatch",

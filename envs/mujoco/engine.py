@@ -9,7 +9,7 @@ import torch
 from mujoco.batch import DATA_FIELDS, MODEL_FIELDS
 from torch import Tensor
 
-from .streams import Streams
+from ..streams import Streams
 
 State = dict[str, Tensor]
 
