@@ -21,8 +21,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from support import Point, Stop
+from support import Stop
 from torch import Tensor, nn
+from toys import Point
 
 from .reference_dcac import State, losses, network_input
 

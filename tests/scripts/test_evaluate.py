@@ -15,7 +15,7 @@ from headway.scripts.evaluate import _following_camera, evaluation_env, run_epis
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from support import Point, vec
+from toys import Point, vec
 
 SUMMARY = (
     r"return (-?[\d.]+) ± ([\d.]+)   IQM (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] \(95 %\)   length (\d+)   (\d+) episode"
