@@ -105,7 +105,7 @@ class FlowPicture:
         assert self.grid is not None
         width, height = self.grid
         self.walls = walls.reshape(height, width)
-        look, norm = colours(), _norm(self.flow)
+        look, norm = colours(), colour_scale(self.flow)
         panels = self.figure.subplots(1, len(self.flow), squeeze=False)[0]
         for number, axes in enumerate(panels):
             self.maps.append(axes.imshow(self._cells_at(number, 0), cmap=look, norm=norm, interpolation="nearest"))
@@ -124,7 +124,7 @@ class FlowPicture:
 
     def _lines(self, game: MFGame) -> None:
         panels = self.figure.subplots(2, len(self.flow), squeeze=False, height_ratios=(1, 1.25), sharex="col")
-        norm = _norm(self.flow)
+        norm = colour_scale(self.flow)
         states = np.arange(game.S)
         for number, (upper, lower) in enumerate(panels.T):
             flow = self.flow[number]
@@ -230,7 +230,7 @@ def flow_still(path: Path, game: MFGame, flow: np.ndarray, title: str, moments: 
     times = list(dict.fromkeys(np.linspace(0, game.H, moments).round().astype(int).tolist()))
     width, height = game.grid
     walls = ~reachable(game).reshape(height, width)
-    norm = _norm(flow)
+    norm = colour_scale(flow)
     size = (2.0 * len(times) + 1, 2.0 * height / width * len(flow) + 1.1)
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     panels = figure.subplots(len(flow), len(times), squeeze=False)
@@ -252,8 +252,12 @@ def colours() -> Colormap:
     return colormaps["viridis"].with_extremes(bad=WALL)
 
 
-def _norm(flow: np.ndarray) -> Normalize:
-    """Logarithmic where masses differ much, as they do in a crowd that starts in one place and spreads."""
+def colour_scale(flow: np.ndarray) -> Normalize:
+    """Logarithmic where masses differ much, as they do in a crowd that starts in one place and spreads.
+
+    :param flow: masses, of any shape
+    :return: from masses to [0, 1]
+    """
     some = flow[flow > 0]
     bright = float(np.percentile(some, BRIGHT))
     if float(some.min()) > bright / 20 and float(some.max()) <= CROWDED * bright:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Command
 from headway import agents
 from headway.agents import SAC
-from headway.scripts.evaluate import _following_camera, evaluation_env, run_episodes
+from headway.scripts.evaluate import evaluation_env, following_camera, run_episodes
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -253,4 +253,4 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     ],
 )
 def test_films_follow_robots(name: str, camera: dict[str, str]) -> None:
-    assert _following_camera(World.of(name)) == camera
+    assert following_camera(World.of(name)) == camera
