@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...envs.mean_field import MFGame
-from ..plot import COLOURS, _plain
+from ..plot import COLOURS, plain_axes
 
 BRIGHT, FADED = 99.0, 1e-3
 """The brightest colour is for masses from this percentile on, the darkest below this share of it (our choice)."""
@@ -131,7 +131,7 @@ class FlowPicture:
             self.bars.append(upper.bar(states, flow[0], 0.9, color=COLOURS[number % len(COLOURS)]))
             upper.set_ylim(0, 1.05 * flow.max())
             upper.yaxis.set_major_formatter(percent)
-            _plain(upper, "y")
+            plain_axes(upper, "y")
             look: dict[str, Any] = {"cmap": colours(), "norm": norm, "aspect": "auto", "interpolation": "nearest"}
             self.maps.append(lower.imshow(_shown(flow), **look))
             self.marks.append(lower.axhline(0, color="white", lw=1.6))
