@@ -728,8 +728,9 @@ def test_bounds_of_actions_are_checked(case: Case) -> None:
 
 @every_agent
 def test_other_observations_are_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match=r"MultiBinary\(3\)") as error:
-        case.make(Declares(case.env(), observation_space=spaces.MultiBinary(3)))
+    pair = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3)))
+    with pytest.raises(ValueError, match=r"Tuple\(Discrete\(2\), Discrete\(3\)\)") as error:
+        case.make(Declares(case.env(), observation_space=pair))
     one_line(error)
 
 

@@ -59,13 +59,14 @@ def launch(arguments: Sequence[str], output: Path) -> BaseProcess:
     :param output: a file for what it writes
     :return: the process, started
     """
-    process = SERVER.Process(target=_headway, args=(arguments, output.absolute(), Path.cwd()))
+    process = SERVER.Process(target=_headway, args=(arguments, output.absolute(), Path.cwd(), dict(os.environ)))
     process.start()
     return process
 
 
-def _headway(arguments: Sequence[str], output: Path, folder: Path) -> None:
-    os.chdir(folder)
+def _headway(arguments: Sequence[str], output: Path, folder: Path, environment: dict[str, str]) -> None:
+    os.chdir(folder)  # the server has its own
+    os.environ.update(environment)
     with output.open("wb") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
