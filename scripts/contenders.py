@@ -202,7 +202,7 @@ class Replay(Side):
         self.batch, self._substeps = env.engine.batch, env.engine.frame_skip
         self._controls = torch.from_numpy(self.batch.bind("ctrl"))
         self._start = self.batch.state.copy()
-        self._recording = [self._record() for _ in range(length)]
+        self.recording = [self._record() for _ in range(length)]
         self._rewind()
 
     def _record(self) -> tuple[Tensor, _Restart | None]:
@@ -213,7 +213,7 @@ class Replay(Side):
 
     def _rewind(self) -> None:
         self.batch.state[:] = self._start
-        self._following = iter(self._recording)
+        self._following = iter(self.recording)
 
     def run(self, steps: int) -> int:
         """See :meth:`Side.run`."""

@@ -106,7 +106,7 @@ def evaluation_env(world: World, n_envs: int, render: bool = False, threads: int
     if world.is_batched and not render:
         return BatchedVecEnv(world.batch(n_envs, threads=threads))
 
-    options = {"render_mode": "rgb_array", **_following_camera(world)} if render else {}
+    options = {"render_mode": "rgb_array", **following_camera(world)} if render else {}
 
     def build() -> Env[Any, Any]:
         return Monitor(world.single(**options))
@@ -114,8 +114,12 @@ def evaluation_env(world: World, n_envs: int, render: bool = False, threads: int
     return DummyVecEnv([build for _ in range(n_envs)])
 
 
-def _following_camera(world: World) -> dict[str, str]:
-    """Ask for the camera that moves with a robot; left alone, some robots walk out of Gymnasium's picture."""
+def following_camera(world: World) -> dict[str, str]:
+    """Ask for the camera that moves with a robot; left alone, some robots walk out of Gymnasium's picture.
+
+    :param world: what is to be filmed
+    :return: keywords for ``gymnasium.make``, none where there is no such camera
+    """
     env = world.single()
     model = getattr(env.unwrapped, "model", None)
     env.close()

@@ -30,8 +30,12 @@ def read_columns(path: Path, *names: str) -> list[np.ndarray]:
     return [np.array([float(row[name]) for row in rows]) for name in names]
 
 
-def _plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Give axes a faint grid and no frame but the two scales."""
+def plain_axes(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Give axes a faint grid and no frame but the two scales.
+
+    :param axes: the axes
+    :param grid: along which scale
+    """
     axes.grid(axis=grid, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -55,7 +59,7 @@ def learning_curve(run: Path, title: str) -> Path:
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M: written out, long runs' labels would touch
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    _plain(axes)
+    plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # where no curve can be
     path = run / "learning_curve.png"
     figure.savefig(path)
@@ -79,7 +83,7 @@ def delay_laws(path: Path, laws: Mapping[str, Sequence[Sequence[float]]]) -> Non
     for axes, what in zip(panels, ("delay of a packet", "age of the newest that has arrived"), strict=True):
         axes.set(xlabel=f"{what}, ticks")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _plain(axes, "y")
+        plain_axes(axes, "y")
     panels[0].set_ylabel("probability")
     figure.legend(loc="outside lower center", ncols=min(len(laws), 4), frameon=False, fontsize=8)
     figure.savefig(path)
@@ -105,7 +109,7 @@ def returns_by_delay(path: Path, title: str, delays: Sequence[str], summaries: S
     axes.set(yticks=places, yticklabels=delays, xlabel="return", ylabel="delays: observation, action")
     axes.set_ylim(len(delays) - 0.5, -0.5)  # in the order given, from the top
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
-    _plain(axes, "x")
+    plain_axes(axes, "x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path)
 
@@ -145,7 +149,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(map(abs, axes.get_ylim())) >= 10_000 else "{x:,g}")
-        _plain(axes)
+        plain_axes(axes)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
@@ -319,7 +323,7 @@ def rollout_speeds(
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        _plain(axes)
+        plain_axes(axes)
     for axes in panels.flat[len(rates) :]:
         axes.set_visible(False)
     for axes in panels[:, 0]:

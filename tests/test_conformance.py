@@ -1,10 +1,15 @@
-"""What every agent must pass. A new agent joins with one line in ``CASES``."""
+"""What every agent must pass. A new agent joins with one entry in ``CASES``.
+
+What an agent does by itself runs for each; what the loop, the collectors, the files or the wrappers do runs for one
+agent (:func:`an_agent_that`), or for one of each source of data (``EACH_SOURCE``).
+"""
 
 import io
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import DiscretizeAction
 from headway import agents
 from headway.agents import AGENTS, ActorCriticAgent, FileFormatError, NonFiniteError
 from headway.wrappers import Snapshot, as_batched
@@ -34,54 +38,169 @@ from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from support import DelayedPoint, Point, Stop, delayed_vec, vec
+from support import Stop
+from toys import FORMS, MOVES, DelayedPoint, Point
 
-Make = Callable[..., ActorCriticAgent[Any]]
+Agent = ActorCriticAgent[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """How an agent joins. What it says it can do, it is tested to do; what it does not say, it must refuse in words.
+
+    :param name: of its class
+    :param hyper: what makes it small
+    :param moves: kinds of actions it takes, of ``toys.MOVES``; its worlds have the first unless told
+    :param sees: kinds of observations it takes besides the world's own, of ``toys.FORMS``
+    :param can: "replay" (learns from a replay buffer), "on_policy" (from what it has just collected), "delayed" (reads
+        observations and actions that are late), "normalised" (inside ``VecNormalize``), "exact_resume"
+    :param solving: hyper-parameters, and ``total_timesteps``, with which it solves a point in seconds
+    :param make_env: makes its world, with the keywords of :class:`~toys.Point`
+    :param round: steps of each row between two rounds of updates: ``learn`` ends at a multiple of them
+    """
+
+    name: str
+    hyper: Mapping[str, Any]
+    can: frozenset[str]
+    solving: Mapping[str, Any]
+    moves: tuple[str, ...] = ("box",)
+    sees: tuple[str, ...] = ("dict", "image", "tokens", "discrete")
+    make_env: Callable[..., gym.Env[Any, Any]] = Point
+    round: int = 1
+
+    @property
+    def agent(self) -> type[Agent]:
+        """Its class."""
+        return AGENTS[self.name]
+
+    def env(self, **kwargs: Any) -> gym.Env[Any, Any]:
+        """Make its small world."""
+        return self.make_env(**{"moves": self.moves[0], **kwargs})
+
+    def vec(self, n: int = 1, **kwargs: Any) -> DummyVecEnv:
+        """Make several of them, monitored, for Stable-Baselines3."""
+        return DummyVecEnv([lambda: Monitor(self.env(**kwargs)) for _ in range(n)])
+
+    def normalised(self, n: int = 1) -> VecNormalize:
+        """Make several, with what ``VecNormalize`` can normalise of their observations."""
+        env = self.vec(n)
+        keys = ["observation"] if isinstance(env.observation_space, spaces.Dict) else None
+        return VecNormalize(env, norm_obs_keys=keys, gamma=0.9)
+
+    def make(self, env: Any = None, **kwargs: Any) -> Agent:
+        """Build the agent, small and seeded."""
+        env = self.vec() if env is None else env
+        return self.agent(policy_for(env), env, **{"seed": 5, "device": "cpu", **self.hyper, **kwargs})
+
+    def steps(self, asked: int, rows: int = 1) -> int:
+        """How many steps ``learn(asked)`` makes: the round in which they are reached is finished."""
+        return -(-asked // (self.round * rows)) * self.round * rows
+
+
+def policy_for(env: Any) -> str:
+    """The policy that Stable-Baselines3 has for an environment's observations."""
+    space = getattr(env, "single_observation_space", getattr(env, "observation_space", None))
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if isinstance(space, spaces.Box) and is_image_space(space) else "MlpPolicy"
+
 
 TINY = {"net_arch": [16, 16], "batch_size": 16, "buffer_size": 200, "learning_starts": 12}
-CASES: dict[str, dict[str, Any]] = {
-    "DCAC": TINY,
-    "SAC": TINY,
-    "TD3": TINY,
-}
-SOLVING: dict[str, dict[str, Any]] = {
-    "DCAC": {"net_arch": [32, 32], "learning_rate": 3e-3, "gamma": 0.5, "ent_coef": 0.01, "reward_scale": 1.0},
-    "SAC": {"net_arch": [32, 32], "learning_rate": 3e-3, "gamma": 0.5, "ent_coef": 0.01},
-    "TD3": {"net_arch": [32, 32], "learning_rate": 3e-3, "gamma": 0.5},
-}
-DELAYED = {"DCAC"}
-"""Agents that read delayed observations: their points are delayed ones, of one form."""
+QUICK = {"total_timesteps": 500, "net_arch": [32, 32], "learning_starts": 100, "batch_size": 64, "gamma": 0.5}
+QUICK |= {"learning_rate": 3e-3}
+OFF_POLICY = frozenset({"replay", "normalised", "exact_resume"})
+
+CASES = (
+    Case(name="SAC", hyper=TINY, solving=QUICK | {"ent_coef": 0.01}, can=OFF_POLICY),
+    Case(name="TD3", hyper=TINY, solving=QUICK, can=OFF_POLICY),
+    Case(
+        name="DCAC",
+        make_env=DelayedPoint,
+        hyper=TINY,
+        solving=QUICK | {"ent_coef": 0.01, "reward_scale": 1.0},
+        sees=(),
+        can=OFF_POLICY | {"delayed"},
+    ),
+)
 
 
-@pytest.fixture(params=CASES)
-def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Build an agent of each class, small and seeded."""
-    if request.param in DELAYED:
-        monkeypatch.setitem(globals(), "Point", DelayedPoint)
-        monkeypatch.setitem(globals(), "vec", delayed_vec)
-
-    def build(env: Any = None, **kwargs: Any) -> ActorCriticAgent[Any]:
-        options = {"seed": 5, "device": "cpu", **CASES[request.param], **kwargs}
-        policy = options.pop("policy", "MultiInputPolicy" if request.param in DELAYED else "MlpPolicy")
-        return AGENTS[request.param](policy, vec() if env is None else env, **options)
-
-    return build
+def able(*needed: str) -> list[Case]:
+    """The agents that can do all that is needed."""
+    return [case for case in CASES if case.can >= set(needed)]
 
 
-@pytest.fixture
-def delayed(request: pytest.FixtureRequest) -> bool:
-    """Whether the agent that ``make`` builds reads delayed observations."""
-    return request.node.callspec.params["make"] in DELAYED
+def each_of(chosen: Iterable[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
-def normalised(env: DummyVecEnv, **kwargs: Any) -> VecNormalize:
-    """What ``VecNormalize`` can normalise of these observations."""
-    several = isinstance(env.observation_space, spaces.Dict)
-    return VecNormalize(env, norm_obs_keys=["observation"] if several else None, **kwargs)
+def every_agent_that(*needed: str) -> pytest.MarkDecorator:
+    """Run a test for each agent that can do all that is needed."""
+    return each_of(able(*needed))
 
 
-def observations(agent: ActorCriticAgent[Any], n: int) -> Any:
+def an_agent_that(*needed: str) -> pytest.MarkDecorator:
+    """Run a test for one agent that can do all that is needed: what it tests is not the agent's own."""
+    return each_of(able(*needed)[:1])
+
+
+every_agent = every_agent_that()
+an_agent = an_agent_that()
+an_agent_of_each_source = each_of([*able("replay")[:1], *able("on_policy")[:1]])
+every_move = pytest.mark.parametrize(
+    ("case", "moves"), [pytest.param(case, moves, id=f"{case.name}-{moves}") for case in CASES for moves in case.moves]
+)
+every_sight = pytest.mark.parametrize(
+    ("case", "form"), [pytest.param(case, form, id=f"{case.name}-{form}") for case in CASES for form in case.sees]
+)
+
+
+def test_every_agent_is_here() -> None:
+    ours = {name for name, cls in AGENTS.items() if cls.__module__.startswith("headway.")}
+    assert {case.name for case in CASES} == ours
+
+
+# -- what tests share ------------------------------------------------------------------------------------------------
+
+
+def held(agent: Agent) -> dict[str, Any]:
+    """What an agent's checkpoint holds but for its environment, as a nest of plain data."""
+    parts = {name: part.state() for name, part in agent.parts.items() if name not in ("environment", "global_streams")}
+    parts["episodes"] = [(info["r"], info["l"]) for info in agent.ep_info_buffer or ()]  # without the clock
+    return {"networks": agent.modules.state(), **parts}
+
+
+def updates(agent: Agent) -> int:
+    """Gradient steps so far, by Stable-Baselines3's name."""
+    return agent._n_updates
+
+
+def equal(first: Agent, second: Agent) -> None:
+    """Assert that two agents are the same, bit for bit: weights, moments, experience, streams, returns."""
+    same_tree(held(first), held(second))
+
+
+def same_tree(first: Any, second: Any, where: str = "") -> None:
+    """Assert that two nests of plain data are equal."""
+    assert type(first) is type(second), where
+    if isinstance(first, Mapping):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            same_tree(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, (one, other) in enumerate(zip(first, second, strict=True)):
+            same_tree(one, other, f"{where}/{index}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, np.ndarray):
+        assert np.array_equal(first, second), where
+    else:
+        assert first == second, where
+
+
+def observations(agent: Agent, n: int) -> Any:
     """The same ``n`` observations at every call."""
     space = agent.observation_space
     space.seed(0)
@@ -124,47 +243,21 @@ class Rows(KVWriter):
         pass
 
 
-def equal(first: ActorCriticAgent[Any], second: ActorCriticAgent[Any]) -> None:
-    """Assert that two agents are the same, bit for bit: weights, moments, experience, streams, returns."""
-    ours, theirs = first.modules.state(), second.modules.state()
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-    assert (first.num_timesteps, first._n_updates) == (second.num_timesteps, second._n_updates)
-    for name, generator in first.generators.items():
-        assert torch.equal(generator.get_state(), second.generators[name].get_state()), name
-    episodes = [[(info["r"], info["l"]) for info in agent.ep_info_buffer or ()] for agent in (first, second)]
-    assert episodes[0] == episodes[1]
-    if hasattr(first, "store"):
-        same_tree(first.store.state(), second.store.state())  # type: ignore[attr-defined]
-
-
-def same_tree(first: Any, second: Any) -> None:
-    """Assert that two nests of plain data are equal."""
-    assert type(first) is type(second)
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            same_tree(first[key], second[key])
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    else:
-        assert first == second
-
-
-def test_every_agent_is_here() -> None:
-    assert set(CASES) == set(AGENTS)
-    assert set(SOLVING) == set(AGENTS)
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
 
 
 # -- the ecosystem ---------------------------------------------------------------------------------------------------
 
 
-def test_stock_callbacks(make: Make, tmp_path: Path) -> None:
-    agent = make(tensorboard_log=str(tmp_path / "tb"))
+@every_agent
+def test_stock_callbacks(case: Case, tmp_path: Path) -> None:
+    agent = case.make(tensorboard_log=str(tmp_path / "tb"))
     after_eval = StopTrainingOnNoModelImprovement(max_no_improvement_evals=99)
     evaluation = EvalCallback(
-        vec(),
+        case.vec(),
         callback_on_new_best=StopTrainingOnRewardThreshold(1e9),
         callback_after_eval=after_eval,
         eval_freq=20,
@@ -180,11 +273,11 @@ def test_stock_callbacks(make: Make, tmp_path: Path) -> None:
             seen.append(self.num_timesteps)
             return True
 
-    checkpoints = CheckpointCallback(25, str(tmp_path / "ck"), save_replay_buffer=True)
+    checkpoints = CheckpointCallback(25, str(tmp_path / "ck"), save_replay_buffer="replay" in case.can)
     agent.learn(60, [evaluation, checkpoints, EveryNTimesteps(15, Count()), LogEveryNTimesteps(30)])
-    assert agent.num_timesteps == 60
+    assert agent.num_timesteps == case.steps(60)
     assert seen == [15, 30, 45, 60]
-    assert evaluation.n_calls == 60
+    assert evaluation.n_calls == case.steps(60)
     assert len(evaluation.evaluations_results) == 3
     best = type(agent).load(tmp_path / "best" / "best_model")
     assert best.num_timesteps in (20, 40, 60)
@@ -192,15 +285,17 @@ def test_stock_callbacks(make: Make, tmp_path: Path) -> None:
     assert list((tmp_path / "tb").glob("*/events*"))
 
 
-def test_max_episodes_and_threshold_stop(make: Make) -> None:
-    agent = make().learn(10_000, StopTrainingOnMaxEpisodes(3))
-    assert agent._episode_num == 3
-    low = EvalCallback(vec(), callback_on_new_best=StopTrainingOnRewardThreshold(-1e9), eval_freq=10, verbose=0)
-    agent = make().learn(10_000, low)
-    assert agent.num_timesteps == 10
+@an_agent_of_each_source
+def test_callbacks_can_stop_at_any_step(case: Case) -> None:
+    assert case.make().learn(20, CallbackList([Stop(10)])).num_timesteps == 10
+    low = EvalCallback(case.vec(), callback_on_new_best=StopTrainingOnRewardThreshold(-1e9), eval_freq=10, verbose=0)
+    assert case.make().learn(10_000, low).num_timesteps == 10
+    agent = case.make().learn(10_000, StopTrainingOnMaxEpisodes(3))
+    assert len(agent.ep_info_buffer or ()) == 3
 
 
-def test_callbacks_read_their_locals(make: Make) -> None:
+@an_agent_of_each_source
+def test_callbacks_read_their_locals(case: Case) -> None:
     seen: list[tuple[Any, ...]] = []
 
     class Look(BaseCallback):
@@ -208,368 +303,381 @@ def test_callbacks_read_their_locals(make: Make) -> None:
             seen.append((self.locals["dones"].copy(), self.locals["infos"], self.locals["total_timesteps"]))
             return True
 
-    make(vec(2)).learn(40, Look())
+    case.make(case.vec(2)).learn(40, Look())
     assert all(dones.shape == (2,) and len(infos) == 2 and total == 40 for dones, infos, total in seen)
     ended = [(row, infos[row]) for dones, infos, _ in seen for row in np.flatnonzero(dones)]
     assert ended
     assert all("terminal_observation" in info and "episode" in info for _, info in ended)
 
 
+@an_agent_of_each_source
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")  # Stable-Baselines3's bar is tqdm's rich one
-def test_progress_bar(make: Make) -> None:
-    agent = make().learn(30, progress_bar=True)
-    assert agent.num_timesteps == 30
+def test_progress_bar(case: Case) -> None:
+    assert case.make().learn(30, progress_bar=True).num_timesteps == case.steps(30)
 
 
-def test_evaluate_policy_agrees_with_a_loop(make: Make) -> None:
-    agent = make().learn(30)
-    env = vec()
+@every_agent
+def test_evaluate_policy_agrees_with_a_loop(case: Case) -> None:
+    agent, env, single = case.make().learn(30), case.vec(), case.env()
     env.seed(3)
     returns, lengths = evaluate_policy(agent, env, n_eval_episodes=3, return_episode_rewards=True)
-    single, expected = Point(), []
+    expected = []
     for episode in range(3):
         obs, _ = single.reset(seed=3 if episode == 0 else None)
         total, done = 0.0, False
         while not done:
             action, _ = agent.predict(obs, deterministic=True)
             obs, reward, terminated, truncated, _ = single.step(action)
-            total, done = total + reward, terminated or truncated
+            total, done = total + float(reward), terminated or truncated
         expected.append(total)
     assert np.allclose(returns, expected, atol=1e-5)  # Monitor rounds to 1e-6, VecEnv's rewards are float32
-    assert all(length <= 7 for length in lengths)
+    assert all(length <= 7 for length in lengths)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "kind", ["several", "subproc", "normalised", "vector", "batched", "dict", "image", "single", "id"]
-)
-def test_environments_of_every_kind(make: Make, kind: str, delayed: bool, tmp_path: Path) -> None:
-    if delayed and kind in ("dict", "image", "id"):
-        pytest.skip("not delayed, or not a vector behind the delay")
-    builders = [lambda: Monitor(Point()) for _ in range(2)]
-    env: Any = {
-        "several": lambda: vec(3),
-        "subproc": lambda: SubprocVecEnv(builders),
-        "normalised": lambda: normalised(vec(2)),
-        "vector": lambda: SyncVectorEnv([Point, Point], autoreset_mode=AutoresetMode.NEXT_STEP),
-        "batched": lambda: as_batched(SyncVectorEnv([Point, Point], autoreset_mode=AutoresetMode.SAME_STEP)),
-        "dict": lambda: vec(2, form="dict"),
-        "image": lambda: vec(form="image"),
-        "single": Point,
-        "id": lambda: "Pendulum-v1",
-    }[kind]()
-    policy = {"dict": {"policy": "MultiInputPolicy"}, "image": {"policy": "CnnPolicy"}}.get(kind, {})
-    agent = make(env, **policy, buffer_size=90)
-    steps = 18 if kind == "image" else 48
-    agent.learn(steps)
-    assert agent.num_timesteps == steps
-    assert agent._n_updates > 0
-    assert all(torch.isfinite(tensor).all() for tensor in agent.modules.state().values())
-    agent.save(tmp_path / "agent")
-    loaded = type(agent).load(tmp_path / "agent")
-    obs = agent.get_env().reset()
-    assert np.array_equal(agent.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    agent.get_env().close()
-
-
-def test_predict_takes_one_observation_or_many(make: Make) -> None:
-    agent = make(vec(2))
+@every_move
+def test_predict_takes_one_observation_or_many(case: Case, moves: str) -> None:
+    agent = case.make(case.vec(2, moves=moves))
     obs = observations(agent, 5)
     first = {key: part[0] for key, part in obs.items()} if isinstance(obs, dict) else obs[0]
     one, state = agent.predict(first, deterministic=True)
     many, _ = agent.predict(obs, deterministic=True)
-    assert one.shape == (1,)
-    assert many.shape == (5, 1)
+    assert np.shape(one) == agent.action_space.shape
+    assert many.shape == (5, *np.shape(one))
     assert state is None
     assert np.allclose(many[0], one, atol=1e-6)  # batches of different size round differently
-    assert (np.abs(many) <= 1).all()
+    assert all(agent.action_space.contains(action) for action in many)
 
 
-def test_actions_respect_asymmetric_bounds(make: Make) -> None:
-    class Asymmetric(Point):
-        def __init__(self) -> None:
-            super().__init__()
+class Strict(gym.Wrapper[Any, Any, Any, Any]):
+    """Refuses actions outside of its space, which is lopsided where it is a Box."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        if isinstance(env.action_space, spaces.Box):
             self.action_space = spaces.Box(np.float32([-0.3]), np.float32([0.1]))
 
-        def step(self, action: Any) -> Any:
-            assert self.action_space.contains(action), action
-            return super().step(action)
-
-    make(Asymmetric()).learn(40)
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), action
+        return super().step(action)
 
 
-def test_train_freq_and_gradient_steps(make: Make) -> None:
-    assert make(vec(2), train_freq=4, gradient_steps=-1, learning_starts=0).learn(64)._n_updates == 64
-    assert make(vec(2), train_freq=4, gradient_steps=3, learning_starts=0).learn(64)._n_updates == 48
-    assert make(vec(), gradient_steps=20, learning_starts=10).learn(15)._n_updates == 100
-    assert make(vec(), gradient_steps=0, learning_starts=0).learn(20)._n_updates == 0
-    episodic = make(vec(), train_freq=(1, "episode"), gradient_steps=-1, learning_starts=0).learn(20)
-    assert episodic._n_updates == episodic.num_timesteps >= 20
+@every_move
+def test_actions_lie_in_their_space(case: Case, moves: str) -> None:
+    case.make(Strict(case.env(moves=moves))).learn(40)
 
 
-def test_linear_schedule_ends_at_zero(make: Make) -> None:
-    agent = make(learning_rate_schedule="linear", learning_rate=1e-2)
+@every_agent_that("replay")
+def test_train_freq_and_gradient_steps(case: Case) -> None:
+    def after(steps: int, n: int, **hyper: Any) -> int:
+        return updates(case.make(case.vec(n), **{"learning_starts": 0, **hyper}).learn(steps))
+
+    assert after(16, 2, train_freq=4, gradient_steps=-1) == 16
+    assert after(16, 2, train_freq=4, gradient_steps=3) == 12
+    assert after(15, 1, gradient_steps=4, learning_starts=10) == 20
+    assert after(5, 1, gradient_steps=0) == 0
+    episodic = case.make(train_freq=(1, "episode"), gradient_steps=-1, learning_starts=0).learn(10)
+    assert updates(episodic) == episodic.num_timesteps >= 10
+
+
+@every_agent
+def test_linear_schedule_ends_at_zero(case: Case) -> None:
+    agent = case.make(learning_rate_schedule="linear", learning_rate=1e-2)
     rates: list[float] = []
 
     class Look(BaseCallback):
         def _on_step(self) -> bool:
-            rates.append(next(iter(self.model.modules)).optimizer.param_groups[0]["lr"])  # type: ignore[attr-defined]
+            rates.append(next(iter(agent.modules)).optimizer.param_groups[0]["lr"])
             return True
 
     agent.learn(40, Look())
     assert rates[0] == 1e-2
+    assert rates[-1] < 0.5 * rates[0]
     assert all(a >= b for a, b in itertools.pairwise(rates))
     assert agent.current_learning_rate == 0
 
 
-def test_set_env_and_more_environments_on_load(make: Make, tmp_path: Path) -> None:
-    agent = make(vec(2)).learn(20)
-    agent.set_env(vec(2))
+@an_agent_of_each_source
+def test_set_env_and_more_environments_on_load(case: Case, tmp_path: Path) -> None:
+    agent = case.make(case.vec(2)).learn(20)
+    agent.set_env(case.vec(2))
     agent.learn(20, reset_num_timesteps=False)
-    assert agent.num_timesteps == 40
+    assert agent.num_timesteps == 2 * case.steps(20, rows=2)
     with pytest.raises(ValueError, match="was made for 2 environments, got 3"):
-        agent.set_env(vec(3))
+        agent.set_env(case.vec(3))
     agent.save(tmp_path / "a.zip")
-    more = type(agent).load(tmp_path / "a.zip", env=vec(3)).learn(30, reset_num_timesteps=False)
-    assert more.num_timesteps == 70
+    more = type(agent).load(tmp_path / "a.zip", env=case.vec(3)).learn(30, reset_num_timesteps=False)
+    assert more.num_timesteps == agent.num_timesteps + case.steps(30, rows=3)
 
 
 # -- what is learned -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_solves_a_point_on_a_line(name: str) -> None:
+@every_move
+def test_solves_a_point_on_a_line(case: Case, moves: str) -> None:
     """The best return is 0, and minus twice the start's cost if actions act two ticks late.
 
     Standing still costs 7/3 on average.
     """
-    late = name in DELAYED
-    env = delayed_vec(delays=("constant:1", "constant:1")) if late else vec()
-    policy = "MultiInputPolicy" if late else "MlpPolicy"
-    agent = AGENTS[name](policy, env, seed=0, device="cpu", learning_starts=100, batch_size=64, **SOLVING[name])
-    agent.learn(700)
+    late = {"delays": ("constant:1", "constant:1")} if "delayed" in case.can else {}
+    env, hyper = case.vec(moves=moves, **late), dict(case.solving)
+    total = hyper.pop("total_timesteps")
+    agent = case.agent(policy_for(env), env, seed=0, device="cpu", **hyper).learn(total)
     env.seed(9)
     returns, _ = evaluate_policy(agent, env, n_eval_episodes=20, return_episode_rewards=True)
-    single = Point()
+    single = Point(moves=moves)
     starts = [single.reset(seed=None if episode else 9)[0] for episode in range(20)]
-    assert np.mean(returns) > (-2 * np.mean(np.square(starts)) if late else 0.0) - 0.1  # type: ignore[arg-type]
+    assert np.mean(returns) > (-2 * np.mean(np.square(starts)) if late else 0.0) - 0.1
 
 
 # -- reproducibility and resumption ----------------------------------------------------------------------------------
 
 
-def test_two_seeded_runs_are_equal(make: Make) -> None:
-    first, second, other = make(vec(2)).learn(60), make(vec(2)).learn(60), make(vec(2), seed=6).learn(60)
+@every_agent
+def test_seeded_runs_are_equal(case: Case) -> None:
+    first, second = case.make(case.vec(2)).learn(60), case.make(case.vec(2)).learn(60)
     equal(first, second)
     with pytest.raises(AssertionError):
-        equal(first, other)
+        equal(first, case.make(case.vec(2), seed=6).learn(60))
 
 
-def test_a_drawn_seed_is_kept(make: Make, tmp_path: Path) -> None:
-    first = make(seed=None)
-    again = make(seed=first.seed)
+@an_agent
+def test_a_drawn_seed_is_kept(case: Case) -> None:
+    first = case.make(seed=None)
+    again = case.make(seed=first.seed)
     equal(first.learn(30), again.learn(30))
+    assert case.make(seed=None).seed != first.seed
 
 
-ROUNDS: dict[str, dict[str, Any]] = {
-    "every step": {},
-    "inside a round": {"train_freq": 4, "gradient_steps": 3},
-    "several updates": {"gradient_steps": 3},
-    "whole episodes": {"train_freq": [1, "episode"], "gradient_steps": -1},
-}
+def holds_when_resumed(
+    case: Case, env: Callable[[], Any], stops: list[int], folder: Path, total: int = 90, **hyper: Any
+) -> Agent:
+    """Run once in one go, and once stopped, saved and resumed in fresh environments: assert that all is equal.
 
-
-def uninterrupted_and_resumed(
-    make: Make, env: Callable[[], Any], stops: list[int], folder: Path, total: int = 90, **hyper: Any
-) -> tuple[ActorCriticAgent[Any], ActorCriticAgent[Any], list[Any], list[Any]]:
-    """Run once in one go, and once stopped, saved and resumed in fresh environments; log both."""
+    :return: the agent that was resumed
+    """
     straight_rows, broken_rows = Rows(), Rows()
-    straight = make(env(), **hyper)
+    straight = case.make(env(), **hyper)
     straight.set_logger(Logger(None, [straight_rows]))
     straight.learn(total, log_interval=2)
 
-    agent = make(env(), **hyper)
+    agent = case.make(env(), **hyper)
     agent.set_logger(Logger(None, [broken_rows]))
     agent.learn(total, Stop(stops[0]), log_interval=2)
     for index, _ in enumerate(stops):
         agent.save_checkpoint(folder)
         torch.rand(7), np.random.rand(3)  # noqa: NPY002 (disturb what a fresh process would have elsewhere)
-        agent = type(agent).resume(folder, env())
+        agent.get_env().close()  # type: ignore[union-attr]
+        agent = case.agent.resume(folder, env())
         agent.set_logger(Logger(None, [broken_rows]))
         following = stops[index + 1 : index + 2]
         callback = Stop(following[0]) if following else None
         agent.learn(agent.remaining_timesteps, callback, log_interval=2, reset_num_timesteps=False)
-    return straight, agent, straight_rows.rows, broken_rows.rows
+    equal(straight, agent)
+    assert straight_rows.rows == broken_rows.rows
+    assert updates(agent) > 0
+    straight.get_env().close()  # type: ignore[union-attr]
+    return agent
 
 
-@pytest.mark.parametrize("rounds", ROUNDS)
-@pytest.mark.parametrize("stops", [[3], [13], [7, 14, 15], [30, 62]], ids=str)
-def test_resumed_equals_uninterrupted(make: Make, tmp_path: Path, stops: list[int], rounds: str) -> None:
-    """Stops before the first update, right after it, at the end of an episode (7, 14), and inside one."""
-    result = uninterrupted_and_resumed(make, vec, stops, tmp_path, **ROUNDS[rounds])
-    equal(*result[:2])
-    assert result[2] == result[3]
+@every_agent_that("exact_resume")
+def test_resumed_equals_uninterrupted(case: Case, tmp_path: Path) -> None:
+    """Stops before the first update, right after it, at the end of an episode (14), of a round (32), inside both."""
+    holds_when_resumed(case, case.vec, [3, 13, 14, 32, 62], tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["several", "normalised", "next step", "subproc", "Hopper-v5", "dict"])
-def test_resumed_equals_uninterrupted_in(make: Make, delayed: bool, tmp_path: Path, kind: str) -> None:
-    if delayed and kind == "dict":
-        pytest.skip("only vectors behind the delay")
-
-    def hopper() -> Any:
-        env = gym.make("Hopper-v5", max_episode_steps=25)
-        return RandomDelay(env, "uniform:0-2", "uniform:0-1") if delayed else env
-
-    makers: dict[str, Callable[[], Any]] = {
-        "several": lambda: vec(3),
-        "normalised": lambda: normalised(vec(2), gamma=0.9),
-        "next step": lambda: SyncVectorEnv([Point, Point, Point]),
-        "subproc": lambda: SubprocVecEnv([lambda: Snapshot(Monitor(Point())) for _ in range(2)]),
-        "Hopper-v5": hopper,
-        "dict": lambda: vec(2, form="dict"),
-    }
-    policy = {"policy": "MultiInputPolicy"} if kind == "dict" else {}
-    stops = [30] if kind == "subproc" else [30, 36]  # each start of processes takes seconds
-    result = uninterrupted_and_resumed(make, makers[kind], stops, tmp_path, **policy)
-    equal(*result[:2])
-    assert result[2] == result[3]
-    for agent in result[:2]:
-        agent.get_env().close()  # type: ignore[union-attr]
+@an_agent_that("exact_resume", "replay")
+@pytest.mark.parametrize(
+    "rounds", [{"train_freq": 4, "gradient_steps": 3}, {"train_freq": [1, "episode"], "gradient_steps": -1}], ids=str
+)
+def test_resumed_inside_rounds_of_steps_or_episodes(case: Case, tmp_path: Path, rounds: dict[str, Any]) -> None:
+    holds_when_resumed(case, case.vec, [3, 13, 14, 32, 62], tmp_path, **rounds)
 
 
-def test_stopping_between_two_updates_resumes_exactly(make: Make, tmp_path: Path) -> None:
-    hyper = {"train_freq": 5, "gradient_steps": 7}
-    straight = make(vec(), **hyper).learn(60)
-    agent = make(vec(), **hyper)
-    update, calls = agent._update, []
+@every_agent_that("exact_resume", "normalised")
+def test_resumed_with_normalised_rows(case: Case, tmp_path: Path) -> None:
+    agent = holds_when_resumed(case, lambda: case.normalised(2), [30, 36], tmp_path)
+    assert all(torch.isfinite(tensor).all() for tensor in agent.modules.state().values())
 
-    def stopping(phase: str) -> dict[str, torch.Tensor]:
-        calls.append(agent.num_timesteps)
-        if len(calls) == 10:
+
+def keeps_its_policy(agent: Agent, path: Path) -> None:
+    """Assert that a saved agent predicts what the agent does, and that its weights are numbers."""
+    assert all(torch.isfinite(tensor).all() for tensor in agent.modules.state().values())
+    agent.save(path)
+    obs = observations(agent, 3)
+    expected, _ = agent.predict(obs, deterministic=True)
+    assert np.array_equal(type(agent).load(path).predict(obs, deterministic=True)[0], expected)
+    agent.get_env().close()  # type: ignore[union-attr]
+
+
+@every_sight
+def test_sees(case: Case, form: str, tmp_path: Path) -> None:
+    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18, buffer_size=90)
+    keeps_its_policy(agent, tmp_path / "agent.zip")
+
+
+@every_move
+def test_moves(case: Case, moves: str, tmp_path: Path) -> None:
+    agent = holds_when_resumed(case, lambda: case.vec(3, moves=moves), [30], tmp_path, total=45)
+    keeps_its_policy(agent, tmp_path / "agent.zip")
+
+
+KINDS: dict[str, Callable[[Case], Any]] = {
+    "one": lambda case: case.env(),
+    "next step": lambda case: SyncVectorEnv([case.env] * 3, autoreset_mode=AutoresetMode.NEXT_STEP),
+    "same step": lambda case: as_batched(SyncVectorEnv([case.env] * 2, autoreset_mode=AutoresetMode.SAME_STEP)),
+    "processes": lambda case: SubprocVecEnv([lambda: Snapshot(Monitor(Point()))] * 2),
+    "an id": lambda case: "Pendulum-v1",
+    "physics": lambda case: gym.make("Hopper-v5", max_episode_steps=25),
+}
+
+
+@an_agent_of_each_source
+@pytest.mark.parametrize("kind", KINDS)
+def test_environments_of_every_kind(case: Case, kind: str, tmp_path: Path) -> None:
+    agent = holds_when_resumed(case, lambda: KINDS[kind](case), [30], tmp_path, total=48)
+    keeps_its_policy(agent, tmp_path / "agent.zip")
+
+
+@every_agent_that("exact_resume", "delayed")
+def test_resumed_with_delayed_physics(case: Case, tmp_path: Path) -> None:
+    def env() -> gym.Env[Any, Any]:
+        return RandomDelay(gym.make("Hopper-v5", max_episode_steps=25), "uniform:0-2", "uniform:0-1")
+
+    holds_when_resumed(case, env, [30, 36], tmp_path, total=60)
+
+
+@every_agent_that("exact_resume")
+def test_stopping_between_two_updates_resumes_exactly(case: Case, tmp_path: Path) -> None:
+    hyper = {"train_freq": 5, "gradient_steps": 7} if "replay" in case.can else {}
+    straight, agent = case.make(**hyper).learn(60), case.make(**hyper)
+    add = agent.metrics.add
+
+    def stop_after_ten(values: Mapping[str, torch.Tensor]) -> None:
+        """What the loop calls once per update."""
+        add(values)
+        if updates(agent) == 9:  # this one is counted next
             agent.request_stop()
-        return update(phase)
 
-    agent._update = stopping  # type: ignore[method-assign]
+    agent.metrics.add = stop_after_ten  # type: ignore[method-assign]
     agent.learn(60)
-    assert agent.pending_updates == 4  # 10 = 7 + 3 of the second 7
+    assert updates(agent) == 10
     agent.save_checkpoint(tmp_path)
-    resumed = type(agent).resume(tmp_path, vec())
+    resumed = type(agent).resume(tmp_path, case.vec())
     resumed.learn(resumed.remaining_timesteps, reset_num_timesteps=False)
     equal(straight, resumed)
 
 
-def test_checkpoints_inside_callbacks_do_not_change_training(make: Make, tmp_path: Path) -> None:
-    class Save(BaseCallback):
+@every_agent_that("exact_resume")
+def test_checkpoints_and_evaluations_inside_callbacks_do_not_change_training(case: Case, tmp_path: Path) -> None:
+    class Disturb(BaseCallback):
         def _on_step(self) -> bool:
             if self.num_timesteps % 11 == 0:
                 self.model.save_checkpoint(tmp_path, keep=None)  # type: ignore[attr-defined]
+                evaluate_policy(self.model, Monitor(case.env()), n_eval_episodes=1, deterministic=False)
             return True
 
-    straight, saving = make().learn(60), make().learn(60, Save())
-    equal(straight, saving)
+    straight, disturbed = case.make().learn(60), case.make().learn(60, Disturb())
     assert len(list(tmp_path.iterdir())) == 5
-    from_middle = type(straight).resume(tmp_path, vec())
+    from_middle = type(straight).resume(tmp_path, case.vec())
     assert from_middle.num_timesteps == 55
-    equal(straight, from_middle.learn(from_middle.remaining_timesteps, reset_num_timesteps=False))
+    from_middle.learn(from_middle.remaining_timesteps, reset_num_timesteps=False)
+    for agent in (disturbed, from_middle):
+        # The stream of sampled predictions has moved; nothing else may have.
+        agent.generators["predict"].set_state(straight.generators["predict"].get_state())
+        equal(straight, agent)
 
 
-def test_evaluating_does_not_change_training(make: Make) -> None:
-    class Act(BaseCallback):
-        def _on_step(self) -> bool:
-            evaluate_policy(self.model, Monitor(Point()), n_eval_episodes=1, deterministic=False)
-            return True
-
-    equal_but_prediction(make().learn(40), make().learn(40, Act()))
-
-
-def equal_but_prediction(first: ActorCriticAgent[Any], second: ActorCriticAgent[Any]) -> None:
-    """The stream of sampled predictions may have moved; nothing else may."""
-    second.generators["predict"].set_state(first.generators["predict"].get_state())
-    equal(first, second)
-
-
+@an_agent_of_each_source
 def test_env_that_cannot_be_saved_restarts_its_episode(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Closed(Point):
+    class Closed(gym.Wrapper[Any, Any, Any, Any]):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(case.env())
             self.hidden: Iterator[int] = iter(range(10))
 
-    agent = make(Closed()).learn(31)
+    agent = case.make(Closed()).learn(31)
     agent.save_checkpoint(tmp_path)
     assert "restart" in caplog.text
     assert "hidden" in caplog.text
     resumed = type(agent).resume(tmp_path, Closed())
     assert "restarted" in caplog.text
     resumed.learn(20, reset_num_timesteps=False)
-    assert resumed.num_timesteps == 51
+    assert resumed.num_timesteps == case.steps(agent.num_timesteps + 20)
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+@every_agent
 @pytest.mark.usefixtures("no_pickle")
-def test_save_load_gives_the_same_actions_without_pickle(make: Make, tmp_path: Path) -> None:
-    agent = make().learn(40)
+def test_save_load_gives_the_same_actions_without_pickle(case: Case, tmp_path: Path) -> None:
+    agent = case.make().learn(40)
     obs = observations(agent, 50)
     expected, _ = agent.predict(obs, deterministic=True)
     agent.save(tmp_path / "agent")
     assert (tmp_path / "agent.zip").exists()
-    for path in (tmp_path / "agent", tmp_path / "agent.zip", str(tmp_path / "agent")):
+    stream = io.BytesIO()
+    agent.save(stream)
+    stream.seek(0)
+    for path in (tmp_path / "agent", tmp_path / "agent.zip", str(tmp_path / "agent"), stream):
         loaded = type(agent).load(path)
         assert np.array_equal(loaded.predict(obs, deterministic=True)[0], expected)
         assert loaded.config == agent.config
     assert isinstance(agents.load(tmp_path / "agent"), type(agent))
-    stream = io.BytesIO()
-    agent.save(stream)
-    stream.seek(0)
-    assert np.array_equal(type(agent).load(stream).predict(obs, deterministic=True)[0], expected)
     agent.save_checkpoint(tmp_path / "ck")
-    assert type(agent).resume(tmp_path / "ck", vec()).num_timesteps == 40
+    assert type(agent).resume(tmp_path / "ck", case.vec()).num_timesteps == agent.num_timesteps
 
 
-def test_loading_and_learning_on(make: Make, tmp_path: Path) -> None:
-    agent = make().learn(30)
+@every_agent
+def test_loading_and_learning_on(case: Case, tmp_path: Path) -> None:
+    agent = case.make().learn(30)
     agent.save(tmp_path / "a")
-    agent.save_replay_buffer(tmp_path / "experience.zip")  # type: ignore[attr-defined]
-    loaded = type(agent).load(tmp_path / "a", env=vec(), learning_rate=1e-4)
+    loaded = type(agent).load(tmp_path / "a", env=case.vec(), learning_rate=1e-4)
     assert loaded.config.learning_rate == 1e-4
-    loaded.load_replay_buffer(tmp_path / "experience.zip")  # type: ignore[attr-defined]
-    same_tree(
-        loaded.store.state()["fields"], agent.store.state()["fields"]
-    ) if "fields" in agent.store.state() else None  # type: ignore[attr-defined]
     loaded.learn(20, reset_num_timesteps=False)
-    assert loaded.num_timesteps == 50
+    assert loaded.num_timesteps == agent.num_timesteps + case.steps(20)
 
 
-def test_a_file_of_another_class_is_refused(make: Make, tmp_path: Path) -> None:
-    agent = make()
+@every_agent_that("replay")
+def test_experience_alone_can_be_saved(case: Case, tmp_path: Path) -> None:
+    agent, other = case.make().learn(30), case.make(seed=6)
+    agent.save_replay_buffer(tmp_path / "experience.zip")  # type: ignore[attr-defined]
+    other.load_replay_buffer(tmp_path / "experience.zip")  # type: ignore[attr-defined]
+    same_tree(held(agent)["store"], held(other)["store"])
+
+
+@an_agent
+def test_a_file_of_another_class_is_refused(case: Case, tmp_path: Path) -> None:
+    agent = case.make()
     agent.save(tmp_path / "a")
     other = next(cls for cls in AGENTS.values() if cls is not type(agent))
-    with pytest.raises(FileFormatError, match=f"holds a {type(agent).__name__} agent, not {other.__name__}"):
+    with pytest.raises(FileFormatError, match=f"holds a {case.name} agent, not {other.__name__}"):
         other.load(tmp_path / "a")
     agent.save_checkpoint(tmp_path / "ck")
     with pytest.raises(FileFormatError, match="agent, not"):
-        other.resume(tmp_path / "ck", vec())
+        other.resume(tmp_path / "ck", case.vec())
 
 
-def test_missing_and_broken_files(make: Make, tmp_path: Path) -> None:
-    agent = make().learn(20)
+@an_agent
+def test_missing_and_broken_files(case: Case, tmp_path: Path) -> None:
+    agent = case.make().learn(20)
     with pytest.raises(FileNotFoundError):
         type(agent).load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="checkpoint"):
-        type(agent).resume(tmp_path, vec())
+        type(agent).resume(tmp_path, case.vec())
     agent.save_checkpoint(tmp_path / "ck")
     agent.learn(10, reset_num_timesteps=False)
     newest = agent.save_checkpoint(tmp_path / "ck")
     newest.write_bytes(newest.read_bytes()[:-100])
-    assert type(agent).resume(tmp_path / "ck", vec()).num_timesteps == 20
+    assert type(agent).resume(tmp_path / "ck", case.vec()).num_timesteps == 20
 
 
+@an_agent
 def test_a_full_disk_leaves_the_previous_checkpoint(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    agent = make().learn(20)
+    agent = case.make().learn(20)
     agent.save_checkpoint(tmp_path)
     agent.learn(10, reset_num_timesteps=False)
 
@@ -581,137 +689,151 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         with pytest.raises(OSError, match="No space left"):
             agent.save_checkpoint(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000000000020.zip"]
-    assert type(agent).resume(tmp_path, vec()).num_timesteps == 20
+    assert type(agent).resume(tmp_path, case.vec()).num_timesteps == 20
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
-def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
+class Declares(gym.Wrapper[Any, Any, Any, Any]):
+    """Says that its spaces are others than they are."""
+
+    def __init__(self, env: gym.Env[Any, Any], **declared: spaces.Space[Any]) -> None:
+        super().__init__(env)
+        for name, space in declared.items():
+            setattr(self, name, space)
 
 
-def test_action_spaces_are_checked(make: Make) -> None:
-    with pytest.raises(ValueError, match="Box action space, got Discrete") as error:
-        make(gym.make("CartPole-v1"))
-    assert "no agent here takes it" in one_line(error)
-    with pytest.raises(ValueError, match="needs a Box action space"):
-        make(DiscretizeAction(Point(), 5))
+@every_agent
+def test_other_actions_are_refused(case: Case) -> None:
+    for moves in MOVES.keys() - case.moves:
+        with pytest.raises(ValueError, match=f"got {type(MOVES[moves]).__name__}") as error:
+            case.make(Declares(case.env(), action_space=MOVES[moves]))
+        text = one_line(error)
+        assert all(other.name in text for other in CASES if moves in other.moves)
 
-    class Unbounded(Point):
-        def __init__(self) -> None:
-            super().__init__()
-            self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
+@each_of([case for case in CASES if "box" in case.moves])
+def test_bounds_of_actions_are_checked(case: Case) -> None:
     with pytest.raises(ValueError, match="finite bounds") as error:
-        make(Unbounded())
+        case.make(Declares(case.env(), action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32)))
     one_line(error)
 
 
-def test_observation_spaces_are_checked(make: Make) -> None:
-    class Odd(Point):
-        def __init__(self) -> None:
-            super().__init__()
-            self.observation_space = spaces.Tuple([spaces.Discrete(2)])
-
-    with pytest.raises(ValueError, match="only Box") as error:
-        make(Odd())
+@every_agent
+def test_other_observations_are_refused(case: Case) -> None:
+    pair = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3)))
+    with pytest.raises(ValueError, match=r"Tuple\(Discrete\(2\), Discrete\(3\)\)") as error:
+        case.make(Declares(case.env(), observation_space=pair))
     one_line(error)
 
 
-@pytest.mark.parametrize(
-    ("hyper", "message"),
-    [
-        ({"gama": 0.9}, "no field 'gama': did you mean gamma"),
-        ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),
-        ({"gamma": float("nan")}, "gamma must lie in"),
-        ({"batch_size": 0}, r"batch_size must lie in \[1, inf\), got 0"),
-        ({"batch_size": 2.5}, "batch_size must be int, got 2.5"),
-        ({"net_arch": [64, -1]}, "net_arch must lie in"),
-        ({"learning_rate": lambda progress: progress}, "learning_rate_schedule='linear'"),
-        ({"activation": "gelu"}, "activation must be"),
-        ({"policy_kwargs": {"net_arc": [3]}}, "did you mean net_arch"),
-    ],
+MISTAKES = (
+    ({"gama": 0.9}, "no field 'gama': did you mean gamma"),
+    ({"gamma": 1.5}, r"gamma must lie in \[0, 1\], got 1.5"),
+    ({"gamma": float("nan")}, "gamma must lie in"),
+    ({"batch_size": 0}, r"batch_size must lie in \[1, inf\), got 0"),
+    ({"batch_size": 2.5}, "batch_size must be int, got 2.5"),
+    ({"net_arch": [64, -1]}, "net_arch must lie in"),
+    ({"learning_rate": lambda progress: progress}, "learning_rate_schedule='linear'"),
+    ({"activation": "gelu"}, "activation must be"),
+    ({"policy_kwargs": {"net_arc": [3]}}, "did you mean net_arch"),
 )
-def test_hyper_parameters_are_checked(make: Make, hyper: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message) as error:
-        make(**hyper)
-    one_line(error)
 
 
-def test_unknown_id_names_the_nearest(make: Make) -> None:
+@every_agent
+def test_hyper_parameters_are_checked(case: Case) -> None:
+    for hyper, message in MISTAKES:
+        with pytest.raises((TypeError, ValueError), match=message) as error:
+            case.make(**hyper)
+        one_line(error)
+
+
+@an_agent
+def test_unknown_id_names_the_nearest(case: Case) -> None:
     with pytest.raises(ValueError, match="did you mean Pendulum-v1") as error:
-        make("Pendulun-v1")
+        case.make("Pendulun-v1")
     one_line(error)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["reward", "observation"])
-def test_non_finite_environment(make: Make, delayed: bool, tmp_path: Path, where: str, bad: float) -> None:
-    if delayed:
-        pytest.skip("only vectors behind the delay; its own test has it")
+class Broken(gym.Wrapper[Any, Any, Any, Any]):
+    """Returns a number that is none at its 24th step, until it is mended."""
 
-    class Broken(Point):
-        broken = True
+    mended = False
 
-        def step(self, action: Any) -> Any:
-            obs, reward, *rest = super().step(action)
-            self.count = getattr(self, "count", 0) + 1
-            if self.count >= 24 and self.broken:
-                if where == "reward":
-                    reward = bad
-                else:
-                    obs = {**obs, "clock": np.array([0.5, bad])}
+    def __init__(self, env: gym.Env[Any, Any], bad: float, where: str = "reward") -> None:
+        super().__init__(env)
+        self.bad, self.where, self.count = bad, where, 0
+
+    def step(self, action: Any) -> Any:
+        obs, reward, *rest = super().step(action)
+        self.count += 1
+        if self.count < 24 or self.mended:
             return obs, reward, *rest
+        if self.where == "reward":
+            return obs, self.bad, *rest
+        return {**obs, "clock": np.array([0.5, self.bad])}, reward, *rest
 
-    agent = make(DummyVecEnv([lambda: Broken(form="dict")]), policy="MultiInputPolicy")
-    place = "reward" if where == "reward" else r"observation\['clock'\]\[1\]"
+
+def refuses_at_step_24(case: Case, env: Broken, place: str, bad: float) -> Agent:
+    agent = case.make(DummyVecEnv([lambda: env]))
     with pytest.raises(NonFiniteError, match=rf"environment 0 .* returned {place} = {re.escape(str(bad))} at step 24"):
         agent.learn(100)
     assert agent.num_timesteps == 23
+    return agent
+
+
+@every_agent
+def test_resuming_when_the_environment_is_mended(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = refuses_at_step_24(case, Broken(case.env(), np.nan), "reward", np.nan)
     agent.save_checkpoint(tmp_path)
-    Broken.broken = False
-    resumed = type(agent).resume(tmp_path, DummyVecEnv([lambda: Broken(form="dict")]))
-    assert resumed.learn(20, reset_num_timesteps=False).num_timesteps == 43
+    monkeypatch.setattr(Broken, "mended", True)
+    resumed = type(agent).resume(tmp_path, DummyVecEnv([lambda: Broken(case.env(), np.nan)]))
+    assert resumed.learn(20, reset_num_timesteps=False).num_timesteps == case.steps(43)
 
 
-def test_a_policy_refuses_other_observations(make: Make, delayed: bool, tmp_path: Path) -> None:
-    agent = make()
+@an_agent_of_each_source
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_numbers_are_named(case: Case, bad: float) -> None:
+    refuses_at_step_24(case, Broken(case.env(), bad), "reward", bad)
+    place = r"observation\['clock'\]\[1\]"
+    refuses_at_step_24(case, Broken(case.env(form="dict"), bad, "clock"), place, bad)
+
+
+@every_agent
+def test_a_policy_refuses_other_observations(case: Case, tmp_path: Path) -> None:
+    agent = case.make()
     wide = np.zeros((2, 4), np.float32)
     with pytest.raises(ValueError, match="shape"):
-        agent.predict({**observations(agent, 2), "observation": wide} if delayed else wide)
+        agent.predict({**observations(agent, 2), "observation": wide} if "delayed" in case.can else wide)
     agent.save(tmp_path / "a")
     with pytest.raises(ValueError, match="was trained for") as error:
-        type(agent).load(tmp_path / "a", env=gym.make("Pendulum-v1") if delayed else vec(form="dict"))
+        type(agent).load(tmp_path / "a", env=gym.make("Pendulum-v1"))
     one_line(error)
     with pytest.raises(ValueError, match="was trained for"):
         agent.set_env("Pendulum-v1")
 
 
-def test_learning_without_an_environment(make: Make, tmp_path: Path) -> None:
-    agent = make()
-    agent.save(tmp_path / "a")
+@an_agent
+def test_learning_without_an_environment(case: Case, tmp_path: Path) -> None:
+    case.make().save(tmp_path / "a")
     with pytest.raises(ValueError, match="no environment"):
-        type(agent).load(tmp_path / "a").learn(10)
+        case.agent.load(tmp_path / "a").learn(10)
     with pytest.raises(TypeError, match="is no environment"):
-        make(3)
+        case.make(3)
 
 
-def test_too_large_a_buffer(make: Make) -> None:
+@an_agent_that("replay")
+def test_too_large_a_buffer(case: Case) -> None:
     with pytest.raises(ValueError, match="buffer_size") as error:
-        make(buffer_size=10**13)
+        case.make(buffer_size=10**13)
     one_line(error)
 
 
-# -- environments ----------------------------------------------------------------------------------------------------
+# -- the worlds ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["box", "dict"])
-def test_wrappers_pass_the_stock_checker(form: str) -> None:
-    check_env(Snapshot(Point(form=form)))
-
-
-def test_callback_lists_are_taken(make: Make) -> None:
-    assert make().learn(20, CallbackList([Stop(10)])).num_timesteps == 10
+@pytest.mark.parametrize("moves", MOVES)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_small_world_passes_the_stock_checker(form: str, moves: str) -> None:
+    check_env(Snapshot(Point(form=form, moves=moves)))

@@ -89,4 +89,4 @@ for name in {modules!r}:
     module = importlib.import_module(name)
     assert pathlib.Path(module.__file__).is_relative_to({str(site)!r}), module.__file__
 """
-    subprocess.run([python, "-c", program], check=True, cwd=tmp_path, timeout=200)
+    subprocess.run([python, "-I", "-c", program], check=True, cwd=tmp_path, timeout=200)  # whatever PYTHONPATH says

@@ -8,6 +8,9 @@ import yaml
 from ...envs.naming import nearest
 from ..core.config import AgentConfig, describe
 
+FOLDER = resources.files(__name__)
+"""Where the presets of an agent lie, in a file of its name."""
+
 
 def preset_names(agent: str) -> list[str]:
     """:return: the presets of an agent: "default" and environment ids."""
@@ -35,6 +38,6 @@ def preset(agent: str, name: str, config_class: type[AgentConfig]) -> dict[str, 
 
 
 def _read(agent: str) -> dict[str, Any]:
-    file = resources.files(__name__) / f"{agent}.yaml"
+    file = FOLDER / f"{agent}.yaml"
     read = yaml.safe_load(file.read_text()) if file.is_file() else None
     return read or {"default": {}}

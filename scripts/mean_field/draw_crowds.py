@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...envs.mean_field import MFGame
-from ..plot import COLOURS, _plain
+from ..plot import COLOURS, plain_axes
 
 BRIGHT, FADED = 99.0, 1e-3
 """The brightest colour is for masses from this percentile on, the darkest below this share of it (our choice)."""
@@ -105,7 +105,7 @@ class FlowPicture:
         assert self.grid is not None
         width, height = self.grid
         self.walls = walls.reshape(height, width)
-        look, norm = colours(), _norm(self.flow)
+        look, norm = colours(), colour_scale(self.flow)
         panels = self.figure.subplots(1, len(self.flow), squeeze=False)[0]
         for number, axes in enumerate(panels):
             self.maps.append(axes.imshow(self._cells_at(number, 0), cmap=look, norm=norm, interpolation="nearest"))
@@ -124,14 +124,14 @@ class FlowPicture:
 
     def _lines(self, game: MFGame) -> None:
         panels = self.figure.subplots(2, len(self.flow), squeeze=False, height_ratios=(1, 1.25), sharex="col")
-        norm = _norm(self.flow)
+        norm = colour_scale(self.flow)
         states = np.arange(game.S)
         for number, (upper, lower) in enumerate(panels.T):
             flow = self.flow[number]
             self.bars.append(upper.bar(states, flow[0], 0.9, color=COLOURS[number % len(COLOURS)]))
             upper.set_ylim(0, 1.05 * flow.max())
             upper.yaxis.set_major_formatter(percent)
-            _plain(upper, "y")
+            plain_axes(upper, "y")
             look: dict[str, Any] = {"cmap": colours(), "norm": norm, "aspect": "auto", "interpolation": "nearest"}
             self.maps.append(lower.imshow(_shown(flow), **look))
             self.marks.append(lower.axhline(0, color="white", lw=1.6))
@@ -230,7 +230,7 @@ def flow_still(path: Path, game: MFGame, flow: np.ndarray, title: str, moments: 
     times = list(dict.fromkeys(np.linspace(0, game.H, moments).round().astype(int).tolist()))
     width, height = game.grid
     walls = ~reachable(game).reshape(height, width)
-    norm = _norm(flow)
+    norm = colour_scale(flow)
     size = (2.0 * len(times) + 1, 2.0 * height / width * len(flow) + 1.1)
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     panels = figure.subplots(len(flow), len(times), squeeze=False)
@@ -252,8 +252,12 @@ def colours() -> Colormap:
     return colormaps["viridis"].with_extremes(bad=WALL)
 
 
-def _norm(flow: np.ndarray) -> Normalize:
-    """Logarithmic where masses differ much, as they do in a crowd that starts in one place and spreads."""
+def colour_scale(flow: np.ndarray) -> Normalize:
+    """Logarithmic where masses differ much, as they do in a crowd that starts in one place and spreads.
+
+    :param flow: masses, of any shape
+    :return: from masses to [0, 1]
+    """
     some = flow[flow > 0]
     bright = float(np.percentile(some, BRIGHT))
     if float(some.min()) > bright / 20 and float(some.max()) <= CROWDED * bright:

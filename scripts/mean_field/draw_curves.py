@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ..plot import COLOURS, LINES, _plain
+from ..plot import COLOURS, LINES, plain_axes
 
 FLOOR = 1e-16
 """Exploitability below is drawn here: it is rounding, and may be negative, which a logarithmic axis cannot show."""
@@ -108,7 +108,7 @@ def _draw_curves(
     else:
         axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}" if n > 0.99 else "")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _plain(axes)
+    plain_axes(axes)
     return handles, labels
 
 
@@ -197,5 +197,5 @@ def _draw_runs(axes: Axes, runs: Sequence[Curve], reference: Curve | None, exact
     _plain_decades(axes)
     axes.set_xlim(0, None if axes.dataLim.x1 > 0 else 1)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    _plain(axes)
+    plain_axes(axes)
     return handles

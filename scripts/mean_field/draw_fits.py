@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ..plot import COLOURS, _plain
+from ..plot import COLOURS, plain_axes
 from .draw_crowds import colours, percent
 from .draw_curves import COMPARED, FLOOR, look_of
 
@@ -40,7 +40,7 @@ def recovered_against_planted(
         axes.scatter(x, y, color=COLOURS[number % len(COLOURS)], label=label, zorder=4 if few else 3, **look)
     axes.set(xlim=span, ylim=span, xlabel="planted", ylabel="recovered", aspect="equal")
     axes.set_title(textwrap.fill(title, 48), fontsize=11, parse_math=False)
-    _plain(axes)
+    plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     figure.savefig(path)
 
@@ -73,7 +73,7 @@ def forecast_errors(path: Path, title: str, errors: Mapping[str, tuple[float, fl
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12)
     axes.set_title(textwrap.fill(title, 62), fontsize=11, parse_math=False)
-    _plain(axes, "x")
+    plain_axes(axes, "x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path)
 
@@ -107,7 +107,7 @@ def forecasts(
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.tick_params(labelsize=8)
         axes.set_ylim(0, None)
-        _plain(axes)
+        plain_axes(axes)
     for axes in panels.flat[len(states) :]:
         axes.set_visible(False)
     for axes in panels[-1]:
@@ -178,7 +178,7 @@ def error_against_people(path: Path, title: str, panels: Mapping[str, Mapping[st
         axes.yaxis.set_minor_formatter(NullFormatter())
         if exact:
             axes.set_title("exact shares: " + ", ".join(exact), fontsize=8)
-        _plain(axes)
+        plain_axes(axes)
     figure.suptitle(textwrap.fill(title, 90), fontsize=11)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8,

@@ -1,5 +1,6 @@
 """One agent's mathematics against Stable-Baselines3's: same weights, same batches, same noise, ten updates."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -132,6 +133,8 @@ def test_sac_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str, e
 
 @pytest.mark.parametrize("compile_mode", ["off", pytest.param("default", marks=COMPILING)])
 def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -> None:
+    # Captured as a graph and differentiated as one, but not compiled to C++, which SAC's test does and takes long.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     ours = TD3("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", compile=compile_mode, batch_size=BATCH)
     peer = sb3.TD3("MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs={"net_arch": [256, 256]})
     peer.set_logger(Logger(None, []))
@@ -141,6 +144,7 @@ def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -
     copy_into(ours.actor.target.mlp, 0, linears(peer.actor_target.mu))
     copy_critics(ours, peer)
     data = Batches(3, 1)
+    monkeypatch.undo()
 
     for index in range(UPDATES):
         monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])

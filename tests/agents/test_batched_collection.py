@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -318,35 +319,40 @@ def same(first: SAC, second: SAC) -> None:
     assert list(first.ep_info_buffer or ()) == list(second.ep_info_buffer or ()) != []
 
 
-@pytest.mark.parametrize("step", np.random.default_rng(0).integers(1, 30, 3).tolist())
-def test_sixteen_rows_resume_exactly(tmp_path: Path, step: int) -> None:
-    hyper = {**TINY, "learning_starts": 100, "batch_size": 16}
-    straight = SAC("MlpPolicy", cheetahs(), **hyper).learn(16 * 30)
-    agent = SAC("MlpPolicy", cheetahs(), **hyper).learn(16 * 30, Stop(16 * step))
+SIXTEEN = {**TINY, "learning_starts": 100, "batch_size": 16}
+"""With sixteen rows, updates begin in the seventh step."""
+
+
+@pytest.fixture(scope="module")
+def straight() -> SAC:
+    """Fifteen steps of sixteen rows, in one go."""
+    return SAC("MlpPolicy", cheetahs(), **SIXTEEN).learn(16 * 15)
+
+
+@pytest.mark.parametrize("step", [3, 9, 13])  # before the first update, at the end of an episode, inside one
+def test_sixteen_rows_resume_exactly(straight: SAC, tmp_path: Path, step: int) -> None:
+    agent = SAC("MlpPolicy", cheetahs(), **SIXTEEN).learn(16 * 15, Stop(16 * step))
     assert agent.num_timesteps == 16 * step
     agent.save_checkpoint(tmp_path)
     resumed = SAC.resume(tmp_path, cheetahs(), device="cpu")
     resumed.learn(resumed.remaining_timesteps, reset_num_timesteps=False)
     same(straight, resumed)
-    assert straight._n_updates == 16 * 24
+    assert straight._n_updates == 16 * 9
 
 
-def test_stopping_between_two_of_sixteen_updates_resumes_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hyper = {**TINY, "learning_starts": 100, "batch_size": 16}
-    straight = SAC("MlpPolicy", cheetahs(), **hyper).learn(16 * 20)
-    agent = SAC("MlpPolicy", cheetahs(), **hyper)
-    update = agent._update
+def test_stopping_between_two_of_sixteen_updates_resumes_exactly(straight: SAC, tmp_path: Path) -> None:
+    agent = SAC("MlpPolicy", cheetahs(), **SIXTEEN)
+    add = agent.metrics.add
 
-    def stopping(phase: str) -> dict[str, Tensor]:
-        if agent._n_updates == 42:
+    def stopping(values: Mapping[str, Tensor]) -> None:
+        """What the loop calls once per update."""
+        add(values)
+        if agent._n_updates == 42:  # this one is counted next
             agent.request_stop()
-        return update(phase)
 
-    monkeypatch.setattr(agent, "_update", stopping)
-    agent.learn(16 * 20)
-    assert (agent._n_updates, agent.pending_updates) == (43, 5)
+    agent.metrics.add = stopping  # type: ignore[method-assign]
+    agent.learn(16 * 15)
+    assert agent._n_updates == 43  # of 48
     agent.save_checkpoint(tmp_path)
     resumed = SAC.resume(tmp_path, cheetahs(), device="cpu")
     resumed.learn(resumed.remaining_timesteps, reset_num_timesteps=False)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import FrozenInstanceError, dataclass, fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,10 +27,11 @@ def test_presets_are_valid_and_safe(agent: str) -> None:
         AGENTS[agent].config_class.from_dict(preset(agent.lower(), name, AGENTS[agent].config_class))
 
 
-def test_unknown_preset_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_preset_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no preset 'HalfCheeta-v5': did you mean HalfCheetah-v5"):
         preset("sac", "HalfCheeta-v5", OffPolicyConfig)
-    monkeypatch.setattr("headway.agents.presets._read", lambda agent: {"default": {"gama": 1}})
+    (tmp_path / "sac.yaml").write_text("default: {gama: 1}")
+    monkeypatch.setattr("headway.agents.presets.FOLDER", tmp_path)
     with pytest.raises(ValueError, match="unknown key 'gama': did you mean gamma"):
         preset("sac", "default", OffPolicyConfig)
 

@@ -18,8 +18,8 @@ from headway.envs.mujoco.tasks import Hopper
 from headway.wrappers import as_batched
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from support import Point, vec
 from torch import Tensor
+from toys import Point, vec
 
 
 def hopper() -> gym.Env[Any, Any]:

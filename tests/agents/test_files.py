@@ -10,7 +10,7 @@ from headway import agents
 from headway.agents import SAC, FileFormatError
 from headway.agents.core.files import list_checkpoints, read_archive, write_archive
 from headway.agents.core.files.contents import load_store
-from support import vec
+from toys import vec
 
 Damage = Callable[[bytes, random.Random], bytes]
 

@@ -13,8 +13,8 @@ from headway.agents import SAC
 from headway.agents.core.data import Transitions
 from headway.agents.core.normalization import BatchNormalizer, load_normalizer_state, normalizer_state
 from headway.agents.core.spaces import ObservationCodec
-from labelled import Labelled
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from toys import Labelled
 
 CPU = torch.device("cpu")
 # The peer computes in float64 and rounds once. Here it is float32: the observation, the mean and their difference are

@@ -21,7 +21,7 @@ from headway.envs.mujoco import MujocoBatch
 from headway.envs.mujoco.tasks import TASKS
 from headway.wrappers import as_batched, capture, restore
 from stable_baselines3.common.vec_env import DummyVecEnv
-from support import Point
+from toys import Point
 
 ROWS = 8
 LIMIT = 30

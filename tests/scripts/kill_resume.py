@@ -6,16 +6,17 @@ As a program: ``python tests/scripts/kill_resume.py --kills 20`` prints every ki
 import argparse
 import csv
 import logging
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch
 from headway.agents.core.files import list_checkpoints, read_archive, unpack
 from headway.scripts.cli import main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SERVER = multiprocessing.get_context("forkserver")
 
 CLOCK = ("time/fps", "time/time_elapsed")
 """Columns that tell how long something took."""
@@ -49,21 +52,41 @@ class Kill:
     torn: bool
 
 
-def start(folder: Path, agent: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+def launch(arguments: Sequence[str], output: Path) -> BaseProcess:
+    """Start ``headway`` in a process of its own, forked from a server that has torch: nobody waits for imports.
+
+    :param arguments: of the command
+    :param output: a file for what it writes
+    :return: the process, started
+    """
+    process = SERVER.Process(target=_headway, args=(arguments, output.absolute(), Path.cwd(), dict(os.environ)))
+    process.start()
+    return process
+
+
+def _headway(arguments: Sequence[str], output: Path, folder: Path, environment: dict[str, str]) -> None:
+    os.chdir(folder)  # the server has its own
+    os.environ.update(environment)
+    with output.open("wb") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.exit(main(list(arguments)))
+
+
+def start(folder: Path, agent: str, arguments: Sequence[str]) -> BaseProcess:
     """Start the run, or go on with it if there is something to go on with."""
-    command = [sys.executable, "-m", "headway.scripts.cli", "train", agent]
-    command += ["--resume", str(folder)] if folder.exists() else ["--run-dir", str(folder), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = ["--resume", str(folder)] if folder.exists() else ["--run-dir", str(folder), *arguments]
+    return launch(["train", agent, *command], folder.with_name("output.txt"))
 
 
-def finish(process: "subprocess.Popen[bytes]") -> None:
+def finish(process: BaseProcess, output: Path) -> None:
     """Wait for the end of a run that nobody kills.
 
     :raises RuntimeError: it failed
     """
-    _, errors = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"exit code {process.returncode}: {errors.decode()}")
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"exit code {process.exitcode}: {output.read_text()}")
 
 
 def newest(folder: Path) -> int:
@@ -77,9 +100,9 @@ def being_written(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*.tmp*")]
 
 
-def wait(process: "subprocess.Popen[bytes]", condition: Callable[[], object]) -> None:
+def wait(process: BaseProcess, condition: Callable[[], object]) -> None:
     """Watch closely until something is the case; it is also over when the process is."""
-    while not condition() and process.poll() is None:
+    while not condition() and process.is_alive():
         time.sleep(0.0005)
 
 
@@ -107,7 +130,7 @@ def run_with_kills(
         last = number == kills - 1
         moment = "finishing" if last else MOMENTS[(number + 1) % 3] if number < 3 else rng.choice(MOMENTS)
         hits.append(kill(folder, agent, arguments, moment, step, rng))
-    finish(start(folder, agent, arguments))
+    finish(start(folder, agent, arguments), folder.with_name("output.txt"))
     return hits
 
 
@@ -121,23 +144,23 @@ def kill(folder: Path, agent: str, arguments: Sequence[str], moment: str, step: 
         process = start(folder, agent, arguments)
         strike(process, folder, moment, step, rng)
         process.kill()
-        process.communicate()
+        process.join()
         hit = Kill(moment, newest(folder), bool(being_written(folder)))
         late = hit.checkpoint > 0 if step == 0 else moment == "writing" and not hit.torn
-        if process.returncode == -signal.SIGKILL and not late:
+        if process.exitcode == -signal.SIGKILL and not late:
             return hit
         shutil.rmtree(folder, ignore_errors=True)
         if before.exists():
             before.rename(folder)
     raise RuntimeError(
-        f"a kill ({moment}, step {step}) came too late ten times; the last exit code was {process.returncode}"
+        f"a kill ({moment}, step {step}) came too late ten times; the last exit code was {process.exitcode}"
     )
 
 
-def strike(process: "subprocess.Popen[bytes]", folder: Path, moment: str, step: int, rng: random.Random) -> None:
+def strike(process: BaseProcess, folder: Path, moment: str, step: int, rng: random.Random) -> None:
     """Wait until it is time to kill."""
     if moment == "starting":
-        time.sleep(rng.uniform(0, 2.5))
+        time.sleep(rng.uniform(0, 0.3))
     elif step == 0:  # before the first checkpoint, but after something is there
         wait(process, lambda: (folder / "progress.csv").exists())
         time.sleep(rng.uniform(0, 0.1))
@@ -244,6 +267,7 @@ if __name__ == "__main__":
     parser.add_argument("--total-timesteps", type=int, default=1500)
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    multiprocessing.set_forkserver_preload(["headway.scripts.train"])
     with tempfile.TemporaryDirectory() as temporary:
         began = time.time()
         all_hits, found_differences = compare(

@@ -222,7 +222,7 @@ def test_mujoco_alone_replays_our_physics_bit_for_bit(robot: str) -> None:
         assert replay.run(steps // 2) == steps // 2 * num_envs
     expected = ours.engine.state(None)["integration"].numpy()
     assert np.array_equal(replay.batch.state, expected)
-    assert any(restart for _, restart in replay._recording) is (robot == "Hopper")
+    assert any(restart for _, restart in replay.recording) is (robot == "Hopper")
     replay.run(steps)  # from the start again
     assert np.array_equal(replay.batch.state, expected)
 

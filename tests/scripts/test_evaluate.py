@@ -14,12 +14,12 @@ import stable_baselines3
 from conftest import Command
 from headway import agents
 from headway.agents import SAC
-from headway.scripts.evaluate import _following_camera, evaluate_agent, evaluation_env
+from headway.scripts.evaluate import evaluate_agent, evaluation_env, following_camera
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
-from support import Point, vec
+from toys import Point, vec
 
 SUMMARY = (
     r"return (-?[\d.]+) ± ([\d.]+)   IQM (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] \(95 %\)   length (\d+)   (\d+) episode"
@@ -290,4 +290,4 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     ],
 )
 def test_films_follow_robots(name: str, camera: dict[str, str]) -> None:
-    assert _following_camera(World.of(name)) == camera
+    assert following_camera(World.of(name)) == camera

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from headway.scripts import learning
 from headway.scripts.learning import COMMANDS, SUITE
 from headway.scripts.results import Trial, area_under_curve, compare, final_score, list_trials, read_result
 from headway.scripts.suites import Suite, parse_seeds, read_suite, suite_names
+from kill_resume import launch
 
 TESTS = Path(__file__).parent
 TINY = {"learning_starts": 20, "batch_size": 8, "net_arch": [8], "log_every": 10, "checkpoint_every": 20}
@@ -535,15 +534,14 @@ def test_kill_and_go_on(headway: Command, file: Callable[..., Path], monkeypatch
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
     flags = TINY | {"checkpoint_every": 100, "log_every": 100}
     path = file(arms=[{"label": "SAC", "agent": "sac"}], seeds=1, total_timesteps=600, eval_every=200, flags=flags)
-    command = [sys.executable, "-m", "headway.scripts.cli", "benchmark", "learn", str(path), "--out", "out"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = launch(["benchmark", "learn", str(path), "--out", "out"], Path("output.txt"))
     folder = Path("out") / "Point-v0" / "SAC" / "s0"
     deadline = time.monotonic() + 120
     while not list(folder.glob("checkpoints/*.zip")) and time.monotonic() < deadline:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     code, printed, err = headway("benchmark", "learn", "out")
     assert (code, "1 of 1 runs are finished" in printed) == (0, True), err
     log = folder.with_name("s0.log").read_text()

@@ -44,8 +44,8 @@ def test_frames_show_where_the_crowd_is() -> None:
 def test_crowds_that_start_at_a_point_are_on_a_logarithmic_scale() -> None:
     flow = np.full((1, 11, 25), 1 / 25)
     flow[0, 0] = np.eye(25)[0]
-    assert isinstance(draw_crowds._norm(flow), LogNorm)
-    assert not isinstance(draw_crowds._norm(flow[:, 1:]), LogNorm)
+    assert isinstance(draw_crowds.colour_scale(flow), LogNorm)
+    assert not isinstance(draw_crowds.colour_scale(flow[:, 1:]), LogNorm)
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-17, 2.0])

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Command
 from headway import agents
 from headway.agents import AGENTS, SAC, SACConfig
@@ -235,13 +236,14 @@ def test_help_gives_default_range_and_unit_of_every_field(headway: Command, monk
             assert all(r.unit in info.help for r in info.ranges)
 
 
-def test_precedence_default_preset_file_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_default_preset_file_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     presets = {
         "default": {"gamma": 0.91, "tau": 0.01, "batch_size": 1, "learning_rate": "1e-4"},
         "Point-v0": {"tau": 0.02, "batch_size": 2, "n_critics": 2},
         "other": {"tau": 0.04},
     }
-    monkeypatch.setattr("headway.agents.presets._read", lambda agent: presets)
+    (tmp_path / "sac.yaml").write_text(yaml.safe_dump(presets))
+    monkeypatch.setattr("headway.agents.presets.FOLDER", tmp_path)
     file = Path("settings.yaml")
     file.write_text("batch-size: 3\nn_critics: 3\nseed: 3\nmax_grad_norm: none\ncompile: off\nlearning_starts: 3\n")
 
@@ -259,7 +261,7 @@ def test_precedence_default_preset_file_flag(monkeypatch: pytest.MonkeyPatch) ->
     assert (run.config.max_grad_norm, run.config.compile) == (None, "off")
     assert run.config.n_critics == run.config.learning_starts == 4  # the flag
     assert parse("--env", "Hopper-v5").config.tau == 0.01
-    presets["Hopper-v5"] = {"tau": 0.05}
+    (tmp_path / "sac.yaml").write_text(yaml.safe_dump(presets | {"Hopper-v5": {"tau": 0.05}}))
     assert parse("--env", "headway/Hopper-v5").config.tau == 0.05  # the same task, bit for bit
     assert parse("--env", "headway.envs:headway/Hopper-v5").config.tau == 0.05
     assert parse("--env", "others/Hopper-v5").config.tau == 0.01

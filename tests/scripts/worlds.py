@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from headway.envs import register_mujoco_task
 from headway.envs.mujoco.tasks import HalfCheetah
-from support import Point
+from toys import Point
 
 
 class Sick(Point):

@@ -15,9 +15,9 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from headway.agents import SAC
 from headway.envs import BatchedEnv
 from headway.wrappers import BatchedVecEnv, Snapshot, StateNotSavable, as_batched, capture, restore
-from labelled import HIGH, LOW, Labelled, Transition, episodes, flat, real_steps, truth
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecMonitor, VecNormalize
+from toys import HIGH, LOW, Labelled, Transition, episodes, flat, real_steps, truth
 
 # Python 3.12 and later warn of forks in a process with threads; the workers here do nothing with them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -116,7 +116,7 @@ def gymnasium_vector(cls: type, mode: AutoresetMode, form: str) -> Any:
 
 
 def registered(form: str) -> str:
-    gym.register("Labelled-v0", entry_point="labelled:Labelled", kwargs={"form": form})
+    gym.register("Labelled-v0", entry_point="toys:Labelled", kwargs={"form": form})
     return "Labelled-v0"
 
 

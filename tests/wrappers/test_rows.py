@@ -18,8 +18,8 @@ from headway.wrappers import BatchedRandomDelay, RandomDelay, Snapshot, as_batch
 from labelled import Labelled
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize, VecTransposeImage
-from support import Point
 from torch import Tensor
+from toys import Point
 
 
 def mujoco(n: int, **options: Any) -> MujocoBatch:

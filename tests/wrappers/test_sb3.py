@@ -18,12 +18,12 @@ from headway.agents import SAC
 from headway.envs import BatchedEnv
 from headway.wrappers import BatchedVecEnv, Snapshot, VecEnvBatch, as_batched
 from headway.wrappers.sb3 import DUMMY, row_infos, to_numpy
-from labelled import Labelled, episodes, flat, truth
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan
+from toys import Labelled, episodes, flat, truth
 
 SEED = 7
 

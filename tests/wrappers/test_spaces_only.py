@@ -11,7 +11,7 @@ from headway.agents import SAC
 from headway.wrappers import SpacesOnlyVecEnv, as_batched
 from stable_baselines3.common.callbacks import CallbackList, EvalCallback, ProgressBarCallback
 from stable_baselines3.common.logger import configure
-from support import Point, vec
+from toys import Point, vec
 
 BOX = spaces.Box(1, 3, (2,), np.float32)
 KINDS: dict[str, tuple[spaces.Space[Any], Any]] = {

@@ -1,0 +1,231 @@
+"""The small worlds of the tests: some with a known optimum, one whose observations say where they come from."""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from itertools import cycle
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from headway.wrappers.random_delay import RandomDelay
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+# -- a point on a line -----------------------------------------------------------------------------------------------
+
+PLACE = spaces.Box(-3.0, 3.0, (1,), np.float32)
+IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+WORDS = spaces.Box(0, 12, (2,), np.int64)
+FAR = 2**24
+"""The least integer whose successor is no float32: whoever reads far tokens as floats takes one for another."""
+
+FORMS: dict[str, spaces.Space[Any]] = {
+    "box": PLACE,
+    "dict": spaces.Dict({"place": PLACE, "clock": spaces.Box(0.0, 1.0, (2,), np.float64)}),
+    "image": IMAGE,
+    "image in a dict": spaces.Dict({"camera": IMAGE, "place": PLACE, "words": WORDS, "cell": spaces.Discrete(13)}),
+    "tokens": WORDS,
+    "far tokens": spaces.Box(FAR, FAR + 12, (2,), np.int64),
+    "discrete": spaces.Discrete(13),
+    "multidiscrete": spaces.MultiDiscrete([13, 13]),
+}
+"""What a point can be seen as. Integers are the cell of its place, in halves from 0 to 12."""
+
+MOVES: dict[str, spaces.Space[Any]] = {
+    "box": spaces.Box(-1.0, 1.0, (1,), np.float32),
+    "discrete": spaces.Discrete(5),
+    "multidiscrete": spaces.MultiDiscrete([3, 2]),
+}
+"""How a point can be moved: by the number itself, by one of five halves, or by whole steps and half ones together."""
+
+
+class Point(gym.Env[Any, Any]):
+    """A point on a line that wants to the origin: it moves by the action, and pays its squared distance.
+
+    From any start in [-1, 1], moving by ``-x`` at once costs nothing more: the best return is 0 with every kind of
+    moves, because those that go in halves start at a half. Episodes are truncated after ``length`` steps; leaving
+    [-2, 2] terminates.
+
+    :param length: of an episode, in steps
+    :param form: one of ``FORMS``
+    :param moves: one of ``MOVES``
+    :param render_mode: a frame's brightness is the place
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own spelling)
+
+    def __init__(self, length: int = 7, form: str = "box", moves: str = "box", render_mode: str | None = None) -> None:
+        self.length, self.form, self.moves, self.render_mode = length, form, moves, render_mode
+        self.action_space = deepcopy(MOVES[moves])  # each point draws its own samples
+        self.observation_space = deepcopy(FORMS[form])
+
+    def _observe(self) -> Any:
+        place = np.array([self.x], np.float32)
+        cell = round(2 * (self.x + 3))  # 0 to 12
+        image = np.zeros(IMAGE.shape, np.uint8)
+        image[:, int(np.clip((self.x + 2) / 4 * 35, 0, 35))] = 255
+        two = np.array([cell, cell])
+        return {
+            "box": place,
+            "dict": {"place": place, "clock": np.array([self.t / self.length, 0.5])},
+            "image": image,
+            "image in a dict": {"camera": image, "place": place, "words": two, "cell": cell},
+            "tokens": two,
+            "far tokens": FAR + two,
+            "discrete": cell,
+            "multidiscrete": two,
+        }[self.form]
+
+    def _moved(self, action: Any) -> float:
+        if self.moves == "discrete":
+            return (int(action) - 2) / 2
+        if self.moves == "multidiscrete":
+            return int(action[0]) - 1 + int(action[1]) / 2
+        return float(action[0])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-1, 1)), 0
+        if self.moves != "box":
+            self.x = round(2 * self.x) / 2
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.x = float(np.clip(self.x + self._moved(action), -3, 3))
+        self.t += 1
+        return self._observe(), -self.x * self.x, abs(self.x) > 2, self.t >= self.length, {}
+
+    def render(self) -> Any:
+        return np.full((16, 16, 3), int(40 * (self.x + 3)), np.uint8)
+
+
+class DelayedPoint(RandomDelay):
+    """The same, seen at once, but with actions that act one to three ticks after they were chosen.
+
+    :param delays: of observations and of actions
+    :param kwargs: the point's
+    """
+
+    def __init__(self, delays: tuple[str, str] = ("constant:0", "uniform:0-2"), **kwargs: Any) -> None:
+        super().__init__(Point(**kwargs), *delays)
+
+
+def vec(n: int = 1, **kwargs: Any) -> DummyVecEnv:
+    """Monitored points for Stable-Baselines3.
+
+    :param n: how many
+    :param kwargs: the point's
+    """
+    return DummyVecEnv([lambda: Monitor(Point(**kwargs)) for _ in range(n)])
+
+
+# -- a world that says where each observation comes from -------------------------------------------------------------
+
+LOW, HIGH = np.array([-1.0, -2.0], np.float32), np.array([3.0, 0.5], np.float32)
+
+# Per row: length, terminated and truncated of its episodes, again and again. Rows 0 and 1 sometimes end together, row 2
+# has episodes of a single step, and 0 and 2 have ends that are terminations and truncations at once.
+ENDS = (
+    ((3, True, False), (2, False, True), (4, True, True)),
+    ((2, False, True), (3, True, False)),
+    ((5, True, True), (1, False, True), (1, True, False)),
+)
+
+
+class Labelled(gym.Env[Any, Any]):
+    """An observation is row, episode, step, the action that led to it, and a number drawn at the reset.
+
+    :param row: which of ``ENDS``
+    :param form: "box", "dict" (keys of different shapes and dtypes) or "image" (channels last)
+    :param render_mode: a frame is filled with the row's number
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own spelling)
+
+    def __init__(self, row: int = 0, form: str = "box", render_mode: str | None = None) -> None:
+        self.row, self.form, self.render_mode = row, form, render_mode
+        self.episode = -1
+        self.action_space = spaces.Box(LOW, HIGH)
+        self.observation_space: spaces.Space[Any] = spaces.Box(-10, 250, (5,), np.float32)
+        if form == "dict":
+            place, deed = spaces.Box(0, 250, (3,), np.float64), spaces.Box(-10, 250, (2, 1), np.float32)
+            self.observation_space = spaces.Dict({"place": place, "deed": deed})  # sorted: deed, place
+        if form == "image":
+            self.observation_space = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+
+    def _observe(self, action: float) -> Any:
+        labels = np.array([self.row, self.episode, self.t, action, self.draw], np.float32)
+        if self.form == "dict":
+            return {"place": labels[:3].astype(np.float64), "deed": labels[3:].reshape(2, 1)}
+        if self.form == "image":
+            image = np.zeros((36, 40, 3), np.uint8)
+            image[:5, 0, 1] = (labels + 2) * [1, 1, 1, 50, 1]
+            return image
+        return labels
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episode, self.t, self.draw = self.episode + 1, 0, int(self.np_random.integers(200))
+        self.options = options
+        return self._observe(0), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        length, terminated, truncated = ENDS[self.row][self.episode % len(ENDS[self.row])]
+        end = self.t == length
+        return self._observe(action[0]), self._reward(), end and terminated, end and truncated, {"t": self.t}
+
+    def _reward(self) -> float:
+        return 10.0 * self.episode + self.t + 0.25 * self.row  # exact in float32
+
+    def render(self) -> Any:
+        return np.full((4, 6, 3), self.row + 1, np.uint8)
+
+
+class Transition(NamedTuple):
+    """One step of one row, as it must be stored."""
+
+    obs: list[float]
+    action: list[float]
+    reward: float
+    terminated: bool
+    truncated: bool
+    next_obs: list[float]
+
+
+def flat(obs: Any) -> list[float]:
+    """One observation as agents read it: keys in the space's order, images channels first."""
+    if isinstance(obs, dict):
+        return [number for key in sorted(obs) for number in np.asarray(obs[key], np.float32).ravel().tolist()]
+    obs = np.asarray(obs)
+    return (obs.transpose(2, 0, 1) if obs.ndim == 3 else obs).ravel().tolist()
+
+
+def truth(row: int, form: str, seed: int | None, actions: Iterable[Any]) -> Iterator[Transition]:
+    """What happens to the row when it takes these actions, reset by hand after every end."""
+    env = Labelled(row, form)
+    obs, _ = env.reset(seed=seed)
+    for action in actions:
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        yield Transition(
+            flat(obs), list(map(float, action)), reward, terminated, truncated and not terminated, flat(next_obs)
+        )
+        obs = env.reset()[0] if terminated or truncated else next_obs
+
+
+def episodes(row: int) -> Iterator[tuple[float, int]]:
+    """Return and length of the row's episodes, for ever."""
+    for episode, (length, _, _) in enumerate(cycle(ENDS[row])):
+        yield sum(10.0 * episode + t + 0.25 * row for t in range(1, length + 1)), length
+
+
+def real_steps(row: int, steps: int, delayed: bool) -> int:
+    """How many of so many steps are transitions of the row, where a delayed reset takes a step of its own."""
+    count = passed = 0
+    for _, length in episodes(row):
+        count += min(length, steps - passed)
+        passed += length + delayed
+        if passed >= steps:
+            return count
+    raise AssertionError
