@@ -29,13 +29,13 @@ from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
 from .machine import machine
-from .options import check_ranges, run_flags
+from .options import Flags, run_flags
 from .timing import check_outputs, in_json, spread
 from .worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedOptions:
+class SpeedOptions(Flags):
     """Updates/s and steps/s of SAC and TD3 against Stable-Baselines3's, or of DCAC against SAC, in turn: A B A B …"""
 
     agents: tuple[str, ...] = ("sac", "td3")
@@ -72,7 +72,7 @@ class SpeedOptions:
     """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for name in self.agents:
             if name not in PEERS:
                 raise ValueError(

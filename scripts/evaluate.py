@@ -16,24 +16,26 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from .. import agents
 from ..agents import ActorCriticAgent
+from ..agents.core.config import Range
 from ..agents.core.files import list_checkpoints, read_archive, unpack
+from ..agents.core.files.replacing import replacing
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
 from ..wrappers import BatchedVecEnv
-from .options import check_device
+from .options import Flags, check_device
 from .statistics import Summary, summarise
 from .worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(Flags):
     """Evaluate a saved policy: mean, standard deviation, IQM with its 95 % bootstrap interval, episode length."""
 
     path: tyro.conf.Positional[Path]
     """A saved policy, or a run folder (its best policy, or else its final one)."""
 
-    episodes: int = 20
-    """Episodes to run. Range: [1, inf)."""
+    episodes: Annotated[int, Range(1)] = 20
+    """Episodes to run."""
 
     env: str | None = None
     """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in."""
@@ -47,14 +49,14 @@ class EvaluateOptions:
     plot: Path | None = None
     """Draw the comparison of --delays to this file."""
 
-    seed: int = 10_000
-    """Seed of the episodes; environment i of those stepped together starts from seed + i. Range: [0, inf)."""
+    seed: Annotated[int, Range(0)] = 10_000
+    """Seed of the episodes; environment i of those stepped together starts from seed + i."""
 
     stochastic: bool = False
     """Sample actions instead of taking the policy's mode."""
 
-    n_envs: int = 8
-    """Environments stepped together. Range: [1, inf)."""
+    n_envs: Annotated[int, Range(1)] = 8
+    """Environments stepped together."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, …"""
@@ -71,12 +73,9 @@ class EvaluateOptions:
     def check(self) -> None:
         """Refuse what cannot be done before anything is.
 
-        :raises ValueError: a value out of its range, a device that is not there, a video format that is not known
+        :raises ValueError: a device that is not there, a video format that is not known
         :raises FileExistsError: a file would be overwritten
         """
-        for name, least in (("episodes", 1), ("n_envs", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         check_device(self.device)
         for file in (self.video, self.csv, self.plot):
             if file is not None and file.exists() and not self.overwrite:
@@ -170,19 +169,17 @@ def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: in
     """
     env.seed(seed)
     fps = env.get_attr("metadata")[0].get("render_fps", 30)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     # H.264 wants even sides; a GIF wants milliseconds per frame, and to be told to repeat.
     how = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
     count, done, obs = 0, False, env.reset()
-    with imageio.get_writer(temporary, **how) as video:  # frame by frame: a long episode would not fit into memory
+    # frame by frame: a long episode would not fit into memory
+    with replacing(path) as temporary, imageio.get_writer(temporary, **how) as video:
         while not done:
             video.append_data(np.asarray(env.get_images()[0]))  # type: ignore[attr-defined]
             count += 1
             actions, _ = agent.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
             obs, _, dones, _ = env.step(actions)
             done = bool(dones[0])
-    temporary.replace(path)
     return count
 
 

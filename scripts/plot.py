@@ -1,6 +1,5 @@
 """Figures."""
 
-import csv
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from .options import EXECUTION, read_run, run_flags
+from ..agents.core.logging import read_csv
+from .options import EXECUTION, Flags, run_flags
+from .runs import read_run
 from .statistics import Summary, estimate_curve
 
 
@@ -25,8 +26,7 @@ def read_columns(path: Path, *names: str) -> list[np.ndarray]:
     :param names: columns; rows in which one is empty are left out, as is a last line that is still being written
     :return: one float array per name
     """
-    lines = path.read_text().rpartition("\n")[0].splitlines()
-    rows = [row for row in csv.DictReader(lines) if all(row.get(name) for name in names)]
+    rows = [row for row in read_csv(path) if all(row.get(name) for name in names)]
     return [np.array([float(row[name]) for row in rows]) for name in names]
 
 
@@ -184,7 +184,7 @@ def aligned(curves: Sequence[Curve]) -> Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlotOptions:
+class PlotOptions(Flags):
     """Draw the learning curves of runs, a panel per environment: interquartile mean over seeds, with 95 % intervals.
 
     Runs of the same agent in the same environment are one group; where their settings differ, they are told apart."""

@@ -12,7 +12,7 @@ import tyro
 from ...agents.core.config import Range, fits
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, make_game, solve
 from ..machine import machine
-from ..options import check_ranges
+from ..options import Flags
 from .draw_curves import Curve, solver_comparison
 from .files import new_folder
 from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
@@ -20,7 +20,7 @@ from .show import to_ten_places
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Solve games with several algorithms; draw exploitability against iterations and seconds into one figure."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
@@ -48,7 +48,7 @@ class Options:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.games:
             raise ValueError(f"name at least one game: {', '.join(sorted(GAMES))}")
         if len(set(self.games)) < len(self.games):

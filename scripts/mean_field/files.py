@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...agents.core.files.contents import versions
+from ...agents.core.files.replacing import replacing
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow, make_game
 from ...envs.naming import nearest
 from ..machine import machine
+from ..runs import write_json
 
 FORMAT = 1
 """Of the files in a folder; a newer one is refused."""
@@ -61,24 +63,16 @@ def origin() -> dict[str, Any]:
     return {"machine": machine(), "versions": versions(), "command": command}
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON.
-
-    :param file: where to
-    :param content: what
-    """
-    file.write_text(json.dumps(content, indent=2) + "\n")
-
-
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of tensors.
+    """Write a file of tensors, all of it or nothing.
 
     :param file: .safetensors, where to
     :param tensors: by name, on any device
     :raises OSError: it cannot be written, for the disk is full, say
     """
     try:
-        save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, file)
+        with replacing(file) as temporary:
+            save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, temporary)
     except (SafetensorError, OSError) as cause:  # the library's own error is no OSError
         raise OSError(f"cannot write {file}: {cause}") from cause
 

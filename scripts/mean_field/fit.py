@@ -25,8 +25,9 @@ from ...agents.mean_field.baselines import (
 from ...agents.mean_field_irl import METHODS, MCEFit, fit, recovery
 from ...envs.mean_field.cohorts import COHORTS, Trajectories, load_cohorts, synthetic
 from ...envs.naming import nearest
-from ..options import check_ranges
-from .files import new_folder, origin, save_tensors, write_json
+from ..options import Flags
+from ..runs import write_json
+from .files import new_folder, origin, save_tensors
 from .games import flat, parse_value, split_pairs
 
 BASELINES: dict[str, Callable[[Trajectories], CrowdModel]] = {
@@ -46,7 +47,7 @@ FITTED = 21 / 27
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Recover a crowd's reward from how it moved; compare forecasts of other crowds with those of baselines."""
 
     data: tyro.conf.Positional[str]
@@ -84,7 +85,7 @@ class Options:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"--method {self.method}: {nearest(self.method, METHODS)}")
 

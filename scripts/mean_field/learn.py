@@ -2,8 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,16 +12,16 @@ import tyro
 
 from ...agents.core.config import Config, Range, describe
 from ...envs.mean_field import GAMES, MFGame
-from ..options import check_ranges, parse_flags
-from ..train import locked
-from .files import FORMAT, new_folder, origin, write_json
+from ..options import Flags, parse_flags
+from ..runs import alone, write_json
+from .files import FORMAT, new_folder, origin
 from .games import device_of, flat, make_form, parse_pairs, parse_value, split_pairs
 from .learners import ALGORITHMS
 from .study import Plan, Study, report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Solve games with a deep solver, once per seed; compute exploitability exactly after every iteration."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -70,7 +69,7 @@ class Options:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.games and not self.asks_for_help:
             raise ValueError(f"name at least one game: {', '.join(sorted(GAMES))}")
         if not self.seeds:
@@ -190,7 +189,7 @@ def _run(options: Options) -> int:
     common = {name: getattr(options, name) for name in ("algorithm", "seeds", "iterations", "exact", "progress")}
     folder = options.resume or options.out or new_folder(Path("runs/mfg/learn"))
     folder.mkdir(parents=True, exist_ok=options.resume is not None)
-    with _sole(folder):
+    with alone(folder, "learning", "choose another folder"):
         _write_manifest(folder, options, config)
         study = Study(folder, Plan(config=config, games=games, **common))
         interrupted = False
@@ -205,14 +204,6 @@ def _run(options: Options) -> int:
     if interrupted:
         _say_how_to_go_on(study)
     return 130 if interrupted else int(study.failed > 0)
-
-
-@contextmanager
-def _sole(folder: Path) -> Iterator[None]:
-    with locked(folder) as free:
-        if not free:
-            raise ValueError(f"another process is learning in {folder}: wait for it, or choose another folder")
-        yield
 
 
 def _write_manifest(folder: Path, options: Options, config: Config) -> None:

@@ -16,15 +16,16 @@ from ...agents.core.config import Range
 from ...agents.mean_field_irl import MCEFit, fit, gauge_error, recovery
 from ...envs.mean_field import MFGame, graph_game, observe, solve
 from ...envs.mean_field.cohorts import Trajectories, synthetic
-from ..options import check_ranges
+from ..options import Flags
+from ..runs import write_json
 from .draw_fits import error_against_people
-from .files import FORMAT, new_folder, origin, write_json
+from .files import FORMAT, new_folder, origin
 
 Flow = Literal["data", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Plant a reward, let more and more people follow it, and recover it from how they move."""
 
     instance: Literal["graph", "topics"] = "graph"
@@ -50,7 +51,7 @@ class Options:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for name in ("people", "flow"):
             values = getattr(self, name)
             if not values or len(values) != len({*values}):

@@ -8,7 +8,7 @@ import tyro
 
 from ...agents.core.config import Range
 from ...envs.mean_field import MFGame, make_game, solve
-from ..options import check_ranges
+from ..options import Flags
 from .files import FORMS, Solved, as_folder, new_folder, write_solution
 from .games import checked_parameters, device_of, flat, has_compat, parse_pairs
 from .show import Film, draw_solved, print_solved, titled
@@ -18,7 +18,7 @@ Games = dict[Literal["openspiel"] | None, MFGame]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Look for a Nash equilibrium of a mean field game; write it, its exploitability on the way, and a film of it."""
 
     game: tyro.conf.Positional[str]
@@ -69,9 +69,6 @@ class Options:
 
     progress: bool = True
     """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(options: Options) -> int:
