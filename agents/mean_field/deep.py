@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow
 from ...envs.mean_field.member import MeanFieldAgentBatch
-from ...wrappers.mean_field import averaged, tabular_policy
 from ...wrappers.sb3 import BatchedVecEnv
 from .config import AverageConfig, BestResponseConfig, MirrorDescentConfig
 from .dqn import Average, BestMember, Member, MirrorMember
+from .policies import averaged, tabular_policy
 
 
 class Learner(Protocol):

@@ -12,17 +12,9 @@ import torch
 import tyro
 
 from ...agents.core.config import Range, fits
-from ...agents.mean_field.baselines import (
-    RNN,
-    VAR,
-    CrowdModel,
-    Fit,
-    MeanCrowd,
-    Persistence,
-    PooledMoves,
-    Scores,
-)
-from ...agents.mean_field_irl import METHODS, MCEFit, fit, recovery
+from ...agents.mean_field.inverse import METHODS, MCEFit, fit, recovery
+from ...agents.mean_field.inverse.crowd_models import CrowdModel, Fit, Scores
+from ...agents.mean_field.inverse.forecasts import RNN, VAR, MeanCrowd, Persistence, PooledMoves
 from ...envs.mean_field.cohorts import COHORTS, Trajectories, load_cohorts, synthetic
 from ...envs.naming import nearest
 from ..options import Flags

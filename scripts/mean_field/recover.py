@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...agents.core.config import Range
-from ...agents.mean_field_irl import MCEFit, fit, gauge_error, recovery
+from ...agents.mean_field.inverse import MCEFit, fit, gauge_error, recovery
 from ...envs.mean_field import MFGame, graph_game, observe, solve
 from ...envs.mean_field.cohorts import Trajectories, synthetic
 from ..options import Flags
