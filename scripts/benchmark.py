@@ -7,7 +7,6 @@ delayed observations. ``rollout`` is in :mod:`.benchmark_rollout`, ``mfg`` in :m
 """
 
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -22,14 +21,14 @@ from stable_baselines3.common.logger import Logger
 
 from .. import agents
 from ..agents.core.config import Range
-from ..agents.core.files.contents import versions
 from ..agents.core.off_policy import OffPolicyAgent
 from ..envs.naming import nearest
 from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
-from .machine import machine
+from .machine import origin
 from .options import Flags, run_flags
+from .runs import write_json
 from .timing import check_outputs, in_json, spread
 from .worlds import World
 
@@ -222,13 +221,7 @@ def speed(options: SpeedOptions) -> list[Measurement]:
             cells = [f"{spread(b.rates, '.0f')} {b.threads}t" for b in best]
             print(f"{name:<6} {quantity:<14} {cells[0]:>26} {cells[1]:>26} {best[0].median / best[1].median:>6.2f}")
     if options.json is not None:
-        content = {
-            "command": sys.argv,
-            "machine": machine(),
-            "versions": versions(),
-            "measurements": in_json(measurements),
-        }
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.json, {**origin(), "command": sys.argv, "measurements": in_json(measurements)})
     return measurements
 
 

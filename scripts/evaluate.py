@@ -1,6 +1,5 @@
 """``headway evaluate``: how good a saved policy is."""
 
-import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from ..agents import ActorCriticAgent
 from ..agents.core.config import Range
 from ..agents.core.files import list_checkpoints, read_archive, unpack
 from ..agents.core.files.replacing import replacing
+from ..agents.core.logging import write_csv
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
 from ..wrappers import BatchedVecEnv
@@ -247,11 +247,8 @@ def evaluate(options: EvaluateOptions) -> Summary:
     summary = summarise(returns, lengths)
     print(summary)
     if options.csv is not None:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["episode", "return", "length"])
-            writer.writerows(zip(range(len(returns)), returns, lengths, strict=True))
+        episodes = zip(range(len(returns)), returns, lengths, strict=True)
+        write_csv(options.csv, ["episode", "return", "length"], episodes)
         print(f"episodes written to {options.csv}")
     if options.video is not None:
         filmed = normalised(evaluation_env(world, 1, render=True), path)
@@ -277,10 +274,8 @@ def _evaluate_delays(
         summaries.append(summarise(returns, lengths))
         print(f"{delay:<{width}}  {summaries[-1]}", flush=True)
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["delays", *(field.name for field in fields(Summary))])
-            writer.writerows([delay, *astuple(s)] for delay, s in zip(options.delays, summaries, strict=True))
+        rows = ([delay, *astuple(s)] for delay, s in zip(options.delays, summaries, strict=True))
+        write_csv(options.csv, ["delays", *(field.name for field in fields(Summary))], rows)
         print(f"returns written to {options.csv}")
     if options.plot is not None:
         from .plot import returns_by_delay  # takes a second to import

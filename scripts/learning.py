@@ -21,10 +21,9 @@ import yaml
 from tqdm import tqdm
 
 from ..agents.core.config import Range
-from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
 from ..envs import make
-from .machine import cores, machine
+from .machine import cores, origin
 from .options import Flags
 from .report import Report
 from .results import EXIT, Trial, list_trials, pairs, read_result
@@ -138,15 +137,9 @@ def _record(suite: Suite, out: Path, options: LearnOptions) -> None:
     """Write down what is going to be run, and on what."""
     with replacing(out / SUITE) as temporary:
         temporary.write_text(yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True))
-    command = {
-        "command": shlex.join(["headway", *sys.argv[1:]]),
-        "started": datetime.now().isoformat(timespec="seconds"),
-        "workers": options.workers or cores(),
-        "machine": machine(),
-        "versions": versions(),
-    }
+    about = {"started": datetime.now().isoformat(timespec="seconds"), "workers": options.workers or cores()}
     with (out / COMMANDS).open("a") as file:
-        file.write(json.dumps(command) + "\n")
+        file.write(json.dumps({**origin(), **about}) + "\n")
 
 
 def _introduce(suite: Suite, out: Path, fleet: "Fleet") -> None:

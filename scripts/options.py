@@ -29,7 +29,8 @@ from .worlds import World
 T = TypeVar("T")
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """:return: how a field is written on the command line."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -37,7 +38,7 @@ def _flag(name: str) -> str:
 class Flags(Config):
     """What a command is told: its fields are checked as hyper-parameters are, and named as on the command line."""
 
-    _label = staticmethod(_flag)
+    _label = staticmethod(flag_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     :return: the resolved run; None if ``--help`` was asked for, and printed
     :raises ValueError: a value, preset or file that does not fit; the message says what would
     """
-    early = _early(arguments)
+    early = early_flags(arguments, "env", "preset", "config", "resume")
     if "resume" in early:
         return _resumed(name, Path(early["resume"]), arguments)
     if not name:
@@ -219,13 +220,19 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     return run
 
 
-def _early(arguments: Sequence[str]) -> dict[str, str]:
-    """Read the few flags that decide the other flags' defaults."""
+def early_flags(arguments: Sequence[str], *names: str) -> dict[str, str]:
+    """Read the few flags that decide the other flags' defaults.
+
+    :param arguments: the command line
+    :param names: of these flags
+    :return: their values as texts, of those that are given
+    :raises ValueError: one has no value
+    """
     found = {}
     for token, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, given, value = token.partition("=")
         name = flag.removeprefix("--")
-        if flag.startswith("--") and name in ("env", "preset", "config", "resume"):
+        if flag.startswith("--") and name in names:
             value = value if given else following
             if not value or (not given and value.startswith("-")):
                 raise ValueError(f"{flag} needs a value")
@@ -337,7 +344,7 @@ def parse_flags(
             return None
         raise ValueError(f"{_first_sentence(complaint.getvalue())}; see {prog} --help") from None
     if unknown:
-        known = [_flag(field.name) for field in dataclasses.fields(flags)]  # type: ignore[arg-type]
+        known = [flag_of(field.name) for field in dataclasses.fields(flags)]  # type: ignore[arg-type]
         flag = unknown[0].partition("=")[0]
         raise ValueError(f"{prog} takes no {flag}: {nearest(flag.replace('_', '-'), known, f'see {prog} --help')}")
     return parsed
@@ -404,7 +411,7 @@ def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run | None:
     for key, value in run.values().items():
         if key not in (*EXECUTION, "resume") and value != original[key]:
             raise ValueError(
-                f"{_flag(key)} is {original[key]} in {folder} and cannot become {value}: "
+                f"{flag_of(key)} is {original[key]} in {folder} and cannot become {value}: "
                 "that would be another run; leave the flag out, or start one without --resume"
             )
     return run

@@ -3,7 +3,7 @@
 import csv
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(whole)))
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file, all of it or nothing.
+
+    :param path: the file
+    :param columns: their names
+    :param rows: their values
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
 class CSVFile(KVWriter):
     """A CSV log that keeps its earlier rows when it is opened again and grows columns as keys appear.
 
@@ -97,10 +108,7 @@ class CSVFile(KVWriter):
                 csv.DictWriter(file, self.columns).writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(self.path, self.columns, ([row.get(name, "") for name in self.columns] for row in self.rows))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Write one line of Stable-Baselines3's logger."""

@@ -1,6 +1,5 @@
 """``headway mfg compare``: exploitability of several algorithms."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import tyro
 
 from ...agents.core.config import Range, fits
+from ...agents.core.logging import write_csv
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, make_game, solve
 from ..machine import machine
 from ..options import Flags
@@ -97,8 +97,7 @@ def run(options: Options) -> int:
     device = device_of(options.device)
     arms = _read_arms(options.algorithms)
     games = {name: make_form(name, options.compat, device) for name in options.games}
-    folder = options.out or new_folder(Path("runs/mfg/compare"))
-    folder.mkdir(parents=True)
+    folder = new_folder(options.out, "compare")
     found: dict[str, dict[str, Curve]] = {}
     interrupted = False
     try:
@@ -131,10 +130,9 @@ def _solve_all(
 
 
 def _write(file: Path, found: Mapping[str, Mapping[str, Curve]]) -> None:
-    rows = [["game", "algorithm", "iteration", "exploitability", "seconds"]]
+    rows = []
     for name, curves in found.items():
         for label, curve in curves.items():
             columns = zip(curve.iterations, curve.exploitability.tolist(), curve.seconds, strict=True)
             rows += [[name, label, str(k), repr(value), f"{seconds:.6f}"] for k, value, seconds in columns]
-    with file.open("w", newline="") as lines:
-        csv.writer(lines).writerows(rows)
+    write_csv(file, ["game", "algorithm", "iteration", "exploitability", "seconds"], rows)

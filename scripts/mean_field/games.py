@@ -12,7 +12,7 @@ from ...agents.core.config import fits
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, make_game
 from ...envs.mean_field.library import builder_of
 from ...envs.naming import nearest
-from ..options import check_device
+from ..options import check_device, flag_of
 
 
 def device_of(name: str) -> str:
@@ -137,13 +137,9 @@ def checked_parameters(algorithm: str, given: Mapping[str, Any]) -> dict[str, An
     found = {key: value for key, value in given.items() if value is not None}
     for key in found:
         if key not in known:
-            flags = ", ".join(_flag(name) for name in known) or "none"
-            raise ValueError(f"{_flag(key)}: {algorithm} has no such parameter; it has {flags}")
+            flags = ", ".join(flag_of(name) for name in known) or "none"
+            raise ValueError(f"{flag_of(key)}: {algorithm} has no such parameter; it has {flags}")
     return found
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def list_games(text: str) -> None:

@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +11,10 @@ import tyro
 
 from ...agents.core.config import Config, Range, describe
 from ...envs.mean_field import GAMES, MFGame
-from ..options import Flags, parse_flags
+from ..machine import origin
+from ..options import Flags, early_flags, parse_flags
 from ..runs import alone, write_json
-from .files import FORMAT, new_folder, origin
+from .files import FORMAT, new_folder
 from .games import device_of, flat, make_form, parse_pairs, parse_value, split_pairs
 from .learners import ALGORITHMS
 from .study import Plan, Study, report
@@ -113,11 +113,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _saved(arguments: Sequence[str]) -> Options | None:
     """:return: the flags of the folder that ``--resume`` names; None without one."""
-    found = [value for flag, value in pairwise(arguments) if flag == "--resume"]
-    found += [text.removeprefix("--resume=") for text in arguments if text.startswith("--resume=")]
-    if not found or not found[-1]:
+    folder = early_flags(arguments, "resume").get("resume")
+    if folder is None:
         return None
-    file = Path(found[-1]) / "learn.json"
+    file = Path(folder) / "learn.json"
     if not file.exists():
         raise FileNotFoundError(f"--resume {file.parent}: headway mfg learn has not written it, it has no learn.json")
     try:
@@ -187,8 +186,7 @@ def _run(options: Options) -> int:
     for game in games.values():  # so that what will not do is said before another game has been learnt for hours
         ALGORITHMS[options.algorithm].solve(game, config, iterations=0, seed=options.seeds[0])
     common = {name: getattr(options, name) for name in ("algorithm", "seeds", "iterations", "exact", "progress")}
-    folder = options.resume or options.out or new_folder(Path("runs/mfg/learn"))
-    folder.mkdir(parents=True, exist_ok=options.resume is not None)
+    folder = options.resume or new_folder(options.out, "learn")
     with alone(folder, "learning", "choose another folder"):
         _write_manifest(folder, options, config)
         study = Study(folder, Plan(config=config, games=games, **common))

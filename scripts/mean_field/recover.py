@@ -16,10 +16,11 @@ from ...agents.core.config import Range
 from ...agents.mean_field.inverse import MCEFit, fit, gauge_error, recovery
 from ...envs.mean_field import MFGame, graph_game, observe, solve
 from ...envs.mean_field.cohorts import Trajectories, synthetic
+from ..machine import origin
 from ..options import Flags
 from ..runs import write_json
 from .draw_fits import error_against_people
-from .files import FORMAT, new_folder, origin
+from .files import FORMAT, new_folder
 
 Flow = Literal["data", "model"]
 
@@ -146,8 +147,7 @@ def run(options: Options) -> int:
     :return: exit code: 0, or 130 after Ctrl-C
     :raises FileExistsError: the folder exists
     """
-    folder = options.out or new_folder(Path("runs/mfg/recover") / options.instance)
-    folder.mkdir(parents=True)
+    folder = new_folder(options.out, "recover", options.instance)
     draws: list[Draw] = []
     interrupted = False
     try:

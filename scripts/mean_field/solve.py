@@ -9,7 +9,7 @@ import tyro
 from ...agents.core.config import Range
 from ...envs.mean_field import MFGame, make_game, solve
 from ..options import Flags
-from .files import FORMS, Solved, as_folder, new_folder, write_solution
+from .files import FORMS, Solved, as_folder, kept_if_done, new_folder, write_solution
 from .games import checked_parameters, device_of, flat, has_compat, parse_pairs
 from .show import Film, draw_solved, print_solved, titled
 
@@ -83,13 +83,9 @@ def run(options: Options) -> int:
 
     parameters = parse_pairs(flat(options.param), options.game)
     games, settings = _games(options, parameters), _settings(options)
-    folder = options.out or new_folder(Path("runs/mfg") / as_folder(options.game) / options.algorithm)
-    folder.mkdir(parents=True)
-    try:
+    folder = new_folder(options.out, as_folder(options.game), options.algorithm)
+    with kept_if_done(folder):
         solved = _solve_all(games, options, settings)
-    except BaseException:
-        folder.rmdir()
-        raise
     interrupted = solved[-1].solution.interrupted
     print_solved(options.game, options.algorithm, solved)
     about = {"game": options.game, "parameters": parameters, "algorithm": options.algorithm, "settings": settings}

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from stable_baselines3.common.logger import configure
 
 from ...agents.core.config import Config
-from ...agents.core.files.replacing import replacing
-from ...agents.core.logging import read_csv
+from ...agents.core.logging import read_csv, write_csv
 from ...agents.mean_field import DeepSolution, Iteration, log_iterations
 from ...envs.mean_field import MFGame, solve
 from .draw_curves import Curve, learning_curves, median_curve
@@ -120,8 +119,7 @@ class Study:
 
     def _keep(self, rows: list[Row]) -> None:
         """Write the file anew, with these lines."""
-        with replacing(self.file) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([Row._fields, *map(_cells, rows)])
+        write_csv(self.file, Row._fields, map(_cells, rows))
         self.rows = rows
 
     def add(self, row: Row) -> None:
