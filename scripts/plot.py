@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -34,6 +35,40 @@ def _plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     """Give axes a faint grid and no frame but the two scales."""
     axes.grid(axis=grid, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def decades(axis: Axis, low: float, high: float) -> None:
+    """Label a logarithmic axis by plain numbers: 1, 2 and 5 of each decade, or 1 alone where there are many."""
+    few = high / low < 3000
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=10))
+    axis.set_minor_formatter(NullFormatter())
+    if few:
+        axis.set_major_formatter("{x:g}")
+
+
+def panel_grid(
+    count: int, columns: int, size: tuple[float, float], room: float, x: str, y: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a grid of panels, of which the outer ones are labelled.
+
+    :param count: of panels
+    :param columns: of the grid
+    :param size: width and height of a panel, in inches
+    :param room: height for titles and legend
+    :param x: label of the axes at the lower end
+    :param y: label of the axes on the left
+    :return: the figure and its panels, line by line
+    """
+    lines = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines + room), dpi=130, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y)
+    for axes in grid.flat[max(0, count - columns) : count]:
+        axes.set_xlabel(x)
+    return figure, list(grid.flat[:count])
 
 
 def learning_curve(run: Path, title: str) -> Path:
@@ -127,13 +162,11 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
     :param path: the PNG to write
     """
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
-    lines = -(-len(panels) // columns)
-    size = (7, 4.5) if len(panels) == 1 else (4.5 * columns, 3.4 * lines + 0.6)
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    size = (7, 3.9) if len(panels) == 1 else (4.5, 3.4)
+    figure, grid = panel_grid(len(panels), columns, size, 0.6, "environment steps", "return of evaluations")
     labels = list(dict.fromkeys(label for groups in panels.values() for label in groups))
     handles: dict[str, Any] = {}
-    for axes, (title, groups) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (title, groups) in zip(grid, panels.items(), strict=True):
         for label, curves in groups.items():
             if curves:
                 number = labels.index(label)
@@ -146,12 +179,6 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(map(abs, axes.get_ylim())) >= 10_000 else "{x:,g}")
         _plain(axes)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("return of evaluations")
-    for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
-        axes.set_xlabel("environment steps")
     counts = sorted({len(curves) for groups in panels.values() for curves in groups.values() if curves})
     runs = f"{counts[0]} to {counts[-1]} runs" if len(counts) > 1 else f"{counts[0]} run{'s' * (counts[0] > 1)}"
     band = "; band: 95 % bootstrap interval" if counts[-1] > 1 else ""
@@ -306,11 +333,10 @@ def rollout_speeds(
     :param path: the PNG to write
     """
     columns = min(2, len(rates))
-    lines = -(-len(rates) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * lines + 1.6), dpi=130, layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False)
+    labels = ("rows stepped together", "environment steps per second")
+    figure, panels = panel_grid(len(rates), columns, (5.2, 3.6), 1.6, *labels)
     handles: dict[str, Any] = {}
-    for axes, (robot, sides) in zip(panels.flat, rates.items(), strict=False):
+    for axes, (robot, sides) in zip(panels, rates.items(), strict=True):
         for side, by_rows in sides.items():
             handles[STYLES[side][0]] = _draw_side(axes, side, by_rows)
         axes.set(title=robot, xscale="log", yscale="log", xticks=sorted({n for side in sides.values() for n in side}))
@@ -320,12 +346,6 @@ def rollout_speeds(
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_minor_formatter(NullFormatter())
         _plain(axes)
-    for axes in panels.flat[len(rates) :]:
-        axes.set_visible(False)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("environment steps per second")
-    for axes in panels[-1]:
-        axes.set_xlabel("rows stepped together")
     figure.suptitle(textwrap.fill(title, 40 * columns), fontsize=12)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1, frameon=False, fontsize=8,

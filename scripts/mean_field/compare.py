@@ -12,15 +12,14 @@ from ...agents.core.config import Range, fits
 from ...agents.core.logging import write_csv
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, make_game, solve
 from ..machine import machine
-from ..options import Flags
 from .draw_curves import Curve, solver_comparison
 from .files import new_folder
-from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
+from .games import SolverFlags, algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
 from .show import to_ten_places
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Flags):
+class Options(SolverFlags):
     """Solve games with several algorithms; draw exploitability against iterations and seconds into one figure."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
@@ -40,12 +39,6 @@ class Options(Flags):
 
     out: Path | None = None
     """Folder to write, which must not exist yet; by default runs/mfg/compare/<time>."""
-
-    device: str = "cpu"
-    """cpu, cuda, cuda:0, … or auto."""
-
-    progress: bool = True
-    """Show progress bars."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

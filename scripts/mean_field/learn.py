@@ -12,16 +12,16 @@ import tyro
 from ...agents.core.config import Config, Range, describe
 from ...envs.mean_field import GAMES, MFGame
 from ..machine import origin
-from ..options import Flags, early_flags, parse_flags
+from ..options import early_flags, parse_flags
 from ..runs import alone, write_json
 from .files import FORMAT, new_folder
-from .games import device_of, flat, make_form, parse_pairs, parse_value, split_pairs
+from .games import SolverFlags, device_of, flat, make_form, parse_pairs, parse_value, split_pairs
 from .learners import ALGORITHMS
 from .study import Plan, Study, report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Flags):
+class Options(SolverFlags):
     """Solve games with a deep solver, once per seed; compute exploitability exactly after every iteration."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -61,12 +61,6 @@ class Options(Flags):
     resume: Path | None = None
     """Folder to go on with: flags not given are its own, finished runs are kept, others start again; --seeds may add
     runs."""
-
-    device: str = "cpu"
-    """cpu, cuda, cuda:0, … or auto."""
-
-    progress: bool = True
-    """Show progress bars."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

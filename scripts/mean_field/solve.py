@@ -8,9 +8,8 @@ import tyro
 
 from ...agents.core.config import Range
 from ...envs.mean_field import MFGame, make_game, solve
-from ..options import Flags
 from .files import FORMS, Solved, as_folder, kept_if_done, new_folder, write_solution
-from .games import checked_parameters, device_of, flat, has_compat, parse_pairs
+from .games import SolverFlags, checked_parameters, device_of, flat, has_compat, parse_pairs
 from .show import Film, draw_solved, print_solved, titled
 
 Games = dict[Literal["openspiel"] | None, MFGame]
@@ -18,7 +17,7 @@ Games = dict[Literal["openspiel"] | None, MFGame]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Flags):
+class Options(SolverFlags):
     """Look for a Nash equilibrium of a mean field game; write it, its exploitability on the way, and a film of it."""
 
     game: tyro.conf.Positional[str]
@@ -58,17 +57,11 @@ class Options(Flags):
     out: Path | None = None
     """Folder to write, which must not exist yet; by default runs/mfg/<game>/<algorithm>/<time>."""
 
-    device: str = "cpu"
-    """cpu, cuda, cuda:0, … or auto."""
-
     format: Film = "gif"
     """Of the film of the flow; none leaves it out."""
 
     fps: Annotated[float, Range(0, 60, unit="times of the game per second")] = 0
     """Speed of the film; 0 has it last about eight seconds."""
-
-    progress: bool = True
-    """Show a progress bar."""
 
 
 def run(options: Options) -> int:
