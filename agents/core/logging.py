@@ -3,8 +3,7 @@
 import csv
 import io
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
+
+from .files.replacing import replacing
 
 log = logging.getLogger("headway")
 
@@ -56,6 +57,27 @@ class Metrics:
         self._counts = dict(state["counts"])
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file that may still be written to.
+
+    :param path: the file
+    :return: its rows; not a last one without the end of its line, torn by a kill or being written
+    """
+    whole = path.read_bytes().rpartition(b"\n")[0].decode()
+    return list(csv.DictReader(io.StringIO(whole)))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file, all of it or nothing.
+
+    :param path: the file
+    :param columns: their names
+    :param rows: their values
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
 class CSVFile(KVWriter):
     """A CSV log that keeps its earlier rows when it is opened again and grows columns as keys appear.
 
@@ -71,9 +93,7 @@ class CSVFile(KVWriter):
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = []
         if path.exists():
-            # A kill in the middle of a line leaves a torn last row, without the end of the line: it goes too.
-            whole = path.read_bytes().rpartition(b"\n")[0].decode()
-            self.rows = [row for row in csv.DictReader(io.StringIO(whole)) if int(row[key]) <= keep_until]
+            self.rows = [row for row in read_csv(path) if int(row[key]) <= keep_until]
             self.columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
@@ -92,12 +112,7 @@ class CSVFile(KVWriter):
                 csv.DictWriter(file, self.columns).writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        write_csv(self.path, self.columns, ([row.get(name, "") for name in self.columns] for row in self.rows))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Write one line of Stable-Baselines3's logger."""

@@ -1,6 +1,5 @@
 """Many rows of one MuJoCo task: tensors in, tensors out, on one device."""
 
-import difflib
 import os
 import sys
 import warnings
@@ -18,6 +17,7 @@ from mujoco.batch import MODEL_FIELDS
 from torch import Tensor
 
 from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
+from ..naming import nearest
 from ..streams import HostStreams
 from .cpu import GIB, HostEngine, available_memory, contact_force_sensor
 from .engine import CONTACT_FORCES, Engine, Failure, Sim
@@ -341,8 +341,7 @@ def _check_fields(varied: tuple[str, ...]) -> None:
         if name == "opt.timestep":
             raise ValueError("randomise: opt.timestep cannot differ between rows, which step together")
         if name not in MODEL_FIELDS:
-            near = difflib.get_close_matches(name, MODEL_FIELDS, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see MuJoCo's mjModel"
+            hint = nearest(name, MODEL_FIELDS, "see MuJoCo's mjModel")
             raise ValueError(f"randomise: {name!r} is no field of MjModel that rows can differ in: {hint}")
 
 

@@ -128,9 +128,9 @@ def test_video_is_of_the_episode_that_the_seed_means(headway: Command, policy: P
 WRONG = [
     ("nothing", "there is no policy at nothing or nothing.zip"),
     (".", ". holds no best.zip, final.zip or checkpoint yet"),
-    ("POLICY --episodes 0", "--episodes must be at least 1, got 0"),
-    ("POLICY --n-envs 0", "--n-envs must be at least 1, got 0"),
-    ("POLICY --seed -1", "--seed must be at least 0, got -1"),
+    ("POLICY --episodes 0", "--episodes must lie in [1, inf), got 0"),
+    ("POLICY --n-envs 0", "--n-envs must lie in [1, inf), got 0"),
+    ("POLICY --seed -1", "--seed must lie in [0, inf), got -1"),
     ("POLICY --episodes few", "--episodes: invalid literal for int() with base 10: 'few'"),
     ("POLICY --device abacus", "--device abacus: there is no such device here"),
     (
