@@ -170,7 +170,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
             purpose: torch.Generator(self.device).manual_seed(int(seed >> 1))
             for purpose, seed in zip(purposes, seeds.tolist(), strict=True)
         }
-        self.modules = TrackedModules(self.device)
+        self.modules = TrackedModules(self.device, self.config.learning_rate)
         self.metrics = Metrics()
         self._build()
         self.policy = AgentPolicy(
@@ -194,9 +194,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         :param target: keep a slowly following copy
         :return: the handle that trains it
         """
-        return self.modules.add(
-            name, module, self.config.learning_rate, target=target, max_grad_norm=self.config.max_grad_norm
-        )
+        return self.modules.add(name, module, target=target, max_grad_norm=self.config.max_grad_norm)
 
     def attach_env(self, env: Any) -> None:
         """Give an agent that was built without one its environment; of any kind the constructor takes.
@@ -287,7 +285,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
             if self.stop_requested:
                 return False
             if self.config.learning_rate_schedule == "linear":
-                self.modules.set_learning_rate(self.current_learning_rate)
+                self.modules.scale_learning_rates(max(self._current_progress_remaining, 0.0))
             self.metrics.add(self._update())
             self._n_updates += 1
             self._pending_updates -= 1
