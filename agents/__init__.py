@@ -11,18 +11,24 @@ from .core.data import NonFiniteError
 from .core.files import FileFormatError, read_manifest
 from .core.registry import AGENTS
 from .dcac import DCAC, DCACConfig
+from .dqn import DQN, DQNConfig
+from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
 
 __all__ = [
     "AGENTS",
     "DCAC",
+    "DQN",
+    "PPO",
     "SAC",
     "TD3",
     "ActorCriticAgent",
     "DCACConfig",
+    "DQNConfig",
     "FileFormatError",
     "NonFiniteError",
+    "PPOConfig",
     "SACConfig",
     "TD3Config",
     "load",

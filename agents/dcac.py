@@ -207,7 +207,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self.actor = self.track(
             "actor", SquashedGaussianActor(VectorFeatures(inputs), action, cfg.net_arch, cfg.activation)
         )
-        critics = StateCritics(inputs, cfg.net_arch, cfg.activation, cfg.n_critics)
+        critics = StateCritics(VectorFeatures(inputs), cfg.net_arch, cfg.activation, cfg.n_critics)
         self.critics = self.track("critics", critics, target=True)
         if cfg.learns_alpha:
             self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))

@@ -26,7 +26,7 @@ from .files import contents
 from .files.contents import Contents
 from .files.errors import FileFormatError
 from .loop import LearningLoop, Part
-from .nets import Tracked, TrackedModules
+from .nets import Optimiser, Tracked, TrackedModules
 from .normalization import BatchNormalizer, load_normalizer_state, normalizer_state
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
@@ -185,7 +185,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             purpose: torch.Generator(self.device).manual_seed(int(seed >> 1))
             for purpose, seed in zip(purposes, seeds.tolist(), strict=True)
         }
-        self.modules = TrackedModules(self.device)
+        self.modules = TrackedModules(self.device, self.config.learning_rate)
         self._begin_loop()
         self.register("generators", Part(self._streams, self._load_streams))
         self._build()
@@ -211,16 +211,20 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         normalizer = self._vec_normalize_env
         self.normalizer = None if normalizer is None else BatchNormalizer(normalizer, self.codec, self.device)
 
-    def track(self, name: str, module: M, *, target: bool = False) -> Tracked[M]:
+    def track(
+        self, name: str, module: M, *, target: bool = False, optimiser: Optimiser | None = None, frozen: bool = False
+    ) -> Tracked[M]:
         """Register a network: optimiser, target, clipping, device, files and ``policy`` follow.
 
         :param name: its name
         :param module: the network
         :param target: keep a slowly following copy
+        :param optimiser: what moves it; None: Adam. One without a rate of its own has the configuration's.
+        :param frozen: it is never moved
         :return: the handle that trains it
         """
         return self.modules.add(
-            name, module, self.config.learning_rate, target=target, max_grad_norm=self.config.max_grad_norm
+            name, module, optimiser=optimiser, target=target, frozen=frozen, max_grad_norm=self.config.max_grad_norm
         )
 
     def attach_env(self, env: Any) -> None:

@@ -135,7 +135,7 @@ class LearningLoop(BaseAlgorithm):
             if self.stop_requested:
                 return False
             if self.config.learning_rate_schedule == "linear":
-                self.modules.set_learning_rate(self.current_learning_rate)
+                self.modules.scale_learning_rates(self.progress_remaining)
             self.metrics.add(self._update(self._pending[0][0]))
             self._n_updates += 1
             phase, left = self._pending.pop(0)  # only now: an update may have changed it, or failed

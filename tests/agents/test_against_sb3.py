@@ -59,8 +59,8 @@ def copy_into(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> None:
     """Copy a chain of linear layers into one member."""
     with torch.no_grad():
         for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
-            weight[member].copy_(layer.weight.T)
-            bias[member, 0].copy_(layer.bias)
+            weight.view(-1, *weight.shape[-2:])[member].copy_(layer.weight.T)
+            bias.view(-1, layer.out_features)[member].copy_(layer.bias)
 
 
 def copy_critics(ours: Any, peer: Any) -> None:
@@ -77,8 +77,8 @@ def gap(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> float:
     for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
         found = max(
             found,
-            float((weight[member] - layer.weight.T).abs().max()),
-            float((bias[member, 0] - layer.bias).abs().max()),
+            float((weight.view(-1, *weight.shape[-2:])[member] - layer.weight.T).abs().max()),
+            float((bias.view(-1, layer.out_features)[member] - layer.bias).abs().max()),
         )
     return found
 

@@ -15,11 +15,10 @@ from headway.envs.mean_field.population import MeanFieldPopulationBatch
 from headway.envs.mujoco import MujocoBatch, scale
 from headway.envs.mujoco.tasks import Hopper
 from headway.wrappers import BatchedRandomDelay, RandomDelay, Snapshot, as_batched
-from labelled import Labelled
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize, VecTransposeImage
 from torch import Tensor
-from toys import Point
+from toys import Labelled, Point
 
 
 def mujoco(n: int, **options: Any) -> MujocoBatch:
