@@ -52,4 +52,5 @@ def load(
     name = str(read_manifest(path).get("class"))
     if name not in AGENTS:
         raise FileFormatError(f"{path} holds a {name} agent, which is not known here: {nearest(name, AGENTS)}")
-    return AGENTS[name].load(path, env, device, **overrides)
+    agent: ActorCriticAgent[Any] = AGENTS[name].load(path, env, device, **overrides)
+    return agent

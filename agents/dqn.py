@@ -74,7 +74,8 @@ def best_target(batch: Transitions, q: QValues, target_q: QValues, gamma: float,
         next_q = target_q(batch.next_obs).squeeze(-3)  # (B, A)
         chooser = q(batch.next_obs).squeeze(-3) if double else next_q
         best = next_q.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)  # (B,)
-        return batch.rewards + gamma * best.masked_fill(batch.terminated, 0.0)
+        value: Tensor = best.masked_fill(batch.terminated, 0.0)
+        return batch.rewards + gamma * value
 
 
 def q_loss(q: QValues, batch: Transitions, target: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
 
     def _update(self, phase: str) -> dict[str, Tensor]:
         cfg, rows = self.config, self.minibatch()
-        batch = Minibatch(*self.rollout.take(Minibatch._fields, rows))
+        batch = Minibatch(*self.rollout.take(Minibatch._fields, rows))  # type: ignore[arg-type]
         clip_range = cfg.clip_range * (self.progress_remaining if cfg.clip_range_schedule == "linear" else 1.0)
         losses = self._losses(self.nets.module, batch, clip_range, cfg)
         if cfg.target_kl is not None and float(losses.approx_kl) > 1.5 * cfg.target_kl:

@@ -71,7 +71,7 @@ def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
     return 0.5 * len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
 
 
-def actor_loss(critics: Critics, obs: Tensor, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+def actor_loss(critics: Critics, obs: Obs, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
     """J(pi) = E[alpha log pi(a|s) - min_i Q_i(s, a)], a reparametrised.
 
     :param critics: E of them; no gradient reaches their weights

@@ -80,7 +80,7 @@ def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
     return len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
 
 
-def actor_loss(critics: Critics, actor: DeterministicActor, obs: Tensor) -> Tensor:
+def actor_loss(critics: Critics, actor: DeterministicActor, obs: Obs) -> Tensor:
     """J(pi) = -E[Q_1(s, pi(s))].
 
     :param critics: of which the first is used; no gradient reaches their weights

@@ -446,7 +446,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             agent = cls(
                 manifest["policy"],
                 device=device,
-                config=cls.config_class.from_dict(manifest["config"]),
+                config=cls._configure(None, manifest["config"]),
                 stats_window_size=manifest["stats_window_size"],
                 _init_setup_model=False,
                 **({"seed": manifest["seed"]} | plain),

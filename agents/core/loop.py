@@ -44,6 +44,7 @@ class LearningLoop(BaseAlgorithm):
     collector: Collector
     modules: TrackedModules
     metrics: Metrics
+    _pending: list[tuple[str, int]]
 
     # -- what an agent fills in --------------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class LearningLoop(BaseAlgorithm):
     def _begin_loop(self) -> None:
         """Start with nothing done, and register what the loop itself has to remember."""
         self.stop_requested = False
-        self._pending: list[tuple[str, int]] = []
+        self._pending = []
         self.parts: dict[str, Stateful] = {}
         self.metrics = Metrics(self.device)
         self.register("counters", Part(self._counters, self._load_counters))

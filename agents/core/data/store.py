@@ -111,6 +111,7 @@ class ReplayStore(Generic[BatchT]):
 
         # Write positions live on the host. While the columns are level the integers below are the truth and these
         # tensors are stale, see _positions; otherwise the tensors are.
+        self._head = self._size = self._rows = 0
         self._heads = torch.zeros(n_envs, dtype=torch.int64)
         self._sizes = torch.zeros(n_envs, dtype=torch.int64)
         self._settle()

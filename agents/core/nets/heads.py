@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..spaces.fields import Obs
 from .stacks import Activation, Precision, StackedMLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -77,11 +78,11 @@ class Actor(Head):
         self.stack = self.mlp.stack
         self.noise_dim = noise_dim
 
-    def head(self, obs: Tensor) -> Tensor:
+    def head(self, obs: Obs) -> Tensor:
         """:return: the perceptron's outputs, (*stack, B, outputs)"""
         return self.mlp(self.features(obs))  # type: ignore[no-any-return]
 
-    def mode(self, obs: Tensor) -> Tensor:
+    def mode(self, obs: Obs) -> Tensor:
         """:return: the deterministic action, (*stack, B, A)"""
         raise NotImplementedError
 
@@ -110,7 +111,7 @@ class SquashedGaussianActor(Actor):
     ) -> None:
         super().__init__(features, 2 * action_dim, action_dim, net_arch, activation, stack, precision)
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by reparametrisation.
 
         :param obs: observations, (*lead, B, *O)
@@ -125,7 +126,7 @@ class SquashedGaussianActor(Actor):
         negative = torch.addcmul(log_std + log_slope, noise, noise, value=0.5)
         return actions, -negative.sum(-1) - _HALF_LOG_2PI * noise.shape[-1]
 
-    def mode(self, obs: Tensor) -> Tensor:
+    def mode(self, obs: Obs) -> Tensor:
         """:return: tanh of the mean, (*stack, B, A)"""
         return self.head(obs).chunk(2, -1)[0].tanh()
 
@@ -150,25 +151,25 @@ class GaussianActor(Actor):
         super().__init__(features, action_dim, action_dim, net_arch, activation, stack, precision)
         self.log_std = nn.Parameter(torch.full((*self.stack, 1, action_dim), log_std_init))
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by reparametrisation; arguments and results as in :meth:`SquashedGaussianActor.sample`."""
         actions = self.head(obs) + self.log_std.exp() * noise
         return actions, (-0.5 * noise.square() - self.log_std - _HALF_LOG_2PI).sum(-1)
 
-    def log_prob(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
         """:return: log density of given actions (*stack, B, A), in nats, (*stack, B)"""
         scaled = (actions - self.head(obs)) * (-self.log_std).exp()
         return (-0.5 * scaled.square() - self.log_std - _HALF_LOG_2PI).sum(-1)
 
-    def entropy(self, obs: Tensor) -> Tensor:
+    def entropy(self, obs: Obs) -> Tensor:
         """:return: differential entropy, in nats, the same for all rows of (*lead, B, *O), (*stack, 1)"""
         return (self.log_std + 0.5 + _HALF_LOG_2PI).sum(-1)
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor]:
         """:return: :meth:`log_prob` (*stack, B) and :meth:`entropy`, which broadcasts with it, (*stack, 1)"""
         return self.log_prob(obs, actions), self.entropy(obs)
 
-    def mode(self, obs: Tensor) -> Tensor:
+    def mode(self, obs: Obs) -> Tensor:
         """:return: the mean, (*stack, B, A)"""
         return self.head(obs)
 
@@ -204,7 +205,7 @@ class CategoricalActor(Actor):
         ]
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
 
-    def log_probs(self, obs: Tensor) -> Tensor:
+    def log_probs(self, obs: Obs) -> Tensor:
         """:return: log probabilities of all choices, in nats, (*stack, B, K, most choices); K = 1 for Discrete"""
         logits = self.head(obs)
         if not self.several:
@@ -219,7 +220,7 @@ class CategoricalActor(Actor):
         """
         return torch.rand(*self.stack, rows, self.noise_dim, generator=generator, device=generator.device)
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by the Gumbel-max trick.
 
         :param obs: observations, (*lead, B, *O)
@@ -232,20 +233,20 @@ class CategoricalActor(Actor):
         actions = chosen if self.several else chosen.squeeze(-1)
         return actions, self._taken(log_probs, actions)
 
-    def log_prob(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
         """:return: log probability of given actions (*stack, B) or (*stack, B, K), in nats, (*stack, B)"""
         return self._taken(self.log_probs(obs), actions)
 
-    def entropy(self, obs: Tensor) -> Tensor:
+    def entropy(self, obs: Obs) -> Tensor:
         """:return: entropy, in nats, (*stack, B)"""
         return _entropy(self.log_probs(obs))
 
-    def evaluate(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor]:
         """:return: :meth:`log_prob` and :meth:`entropy` in one pass, (*stack, B) each"""
         log_probs = self.log_probs(obs)
         return self._taken(log_probs, actions), _entropy(log_probs)
 
-    def mode(self, obs: Tensor) -> Tensor:
+    def mode(self, obs: Obs) -> Tensor:
         """:return: the likeliest actions, (*stack, B) or (*stack, B, K) int64"""
         likeliest = self.log_probs(obs).argmax(-1)
         return likeliest if self.several else likeliest.squeeze(-1)
@@ -275,7 +276,7 @@ class DeterministicActor(Actor):
     ) -> None:
         super().__init__(features, action_dim, 0, net_arch, activation, stack, precision)
 
-    def mode(self, obs: Tensor) -> Tensor:
+    def mode(self, obs: Obs) -> Tensor:
         """:return: the action, (*stack, B, A)"""
         return self.head(obs).tanh()
 
@@ -303,7 +304,7 @@ class Critics(Head):
     ) -> None:
         super().__init__(features, 1, net_arch, activation, (*stack, n_critics), precision, beside=action_dim)
 
-    def forward(self, obs: Tensor, actions: Tensor, *, frozen: bool = False) -> Tensor:
+    def forward(self, obs: Obs, actions: Tensor, *, frozen: bool = False) -> Tensor:
         """Evaluate all critics.
 
         :param obs: observations, (*lead, B, *O)
@@ -313,7 +314,7 @@ class Critics(Head):
         """
         return self.mlp(self._inputs(obs, actions, frozen), frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
 
-    def first(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def first(self, obs: Obs, actions: Tensor) -> Tensor:
         """Evaluate the first critic alone, differentiating with respect to the actions only.
 
         :param obs: observations, (*lead, B, *O)
@@ -323,7 +324,7 @@ class Critics(Head):
         inputs = self._inputs(obs, actions, frozen=True)
         return self.mlp(inputs, frozen=True, members=1).squeeze(-1).squeeze(-2)  # type: ignore[no-any-return]
 
-    def _inputs(self, obs: Tensor, actions: Tensor, frozen: bool) -> Tensor:
+    def _inputs(self, obs: Obs, actions: Tensor, frozen: bool) -> Tensor:
         features: Tensor = self.features(obs)
         features = features.detach() if frozen else features
         if (
@@ -348,7 +349,7 @@ class StateCritics(Head):
     ) -> None:
         super().__init__(features, 1, net_arch, activation, (*stack, n_critics), precision)
 
-    def forward(self, obs: Tensor, *, frozen: bool = False) -> Tensor:
+    def forward(self, obs: Obs, *, frozen: bool = False) -> Tensor:
         """Evaluate all critics.
 
         :param obs: observations, (*lead, B, *O)
@@ -372,7 +373,7 @@ class Value(Head):
     ) -> None:
         super().__init__(features, 1, net_arch, activation, stack, precision)
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Obs) -> Tensor:
         """:return: values of observations (*lead, B, *O), (*stack, B)"""
         return self.mlp(self.features(obs)).squeeze(-1)  # type: ignore[no-any-return]
 
@@ -398,7 +399,7 @@ class QValues(Head):
     ) -> None:
         super().__init__(features, n_actions, net_arch, activation, (*stack, n_critics), precision)
 
-    def forward(self, obs: Tensor) -> Tensor:
+    def forward(self, obs: Obs) -> Tensor:
         """:return: values of all actions in observations (*lead, B, *O), (*stack, E, B, A)"""
         return self.mlp(_to_all(self.features(obs)))  # type: ignore[no-any-return]
 

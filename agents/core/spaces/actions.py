@@ -1,6 +1,6 @@
 """Between an agent's actions and the environment's."""
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ class Actions(Protocol):
 
     size: int
     """A: numbers that make up an action of a Box, choices of a Discrete, or of all dimensions of a MultiDiscrete."""
-    choices: int | tuple[int, ...] | None
-    """Choices of a Discrete, or of each dimension of a MultiDiscrete; None of a Box."""
     field: FieldSpec
     """What is stored of one row."""
+
+    @property
+    def choices(self) -> int | tuple[int, ...] | None:
+        """Choices of a Discrete, or of each dimension of a MultiDiscrete; None of a Box."""
 
     def to_env(self, actions: Tensor) -> Tensor:
         """:return: the agent's actions (N, *field.shape) as the environment's, (N, *A)"""
@@ -141,19 +143,11 @@ _KINDS: dict[str, type[spaces.Space[Any]]] = {
 }
 
 
-class TakesActions(Protocol):
-    """An agent class, as far as actions go."""
-
-    __name__: str
-    action_kinds: ClassVar[tuple[str, ...]]
-    squashes: ClassVar[bool]
-
-
-def check_actions(space: spaces.Space[Any], agent: TakesActions, able: list[str]) -> None:
+def check_actions(space: spaces.Space[Any], agent: type[Any], able: list[str]) -> None:
     """Refuse what an agent cannot act in.
 
     :param space: the environment's action space
-    :param agent: the agent's class
+    :param agent: the agent's class, with ``action_kinds`` and ``squashes``
     :param able: the names of agents that take spaces of this kind
     :raises ValueError: another kind of space, or, for an agent whose actions fill a Box, one whose bounds are not
         finite in float32 or leave no room
@@ -176,7 +170,7 @@ def check_actions(space: spaces.Space[Any], agent: TakesActions, able: list[str]
         raise ValueError(f"{name} needs action bounds with low < high in every dimension, got {shown(space)}")
 
 
-def takes(agent: TakesActions, space: spaces.Space[Any]) -> bool:
+def takes(agent: type[Any], space: spaces.Space[Any]) -> bool:
     """:return: whether an agent acts in spaces of this kind."""
     return isinstance(space, tuple(_KINDS[kind] for kind in agent.action_kinds))
 

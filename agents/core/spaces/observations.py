@@ -185,7 +185,7 @@ class CombinedFeatures(nn.Module):
     def __init__(self, extractors: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.extractors = nn.ModuleDict(extractors)
-        self.features_dim = sum(int(extractor.features_dim) for extractor in extractors.values())  # type: ignore[arg-type]
+        self.features_dim = sum(int(extractor.features_dim) for extractor in extractors.values())  # type: ignore[arg-type, misc]
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """:return: (B, features_dim)"""
