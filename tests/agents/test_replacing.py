@@ -23,13 +23,18 @@ def test_new_content_takes_the_place_of_the_old(tmp_path: Path, sync: bool) -> N
 def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException], folder: bool) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
-        if folder:
-            temporary.mkdir()
-            (temporary / "part").touch()
-        else:
-            temporary.write_text("half of the n")
-        raise error
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            if folder:
+                temporary.mkdir()
+                (temporary / "part").touch()
+            else:
+                temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
