@@ -186,7 +186,7 @@ def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: in
     how = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
     count, done, obs = 0, False, env.reset()
     # frame by frame: a long episode would not fit into memory
-    with replacing(path) as temporary, imageio.get_writer(temporary, **how) as video:
+    with replacing(path, suffix=path.suffix) as temporary, imageio.get_writer(temporary, **how) as video:
         while not done:
             video.append_data(np.asarray(env.get_images()[0]))  # type: ignore[attr-defined]
             count += 1

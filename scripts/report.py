@@ -72,7 +72,7 @@ class Report:
         if any(result.counts for result in self.results):
             writers["learning_curves.png"] = lambda path: learning_curves(panels, path)
         for name, write in writers.items():
-            with replacing(self.out / name) as temporary:
+            with replacing(self.out / name, suffix=Path(name).suffix) as temporary:
                 write(temporary)
         return [self.out / name for name in writers]
 

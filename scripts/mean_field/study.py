@@ -38,6 +38,10 @@ class Row(NamedTuple):
     exploitability: float
 
 
+READ = {"seed": int, "iteration": int, "steps": int, "seconds": float, "exploitability": float}
+"""How numbers in a line are read; the other columns are texts."""
+
+
 def read_rows(file: Path) -> list[Row]:
     """Read ``exploitability.csv``.
 
@@ -46,20 +50,13 @@ def read_rows(file: Path) -> list[Row]:
     :raises ValueError: it was edited
     """
     try:
-        return [
-            Row(
-                line["game"],
-                line["algorithm"],
-                int(line["seed"]) if line["seed"] else None,
-                int(line["iteration"]),
-                int(line["steps"]) if line["steps"] else None,
-                float(line["seconds"]),
-                float(line["exploitability"]),
-            )
-            for line in read_csv(file)
-        ]
-    except (ValueError, KeyError, TypeError) as cause:
+        return [Row(**{name: _value(name, text) for name, text in line.items()}) for line in read_csv(file)]
+    except (ValueError, TypeError) as cause:
         raise ValueError(f"{file} is broken ({cause}): restore it, or start anew with another --out") from cause
+
+
+def _value(name: str, text: str) -> Any:
+    return None if text == "" and name in ("seed", "steps") else READ.get(name, str)(text)
 
 
 @dataclass(frozen=True)
