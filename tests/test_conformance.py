@@ -66,7 +66,7 @@ class Case:
     can: frozenset[str]
     solving: Mapping[str, Any]
     moves: tuple[str, ...] = ("box",)
-    sees: tuple[str, ...] = ("dict", "image", "tokens", "discrete")
+    sees: tuple[str, ...] = ("dict", "image", "image in a dict", "far tokens", "discrete", "multidiscrete")
     make_env: Callable[..., gym.Env[Any, Any]] = Point
     round: int = 1
 
@@ -122,6 +122,22 @@ CASES = (
         solving=QUICK | {"ent_coef": 0.01, "reward_scale": 1.0},
         sees=(),
         can=OFF_POLICY | {"delayed"},
+    ),
+    Case(
+        name="DQN",
+        hyper=TINY | {"target_update_interval": 10, "train_freq": 1},
+        solving=QUICK
+        | {"train_freq": 1, "target_update_interval": 20, "exploration_fraction": 0.5, "total_timesteps": 1500},
+        moves=("discrete",),
+        can=OFF_POLICY,
+    ),
+    Case(
+        name="PPO",
+        hyper={"net_arch": [16, 16], "batch_size": 12, "n_steps": 8, "n_epochs": 2},
+        solving={"total_timesteps": 3000, "n_steps": 64, "gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0},
+        moves=("box", "discrete", "multidiscrete"),
+        round=8,
+        can=frozenset({"on_policy", "normalised", "exact_resume"}),
     ),
 )
 
@@ -511,7 +527,8 @@ def keeps_its_policy(agent: Agent, path: Path) -> None:
 
 @every_sight
 def test_sees(case: Case, form: str, tmp_path: Path) -> None:
-    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18, buffer_size=90)
+    small = {"buffer_size": 90} if "replay" in case.can else {}
+    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18, **small)
     keeps_its_policy(agent, tmp_path / "agent.zip")
 
 
@@ -713,7 +730,7 @@ def test_other_actions_are_refused(case: Case) -> None:
         assert all(other.name in text for other in CASES if moves in other.moves)
 
 
-@each_of([case for case in CASES if "box" in case.moves])
+@each_of([case for case in CASES if case.agent.squashes and "box" in case.moves])
 def test_bounds_of_actions_are_checked(case: Case) -> None:
     with pytest.raises(ValueError, match="finite bounds") as error:
         case.make(Declares(case.env(), action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32)))

@@ -10,14 +10,12 @@ import stable_baselines3 as sb3
 import torch
 from headway.agents import SAC, TD3
 from headway.agents.core.data import Transitions
-from headway.agents.core.nets import StackedMLP
+from peers import TOLERANCE, copy_into, gap, linears
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
 UPDATES, BATCH = 10, 64
-TOLERANCE = 1e-5
-"""On every parameter. Both sides compute in float32, but sum in another order, and Adam divides by small numbers."""
 
 
 class Batches:
@@ -51,36 +49,11 @@ class Batches:
         return ReplayBufferSamples(batch.obs, batch.actions, batch.next_obs, dones, batch.rewards.unsqueeze(1))
 
 
-def linears(module: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-
-
-def copy_into(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> None:
-    """Copy a chain of linear layers into one member."""
-    with torch.no_grad():
-        for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
-            weight.view(-1, *weight.shape[-2:])[member].copy_(layer.weight.T)
-            bias.view(-1, layer.out_features)[member].copy_(layer.bias)
-
-
 def copy_critics(ours: Any, peer: Any) -> None:
     """Copy both critics and both targets of the peer."""
     for member in range(2):
         copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
         copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
-
-
-@torch.no_grad()
-def gap(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> float:
-    """Largest difference between one member and a chain of linear layers."""
-    found = 0.0
-    for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
-        found = max(
-            found,
-            float((weight.view(-1, *weight.shape[-2:])[member] - layer.weight.T).abs().max()),
-            float((bias.view(-1, layer.out_features)[member] - layer.bias).abs().max()),
-        )
-    return found
 
 
 def gaussian_layers(actor: Any) -> list[nn.Linear]:
