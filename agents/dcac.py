@@ -204,10 +204,8 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self.steps = 1 if cfg.rtac else self.horizon  # S
         self.widths = dict(zip(self.codec.parts, self.codec.sizes, strict=True))
         inputs = sum(self.widths[key] for key in ("observation", "action_buffer", *AGES[:2]))  # beta tells of the past
-        self.actor = self.track(
-            "actor", SquashedGaussianActor(VectorFeatures(inputs), action, cfg.net_arch, cfg.activation)
-        )
-        critics = StateCritics(VectorFeatures(inputs), cfg.net_arch, cfg.activation, cfg.n_critics)
+        self.actor = self.track("actor", SquashedGaussianActor(VectorFeatures(inputs), action, **cfg.perceptron))
+        critics = StateCritics(VectorFeatures(inputs), n_critics=cfg.n_critics, **cfg.perceptron)
         self.critics = self.track("critics", critics, target=True)
         if cfg.learns_alpha:
             self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))

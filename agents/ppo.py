@@ -160,10 +160,10 @@ class PPO(OnPolicyAgent[PPOConfig]):
         read = VectorFeatures(int(features.features_dim))  # type: ignore[arg-type]
         actor: GaussianActor | CategoricalActor
         if self.actions.choices is None:
-            actor = GaussianActor(read, self.actions.size, cfg.net_arch, cfg.activation, cfg.log_std_init)
+            actor = GaussianActor(read, self.actions.size, log_std_init=cfg.log_std_init, **cfg.perceptron)
         else:
-            actor = CategoricalActor(read, self.actions.choices, cfg.net_arch, cfg.activation)
-        value = Value(read, cfg.net_arch, cfg.activation)
+            actor = CategoricalActor(read, self.actions.choices, **cfg.perceptron)
+        value = Value(read, **cfg.perceptron)
         if cfg.ortho_init:
             orthogonal_layers_(features)
             orthogonal_(actor, output_gain=0.01)

@@ -106,8 +106,8 @@ class SAC(OffPolicyAgent[SACConfig]):
 
     def _build(self) -> None:
         cfg, codec = self.config, self.codec
-        actor = SquashedGaussianActor(codec.features(), self.actions.size, cfg.net_arch, cfg.activation)
-        critics = Critics(codec.features(), self.actions.size, cfg.net_arch, cfg.activation, cfg.n_critics)
+        actor = SquashedGaussianActor(codec.features(), self.actions.size, **cfg.perceptron)
+        critics = Critics(codec.features(), self.actions.size, n_critics=cfg.n_critics, **cfg.perceptron)
         self.actor = self.track("actor", actor)
         self.critics = self.track("critics", critics, target=True)
         if cfg.learns_alpha:

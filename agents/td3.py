@@ -113,8 +113,8 @@ class TD3(OffPolicyAgent[TD3Config]):
 
     def _build(self) -> None:
         cfg, codec = self.config, self.codec
-        actor = DeterministicActor(codec.features(), self.actions.size, cfg.net_arch, cfg.activation)
-        critics = Critics(codec.features(), self.actions.size, cfg.net_arch, cfg.activation, cfg.n_critics)
+        actor = DeterministicActor(codec.features(), self.actions.size, **cfg.perceptron)
+        critics = Critics(codec.features(), self.actions.size, n_critics=cfg.n_critics, **cfg.perceptron)
         self.actor = self.track("actor", actor, target=True)
         self.critics = self.track("critics", critics, target=True)
         self._target = compiled(smoothed_target, cfg.compile, self.device)

@@ -26,7 +26,7 @@ from .files import contents
 from .files.contents import Contents
 from .files.errors import FileFormatError
 from .loop import LearningLoop, Part
-from .nets import Optimiser, Tracked, TrackedModules
+from .nets import Optimiser, Tracked, TrackedModules, check_precision
 from .normalization import BatchNormalizer, load_normalizer_state, normalizer_state
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
@@ -176,6 +176,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
 
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
+        if self.env is not None:  # to predict with a policy that was trained so, any processor will do
+            check_precision(self.config.precision, self.device)
         self.codec = ObservationCodec(self.observation_space, flatten=self.flattens)
         self.actions = actions_of(self.action_space, self.device, self.squashes)
         # One stream per purpose: evaluating a policy, say, must not change how it goes on exploring.

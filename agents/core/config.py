@@ -252,8 +252,17 @@ class AgentConfig(Config):
     max_grad_norm: Positive | None = None
     """Clip each network's gradient to this Euclidean norm; none does not clip."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the networks' products; weights, moments, targets and losses stay float32. bfloat16 is faster on CPUs that
+    have units for it (AVX512-BF16, AMX) and on GPUs since Ampere, and refused elsewhere."""
+
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
+
+    @property
+    def perceptron(self) -> dict[str, Any]:
+        """The keywords that networks take of it."""
+        return {name: getattr(self, name) for name in ("net_arch", "activation", "precision")}
 
     def _remedy(self, name: str, value: Any) -> str:
         if name == "learning_rate" and callable(value):  # a habit of Stable-Baselines3, which a file cannot hold
