@@ -253,8 +253,8 @@ class AgentConfig(Config):
     """Clip each network's gradient to this Euclidean norm; none does not clip."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the networks' products; weights, moments, targets and losses stay float32. bfloat16 is faster on CPUs that
-    have units for it (AVX512-BF16, AMX) and on GPUs since Ampere, and refused elsewhere."""
+    """Type of the networks' products; weights, moments, targets and losses stay float32. bfloat16 is faster on CPUs
+    that have units for it (AVX512-BF16, AMX) and on GPUs since Ampere, and refused elsewhere."""
 
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
