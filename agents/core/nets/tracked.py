@@ -119,18 +119,17 @@ class Tracked(Generic[M]):
 
 def _tensors(module: nn.Module, buffers: bool = False) -> list[Any]:
     """:return: a module's parameters, and buffers, each once, in torch's order; several times as fast as its walk."""
-    found: dict[Tensor, None] = {}  # by identity
+    found: list[Tensor | None] = []
     modules: list[nn.Module | None] = [module]
     while modules:
         part = modules.pop()
-        if part is None:
-            continue
-        for tensor in (*part._parameters.values(), *part._buffers.values()) if buffers else part._parameters.values():
-            if tensor is not None:
-                found[tensor] = None
-        if part._modules:
-            modules.extend(reversed(part._modules.values()))
-    return list(found)
+        if part is not None:
+            found += part._parameters.values()
+            if buffers:
+                found += part._buffers.values()
+            if part._modules:
+                modules += reversed(part._modules.values())
+    return [tensor for tensor in dict.fromkeys(found) if tensor is not None]  # tensors are equal if identical
 
 
 def clip_(module: nn.Module, max_norm: float) -> None:
