@@ -153,7 +153,9 @@ def clip_(module: nn.Module, max_norm: float) -> None:
     for stack, parameters in groups.items():
         grads = [p.grad for p in parameters.values() if p.grad is not None]
         if not stack:
-            nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+            if grads:  # torch.nn.utils.clip_grad_norm_ sorts them by device and type first, which takes longer
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         elif grads:
             every = torch.cat([grad.flatten(len(stack)) for grad in grads], -1)  # (*stack, ·)
             scale = (max_norm / (torch.linalg.vector_norm(every, dim=-1) + 1e-6)).clamp(max=1.0)
