@@ -517,7 +517,7 @@ def keeps_its_policy(agent: Agent, path: Path) -> None:
 
 @every_sight
 def test_sees(case: Case, form: str, tmp_path: Path) -> None:
-    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18, buffer_size=90)
+    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18)
     keeps_its_policy(agent, tmp_path / "agent.zip")
 
 
