@@ -6,22 +6,29 @@ from typing import Any
 import torch
 
 from ..envs.naming import nearest
-from .core.agent import AGENTS, ActorCriticAgent
-from .core.data.collectors import NonFiniteError
+from .core.agent import ActorCriticAgent
+from .core.data import NonFiniteError
 from .core.files import FileFormatError, read_manifest
+from .core.registry import AGENTS
 from .dcac import DCAC, DCACConfig
+from .dqn import DQN, DQNConfig
+from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
 
 __all__ = [
     "AGENTS",
     "DCAC",
+    "DQN",
+    "PPO",
     "SAC",
     "TD3",
     "ActorCriticAgent",
     "DCACConfig",
+    "DQNConfig",
     "FileFormatError",
     "NonFiniteError",
+    "PPOConfig",
     "SACConfig",
     "TD3Config",
     "load",
@@ -45,4 +52,5 @@ def load(
     name = str(read_manifest(path).get("class"))
     if name not in AGENTS:
         raise FileFormatError(f"{path} holds a {name} agent, which is not known here: {nearest(name, AGENTS)}")
-    return AGENTS[name].load(path, env, device, **overrides)
+    agent: ActorCriticAgent[Any] = AGENTS[name].load(path, env, device, **overrides)
+    return agent

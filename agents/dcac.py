@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count, Positive, Range
-from .core.data import FieldSpec, ReplayStore, Transitions
+from .core.data import ReplayStore, Step, Transitions
 from .core.entropy import EntropyConfig, temperature_loss
 from .core.nets import SquashedGaussianActor, StateCritics, Temperature
 from .core.off_policy import OffPolicyAgent
-from .core.spaces import VectorFeatures
+from .core.spaces import FieldSpec, VectorFeatures
 
 AGES = ("observation_age", "action_age", "applied_action_age")
 """omega, kappa and beta, by the keys that :class:`headway.wrappers.random_delay.RandomDelay` gives them."""
@@ -178,6 +178,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     """
 
     config_class = DCACConfig
+    flattens = True
     config: DCACConfig
 
     def _check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
@@ -198,15 +199,13 @@ class DCAC(OffPolicyAgent[DCACConfig]):
             )
 
     def _build(self) -> None:
-        cfg, action = self.config, self.scaler.size
+        cfg, action = self.config, self.actions.size
         self.horizon = int(self.codec.parts["action_buffer"].shape[0])  # K
         self.steps = 1 if cfg.rtac else self.horizon  # S
         self.widths = dict(zip(self.codec.parts, self.codec.sizes, strict=True))
         inputs = sum(self.widths[key] for key in ("observation", "action_buffer", *AGES[:2]))  # beta tells of the past
-        self.actor = self.track(
-            "actor", SquashedGaussianActor(VectorFeatures(inputs), action, cfg.net_arch, cfg.activation)
-        )
-        critics = StateCritics(inputs, cfg.net_arch, cfg.activation, cfg.n_critics)
+        self.actor = self.track("actor", SquashedGaussianActor(VectorFeatures(inputs), action, **cfg.perceptron))
+        critics = StateCritics(VectorFeatures(inputs), n_critics=cfg.n_critics, **cfg.perceptron)
         self.critics = self.track("critics", critics, target=True)
         if cfg.learns_alpha:
             self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
@@ -233,20 +232,20 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         states = torch.cat([parts[key] for key in ("observation", *AGES[:2], "action_buffer")], 1)
         if deterministic:
             return self.actor.module.mode(states)
-        noise = torch.randn(len(obs), self.scaler.size, generator=generator, device=self.device)
+        noise = torch.randn(len(obs), self.actions.size, generator=generator, device=self.device)
         return self.actor.module.sample(states, noise)[0]
 
     def _parts(self, encoded: Tensor) -> dict[str, Tensor]:
         """:return: the parts of encoded observations (B, ·) by key, ages one-hot, buffers in [-1, 1]; (B, columns)"""
         parts = dict(zip(self.codec.parts, torch.split(encoded, self.codec.sizes, 1), strict=True))
         buffer = parts["action_buffer"].reshape(len(encoded), self.horizon, -1)
-        return parts | {"action_buffer": self.scaler.from_env(buffer).flatten(1)}
+        return parts | {"action_buffer": self.actions.from_env(buffer).flatten(1)}
 
     # -- what is stored: single steps, from which buffers are put together again ---------------------------------------
 
     def _make_store(self) -> ReplayStore[Any]:
         obs, ages = FieldSpec((self.widths["observation"],), torch.float32), FieldSpec((3,), torch.int16)
-        action, flag = FieldSpec((self.scaler.size,), torch.float32), FieldSpec((), torch.bool)
+        action, flag = FieldSpec((self.actions.size,), torch.float32), FieldSpec((), torch.bool)
         fields = {
             "obs": obs,
             "ages": ages,
@@ -271,13 +270,14 @@ class DCAC(OffPolicyAgent[DCACConfig]):
             generator=self.generators["store"],
         )
 
-    def to_store(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See :meth:`OffPolicyAgent.to_store`."""
+    def keep(self, step: Step) -> None:
+        """See :meth:`OffPolicyAgent.keep`."""
+        rows = step.transitions()
         now, then = self._parts(rows["obs"]), self._parts(rows["next_obs"])
         ages, next_ages = (torch.stack([part[key].argmax(1) for key in AGES], 1).short() for part in (now, then))
-        oldest = now["action_buffer"][:, -self.scaler.size :]
+        oldest = now["action_buffer"][:, -self.actions.size :]
         seen = {"obs": now["observation"], "ages": ages, "next_obs": then["observation"], "next_ages": next_ages}
-        return rows | seen | {"oldest": oldest}
+        self.store.add(rows | seen | {"oldest": oldest}, step.real)
 
     def sample_fragments(self) -> Fragments:
         """:return: fragments whose first steps are drawn uniformly from the store, those with the largest n first."""
@@ -304,11 +304,11 @@ class DCAC(OffPolicyAgent[DCACConfig]):
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
-    def _update(self) -> dict[str, Tensor]:
+    def _update(self, phase: str) -> dict[str, Tensor]:
         cfg, fragments = self.config, self.sample_fragments()
         actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
         assert target_critics is not None
-        noise = self.noise(self.steps, cfg.batch_size, self.scaler.size)
+        noise = self.noise(self.steps, cfg.batch_size, self.actions.size)
         rows = self._rows_by_step(fragments.length)
         log_probs, final_states = self._resample(actor, fragments, noise, rows)  # (B, S), (B, X)
         taken = torch.arange(len(rows), device=self.device) < fragments.length.unsqueeze(1)
@@ -318,7 +318,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         alpha = self._fixed_alpha
         if cfg.learns_alpha:
             alpha = self.temperature.module.alpha
-            goal = cfg.entropy_goal(self.scaler.size)
+            goal = cfg.entropy_goal(self.actions.size)
             metrics["ent_coef_loss"] = temperature_loss(self.temperature.module.log_alpha, log_prob, goal)
             self.temperature.minimise(metrics["ent_coef_loss"])
 

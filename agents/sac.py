@@ -18,6 +18,7 @@ from .core.data import Transitions
 from .core.entropy import EntropyConfig, temperature_loss
 from .core.nets import Critics, SquashedGaussianActor, Temperature
 from .core.off_policy import OffPolicyAgent
+from .core.spaces import Obs, count_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
     return 0.5 * len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
 
 
-def actor_loss(critics: Critics, obs: Tensor, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+def actor_loss(critics: Critics, obs: Obs, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
     """J(pi) = E[alpha log pi(a|s) - min_i Q_i(s, a)], a reparametrised.
 
     :param critics: E of them; no gradient reaches their weights
@@ -105,27 +106,27 @@ class SAC(OffPolicyAgent[SACConfig]):
 
     def _build(self) -> None:
         cfg, codec = self.config, self.codec
-        actor = SquashedGaussianActor(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation)
-        critics = Critics(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation, cfg.n_critics)
+        actor = SquashedGaussianActor(codec.features(), self.actions.size, **cfg.perceptron)
+        critics = Critics(codec.features(), self.actions.size, n_critics=cfg.n_critics, **cfg.perceptron)
         self.actor = self.track("actor", actor)
         self.critics = self.track("critics", critics, target=True)
         if cfg.learns_alpha:
             self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
         self._fixed_alpha = torch.tensor(cfg.initial_alpha(), device=self.device)
-        self.target_entropy = cfg.entropy_goal(self.scaler.size)
+        self.target_entropy = cfg.entropy_goal(self.actions.size)
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
 
-    def _act(self, obs: Tensor, deterministic: bool, generator: torch.Generator) -> Tensor:
+    def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         if deterministic:
             return self.actor.module.mode(obs)
-        noise = torch.randn(len(obs), self.scaler.size, generator=generator, device=self.device)
+        noise = torch.randn(count_rows(obs), self.actions.size, generator=generator, device=self.device)
         return self.actor.module.sample(obs, noise)[0]
 
-    def _update(self) -> dict[str, Tensor]:
+    def _update(self, phase: str) -> dict[str, Tensor]:
         cfg, batch = self.config, self.sample()
-        noise = self.noise(2, cfg.batch_size, self.scaler.size)
+        noise = self.noise(2, cfg.batch_size, self.actions.size)
         actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
         assert target_critics is not None
 

@@ -17,6 +17,7 @@ from .core.config import Count, LearningRate, OffPolicyConfig, Range
 from .core.data import Transitions
 from .core.nets import Critics, DeterministicActor
 from .core.off_policy import OffPolicyAgent
+from .core.spaces import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
     return len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
 
 
-def actor_loss(critics: Critics, actor: DeterministicActor, obs: Tensor) -> Tensor:
+def actor_loss(critics: Critics, actor: DeterministicActor, obs: Obs) -> Tensor:
     """J(pi) = -E[Q_1(s, pi(s))].
 
     :param critics: of which the first is used; no gradient reaches their weights
@@ -112,26 +113,26 @@ class TD3(OffPolicyAgent[TD3Config]):
 
     def _build(self) -> None:
         cfg, codec = self.config, self.codec
-        actor = DeterministicActor(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation)
-        critics = Critics(codec.features(), self.scaler.size, cfg.net_arch, cfg.activation, cfg.n_critics)
+        actor = DeterministicActor(codec.features(), self.actions.size, **cfg.perceptron)
+        critics = Critics(codec.features(), self.actions.size, n_critics=cfg.n_critics, **cfg.perceptron)
         self.actor = self.track("actor", actor, target=True)
         self.critics = self.track("critics", critics, target=True)
         self._target = compiled(smoothed_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
 
-    def _act(self, obs: Tensor, deterministic: bool, generator: torch.Generator) -> Tensor:
+    def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         return self.actor.module.mode(obs)
 
-    def explore(self, obs: Tensor) -> Tensor:
+    def explore(self, obs: Obs) -> dict[str, Tensor]:
         """The policy's action with Gaussian noise; see :meth:`ActorCriticAgent.explore`."""
         actions = self.actor.module.mode(obs)
         noise = torch.randn(actions.shape, generator=self.generators["collect"], device=self.device)
-        return (actions + self.config.action_noise_std * noise).clamp(-1, 1)
+        return {"actions": (actions + self.config.action_noise_std * noise).clamp(-1, 1)}
 
-    def _update(self) -> dict[str, Tensor]:
+    def _update(self, phase: str) -> dict[str, Tensor]:
         cfg, batch = self.config, self.sample()
-        noise = self.noise(cfg.batch_size, self.scaler.size)
+        noise = self.noise(cfg.batch_size, self.actions.size)
         target_actor, target_critics = self.actor.target, self.critics.target
         assert target_actor is not None
         assert target_critics is not None

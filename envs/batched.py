@@ -1,9 +1,9 @@
 """The protocol that every agent steps: many environments at once, tensors in, tensors out, on one device."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import index
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -27,6 +27,8 @@ class BatchedEnv(VectorEnv[Obs, Tensor, Tensor]):
       truncated row bootstraps from it, a terminated one does not.
     - ``info["episode"]``: ``{"r": (N,), "l": (N,)}``, return and length in steps, meaningful where a row ended
     - ``info["dummy"]`` (N,) bool, optional: rows that only did a delayed reset and are no transition
+    - ``info["goes_on"]`` (N,) bool, optional: rows that ended for who learns in them, while the episode that is
+      accounted for goes on, as where a game costs a life; ``info["episode"]`` means nothing there
 
     What a step returned stays as it is: the next step writes into tensors of its own.
 
@@ -69,6 +71,100 @@ class BatchedEnv(VectorEnv[Obs, Tensor, Tensor]):
         :param state: a state of an environment built the same way
         :raises ValueError: it does not fit
         """
+
+    def lacks(self, ability: type[Any]) -> str | None:
+        """Say what keeps a batch from an ability; a wrapper, which has the methods, asks what it wraps.
+
+        :param ability: :class:`RowSnapshots` or :class:`Resettable`
+        :return: the reason, with a remedy where there is one; None: it has the ability
+        """
+        if isinstance(self, ability):
+            return None
+        methods: dict[type[Any], str] = {
+            RowSnapshots: "copy_rows and like, and state and load_state by rows",
+            Resettable: "reset_rows",
+        }
+        return f"{type(self).__name__} would need {methods[ability]}"
+
+
+# ---- what some batches can do besides --------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class RowSnapshots(Protocol):
+    """The ability to copy rows: within a batch, and between batches of the same environment, whatever their sizes.
+
+    A row that was copied into goes on as the row it is a copy of, random numbers and account of the episode included;
+    rows that are not named keep every bit. Ask for it with :func:`require`.
+    """
+
+    def state(self, rows: Tensor | None = None) -> Any:
+        """Copy rows, as plain data.
+
+        :param rows: row numbers (K,) int64; None: the batch as a whole, see :meth:`BatchedEnv.state`
+        :return: for :meth:`load_state`
+        """
+
+    def load_state(self, state: Any, rows: Tensor | None = None) -> None:
+        """Write a copy of K rows into K rows.
+
+        :param state: what :meth:`state` returned for K rows, here or in another batch of the same environment
+        :param rows: row numbers (K,) int64, each at most once, in any order; None: all
+        :raises ValueError: it does not fit
+        """
+
+    def copy_rows(self, src: Tensor, dst: Tensor) -> None:
+        """Make rows ``dst`` go on as rows ``src`` will; all are read before any is written.
+
+        :param src: row numbers (K,) int64
+        :param dst: row numbers (K,) int64, each at most once
+        """
+
+    def like(self, num_envs: int) -> BatchedEnv:
+        """Make another batch of the same environment, with the same options.
+
+        :param num_envs: its rows; reset or load them before the first step
+        :return: a batch with this ability too
+        :raises ValueError: it cannot be made; the message says why
+        """
+
+
+@runtime_checkable
+class Resettable(Protocol):
+    """The ability to start new episodes in some rows while the others go on. Ask for it with :func:`require`."""
+
+    def reset_rows(self, mask: Tensor, *, seed: int | list[int | None] | None = None) -> tuple[Obs, Info]:
+        """Start new episodes in some rows; the others keep every bit.
+
+        :param mask: which, (N,) bool
+        :param seed: as for :meth:`BatchedEnv.reset`, of which only these rows' part is used
+        :return: observations of all rows (N, *O), and info
+        """
+
+
+A = TypeVar("A")
+
+_PURPOSE: dict[type[Any], str] = {RowSnapshots: "copy rows", Resettable: "reset some of its rows"}
+
+
+# Not type[A]: there mypy refuses protocols, which have no instances of their own.
+def require(env: BatchedEnv, ability: Callable[..., A]) -> A:
+    """See that a batch has an ability before it is used.
+
+    :param env: the batch
+    :param ability: :class:`RowSnapshots` or :class:`Resettable`
+    :return: the batch, by the type of its ability
+    :raises TypeError: it has not; the message says why, and what has
+    """
+    assert isinstance(ability, type)
+    reason = env.lacks(ability)
+    if reason is not None:
+        raise TypeError(
+            f"{type(env).__name__} cannot {_PURPOSE[ability]} ({ability.__name__}): {reason}. MujocoBatch, the batches "
+            "of mean field games and what as_batched makes of a DummyVecEnv or a SyncVectorEnv can, and so can "
+            "BatchedRandomDelay around them"
+        )
+    return env  # type: ignore[return-value]
 
 
 def check_batch(num_envs: int, autoreset_mode: AutoresetMode | str) -> AutoresetMode:

@@ -4,13 +4,16 @@ import difflib
 from collections.abc import Iterable
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
     """Say which known names come closest to a misspelt one.
 
     :param name: what was written
     :param known: the names that exist
+    :param otherwise: what to say where none comes close; by default they are all listed
     :return: a clause for an error message, such as "did you mean gamma?"
     """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none'}"
+    written = {word.lower(): word for word in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), written, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(written[word] for word in close)}?"
+    return f"known: {', '.join(written.values()) or 'none'}" if otherwise is None else otherwise

@@ -1,8 +1,6 @@
 """Environment ids: looking them up, with an answer for each way of getting them wrong."""
 
-import difflib
 import importlib
-import re
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +13,10 @@ from .mean_field import registration as mean_field
 from .mujoco import MujocoTask
 from .mujoco.making import name_of
 from .mujoco.tasks import TASKS
+from .naming import nearest
 
 _MUJOCO = "headway.envs.mujoco"
+_LISTED = "`headway envs` lists what is registered"
 _MUJOCO_VECTOR = f"{_MUJOCO}.making:make_vector"
 _BATCHED_ENTRY_POINTS = {_MUJOCO_VECTOR, *mean_field.BATCHED_ENTRY_POINTS}
 
@@ -80,7 +80,7 @@ def make_batched(
     if not is_batched(env_id):
         name = env_id.rpartition(":")[2]
         if name not in gym.registry:
-            raise ValueError(f"there is no environment {env_id!r}: {_nearest_ids(name)}")
+            raise ValueError(f"there is no environment {env_id!r}: {nearest(name, gym.registry, _LISTED)}")
         raise ValueError(
             f"environment {env_id!r} has no batched form: step several with "
             "headway.wrappers.as_batched(gymnasium.make_vec(…)), or write it as a headway.envs.mujoco.MujocoTask"
@@ -113,7 +113,7 @@ def make(env_id: str, *, render_mode: str | None = None, **kwargs: Any) -> gym.E
     try:
         return gym.make(name, **kwargs)
     except error.UnregisteredEnv as cause:
-        raise ValueError(f"there is no environment {env_id!r}: {_nearest_ids(name)}") from cause
+        raise ValueError(f"there is no environment {env_id!r}: {nearest(name, gym.registry, _LISTED)}") from cause
     except (error.DependencyNotInstalled, ModuleNotFoundError) as cause:
         raise ValueError(f"environment {env_id!r} needs a package that is not installed: {_one_line(cause)}") from cause
     except Exception as cause:  # the environment's own code: anything can happen in it
@@ -158,14 +158,6 @@ def _import(module: str, env_id: str) -> None:
         raise ValueError(
             f"environment {env_id!r}: module {module!r} cannot be imported: {_described(cause)}"
         ) from cause
-
-
-def _nearest_ids(name: str) -> str:
-    ids = list(gym.registry)
-    close = difflib.get_close_matches(name, ids, n=3, cutoff=0.6)
-    stem = re.sub(r"-v\d+$", "", name)
-    close += [env_id for env_id in ids if re.sub(r"-v\d+$", "", env_id).lower() == stem.lower() and env_id not in close]
-    return f"did you mean {' or '.join(close[:4])}?" if close else "`headway envs` lists what is registered"
 
 
 def _one_line(cause: BaseException) -> str:

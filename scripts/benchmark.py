@@ -7,7 +7,6 @@ delayed observations. ``rollout`` is in :mod:`.benchmark_rollout`, ``mfg`` in :m
 """
 
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -22,20 +21,20 @@ from stable_baselines3.common.logger import Logger
 
 from .. import agents
 from ..agents.core.config import Range
-from ..agents.core.files.contents import versions
 from ..agents.core.off_policy import OffPolicyAgent
 from ..envs.naming import nearest
 from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
-from .machine import machine
-from .options import check_ranges, run_flags
+from .machine import origin
+from .options import Flags, run_flags
+from .runs import write_json
 from .timing import check_outputs, in_json, spread
 from .worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedOptions:
+class SpeedOptions(Flags):
     """Updates/s and steps/s of SAC and TD3 against Stable-Baselines3's, or of DCAC against SAC, in turn: A B A B …"""
 
     agents: tuple[str, ...] = ("sac", "td3")
@@ -72,7 +71,7 @@ class SpeedOptions:
     """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for name in self.agents:
             if name not in PEERS:
                 raise ValueError(
@@ -139,11 +138,7 @@ def _ours(agent: type[OffPolicyAgent[Any]], env: Any, options: SpeedOptions, **h
     fixed: Any = {"seed": 0, "device": options.device, "buffer_size": 100_000, "compile": options.compile}
     model = agent(policy, env, **fixed, **hyper)
 
-    def update(count: int) -> None:
-        model._pending_updates = count
-        model._train()
-
-    return _Side(model, update)
+    return _Side(model, model.train)
 
 
 def _sides(name: str, options: SpeedOptions) -> dict[str, _Side]:
@@ -222,13 +217,7 @@ def speed(options: SpeedOptions) -> list[Measurement]:
             cells = [f"{spread(b.rates, '.0f')} {b.threads}t" for b in best]
             print(f"{name:<6} {quantity:<14} {cells[0]:>26} {cells[1]:>26} {best[0].median / best[1].median:>6.2f}")
     if options.json is not None:
-        content = {
-            "command": sys.argv,
-            "machine": machine(),
-            "versions": versions(),
-            "measurements": in_json(measurements),
-        }
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.json, {**origin(), "command": sys.argv, "measurements": in_json(measurements)})
     return measurements
 
 

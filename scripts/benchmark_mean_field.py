@@ -17,7 +17,7 @@ from ..agents.core.config import Range
 from ..envs.mean_field import MFGame, exploitability, make_game, solve
 from ..envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
 from ..envs.naming import nearest
-from .options import check_ranges
+from .options import Flags
 from .timing import (
     Absent,
     check_outputs,
@@ -53,7 +53,7 @@ ONE_DIMENSIONAL = "crowd_modelling"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanFieldOptions:
+class MeanFieldOptions(Flags):
     """Seconds per iteration of solvers of mean field games, and steps/s of members: ours and OpenSpiel's; A B A B …"""
 
     games: tuple[str, ...] = tuple(name for name in PEERS if name != "periodic_aversion")
@@ -96,7 +96,7 @@ class MeanFieldOptions:
     """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for flag, names in (("--games", self.games), ("--env-games", self.env_games)):
             for name in names:
                 if name not in PEERS:

@@ -15,7 +15,7 @@ from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from .contenders import MAKERS, WARM_UP, Scene, Side
 from .machine import cores
-from .options import check_ranges
+from .options import Flags
 from .plot import rollout_speeds
 from .timing import check_outputs, in_json, noted, place, print_conditions, spread, take_turns, write_json
 
@@ -27,7 +27,7 @@ PACKAGES = ("mujoco-warp", "warp-lang", "envpool")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions:
+class RolloutOptions(Flags):
     """Environment steps/s of MuJoCo robots: ours, raw mujoco.batch, Gymnasium, Stable-Baselines3, EnvPool; A B A B …"""
 
     robots: tuple[str, ...] = ("HalfCheetah", "Hopper", "Ant", "Humanoid")
@@ -76,7 +76,7 @@ class RolloutOptions:
     """Allow --json and --plot to replace files."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         known = [
             env_id[8:-3] for env_id in gym.registry if env_id.startswith("headway/") and env_id[8:] in gym.registry
         ]

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from torch import Tensor
 
 from ..agents.core.nets import SquashedGaussianActor
-from ..agents.core.spaces import ActionScaler, VectorFeatures
+from ..agents.core.spaces import BoxActions, VectorFeatures
 from ..envs import make_batched
 from ..envs.mujoco import MujocoBatch
 from ..envs.mujoco.cpu import HostEngine
@@ -80,7 +80,7 @@ def drawn_actions(space: spaces.Box, num_envs: int, device: str | None) -> Act:
 
 def _actor_on(device: str, actor: SquashedGaussianActor, space: spaces.Box) -> Act:
     actor.to(device)
-    scaler = ActionScaler(space, torch.device(device))
+    scaler = BoxActions(space, torch.device(device))
 
     @torch.no_grad()
     def act(obs: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 import tyro
 
 from ..wrappers.delays import age_law, law_table, parse
-from .options import run_flags
+from .options import Flags, run_flags
 
 
 @dataclass(frozen=True, kw_only=True)
-class DelayOptions:
+class DelayOptions(Flags):
     """What laws of delays draw, in ticks, and how old the newest packet is that has arrived, if each tick sends one."""
 
     laws: tyro.conf.Positional[tuple[str, ...]]

@@ -1,39 +1,46 @@
 """``headway evaluate``: how good a saved policy is."""
 
-import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import imageio
 import numpy as np
+import torch
 import tyro
 from gymnasium import Env
 from mujoco import MjModel, mj_name2id, mjtObj
-from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from torch import Tensor
 
 from .. import agents
 from ..agents import ActorCriticAgent
+from ..agents.core.config import Range
+from ..agents.core.data.episodes import Turn, run_episodes
 from ..agents.core.files import list_checkpoints, read_archive, unpack
+from ..agents.core.files.replacing import replacing
+from ..agents.core.logging import write_csv
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
-from ..wrappers import BatchedVecEnv
-from .options import check_device
+from ..envs.batched import Obs
+from ..wrappers import BatchedVecEnv, as_batched
+from ..wrappers.sb3 import to_numpy
+from .options import Flags, check_device
 from .statistics import Summary, summarise
 from .worlds import World
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(Flags):
     """Evaluate a saved policy: mean, standard deviation, IQM with its 95 % bootstrap interval, episode length."""
 
     path: tyro.conf.Positional[Path]
     """A saved policy, or a run folder (its best policy, or else its final one)."""
 
-    episodes: int = 20
-    """Episodes to run. Range: [1, inf)."""
+    episodes: Annotated[int, Range(1)] = 20
+    """Episodes to run."""
 
     env: str | None = None
     """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in."""
@@ -47,14 +54,14 @@ class EvaluateOptions:
     plot: Path | None = None
     """Draw the comparison of --delays to this file."""
 
-    seed: int = 10_000
-    """Seed of the episodes; environment i of those stepped together starts from seed + i. Range: [0, inf)."""
+    seed: Annotated[int, Range(0)] = 10_000
+    """Seed of the episodes; episode i starts from seed + i, however many are stepped together."""
 
     stochastic: bool = False
     """Sample actions instead of taking the policy's mode."""
 
-    n_envs: int = 8
-    """Environments stepped together. Range: [1, inf)."""
+    n_envs: Annotated[int, Range(1)] = 8
+    """Environments stepped together."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, …"""
@@ -71,12 +78,9 @@ class EvaluateOptions:
     def check(self) -> None:
         """Refuse what cannot be done before anything is.
 
-        :raises ValueError: a value out of its range, a device that is not there, a video format that is not known
+        :raises ValueError: a device that is not there, a video format that is not known
         :raises FileExistsError: a file would be overwritten
         """
-        for name, least in (("episodes", 1), ("n_envs", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         check_device(self.device)
         for file in (self.video, self.csv, self.plot):
             if file is not None and file.exists() and not self.overwrite:
@@ -122,25 +126,29 @@ def following_camera(world: World) -> dict[str, str]:
     return {"camera_name": "track"} if has_one else {}
 
 
-def run_episodes(
-    agent: ActorCriticAgent[Any], env: VecEnv, episodes: int, seed: int, deterministic: bool = True
+def evaluate_agent(
+    agent: BaseAlgorithm, env: VecEnv, episodes: int, seed: int, deterministic: bool = True
 ) -> tuple[list[float], list[int]]:
     """Run episodes from seeded starts.
 
-    :param agent: the agent
-    :param env: monitored environments; reseeded, so that equal policies get equal episodes
-    :param episodes: how many
-    :param seed: of the first row
+    :param agent: ours, or any algorithm of Stable-Baselines3; one with a memory keeps it through an episode
+    :param env: environments, monitored if wrappers in them change rewards or ends; what their normaliser makes of
+        observations is acted on, returns are as they were before it
+    :param episodes: how many; episode ``i`` is that of an environment seeded ``seed + i``
+    :param seed: of the first episode
     :param deterministic: the mode of the policy instead of samples
-    :return: returns and lengths
+    :return: returns and lengths, in the order of the seeds
     """
-    env.seed(seed)
-    returns, lengths = evaluate_policy(
-        agent, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True
-    )
-    assert isinstance(returns, list)
-    assert isinstance(lengths, list)
-    return returns, lengths
+    batch, memory = as_batched(env), None
+
+    def act(obs: Obs, turn: Turn) -> Tensor:
+        nonlocal memory
+        starts = turn.starts.cpu().numpy()
+        actions, memory = agent.predict(to_numpy(obs), memory, starts, deterministic)
+        return torch.as_tensor(actions, device=batch.device)
+
+    done = run_episodes(batch, act, episodes=episodes, seed=seed)
+    return done.returns.tolist(), done.lengths.tolist()
 
 
 def check_drawing(env_id: str) -> None:
@@ -174,19 +182,17 @@ def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: in
     """
     env.seed(seed)
     fps = env.get_attr("metadata")[0].get("render_fps", 30)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     # H.264 wants even sides; a GIF wants milliseconds per frame, and to be told to repeat.
     how = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
     count, done, obs = 0, False, env.reset()
-    with imageio.get_writer(temporary, **how) as video:  # frame by frame: a long episode would not fit into memory
+    # frame by frame: a long episode would not fit into memory
+    with replacing(path, suffix=path.suffix) as temporary, imageio.get_writer(temporary, **how) as video:
         while not done:
             video.append_data(np.asarray(env.get_images()[0]))  # type: ignore[attr-defined]
             count += 1
             actions, _ = agent.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
             obs, _, dones, _ = env.step(actions)
             done = bool(dones[0])
-    temporary.replace(path)
     return count
 
 
@@ -249,16 +255,13 @@ def evaluate(options: EvaluateOptions) -> Summary:
     env = normalised(evaluation_env(world, min(options.n_envs, options.episodes)), path)
     agent.attach_env(env)
     print(said)
-    returns, lengths = run_episodes(agent, env, options.episodes, options.seed, deterministic)
+    returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic)
     env.close()
     summary = summarise(returns, lengths)
     print(summary)
     if options.csv is not None:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["episode", "return", "length"])
-            writer.writerows(zip(range(len(returns)), returns, lengths, strict=True))
+        episodes = zip(range(len(returns)), returns, lengths, strict=True)
+        write_csv(options.csv, ["episode", "return", "length"], episodes)
         print(f"episodes written to {options.csv}")
     if options.video is not None:
         filmed = normalised(evaluation_env(world, 1, render=True), path)
@@ -279,15 +282,13 @@ def _evaluate_delays(
     for delay, changed in zip(options.delays, worlds, strict=True):
         env = normalised(evaluation_env(changed, min(options.n_envs, options.episodes)), path)
         agent.attach_env(env)
-        returns, lengths = run_episodes(agent, env, options.episodes, options.seed, not options.stochastic)
+        returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, not options.stochastic)
         env.close()
         summaries.append(summarise(returns, lengths))
         print(f"{delay:<{width}}  {summaries[-1]}", flush=True)
     if options.csv is not None:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["delays", *(field.name for field in fields(Summary))])
-            writer.writerows([delay, *astuple(s)] for delay, s in zip(options.delays, summaries, strict=True))
+        rows = ([delay, *astuple(s)] for delay, s in zip(options.delays, summaries, strict=True))
+        write_csv(options.csv, ["delays", *(field.name for field in fields(Summary))], rows)
         print(f"returns written to {options.csv}")
     if options.plot is not None:
         from .plot import returns_by_delay  # takes a second to import

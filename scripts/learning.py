@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,18 +21,18 @@ import yaml
 from tqdm import tqdm
 
 from ..agents.core.config import Range
-from ..agents.core.files.contents import versions
+from ..agents.core.files.replacing import replacing
 from ..envs import make
-from .machine import cores, machine
-from .options import check_ranges
+from .machine import cores, origin
+from .options import Flags
 from .report import Report
 from .results import EXIT, Trial, list_trials, pairs, read_result
+from .runs import alone, locked, progress_bar
 from .suites import Suite, parse_seeds, read_suite
-from .train import locked, progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnOptions:
+class LearnOptions(Flags):
     """Train every arm of a suite in every environment with every seed, in parallel, and compare them with intervals."""
 
     suite: tyro.conf.Positional[str]
@@ -55,9 +54,6 @@ class LearnOptions:
 
     report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Train nothing; write the report anew from what is in the output folder."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 SUITE, COMMANDS = "suite.yaml", "commands.jsonl"
@@ -91,7 +87,7 @@ def learn(options: LearnOptions) -> int:
     for environment in suite.environments:
         make(environment.id).close()  # so that an id that is wrong is answered now rather than in every log
     out.mkdir(parents=True, exist_ok=True)
-    with sole_benchmark(out):
+    with alone(out, "training a suite", leftovers=".*.tmp*"):  # not those of runs that are just saving
         _record(recorded, out, options)
         fleet = Fleet(list_trials(suite, out), options.workers or cores(), suite.final_evaluations)
         _introduce(suite, out, fleet)
@@ -139,18 +135,11 @@ def _recorded(suite: Suite, out: Path) -> Suite:
 
 def _record(suite: Suite, out: Path, options: LearnOptions) -> None:
     """Write down what is going to be run, and on what."""
-    temporary = out / f".tmp.{SUITE}"
-    temporary.write_text(yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True))
-    temporary.replace(out / SUITE)
-    command = {
-        "command": shlex.join(["headway", *sys.argv[1:]]),
-        "started": datetime.now().isoformat(timespec="seconds"),
-        "workers": options.workers or cores(),
-        "machine": machine(),
-        "versions": versions(),
-    }
+    with replacing(out / SUITE) as temporary:
+        temporary.write_text(yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True))
+    about = {"started": datetime.now().isoformat(timespec="seconds"), "workers": options.workers or cores()}
     with (out / COMMANDS).open("a") as file:
-        file.write(json.dumps(command) + "\n")
+        file.write(json.dumps({**origin(), **about}) + "\n")
 
 
 def _introduce(suite: Suite, out: Path, fleet: "Fleet") -> None:
@@ -175,19 +164,6 @@ def _report(suite: Suite, out: Path) -> bool:
         if result.status == "failed":
             print(f"failed: {result.trial}, see {result.trial.log}", file=sys.stderr)
     return finished == len(report.results)
-
-
-@contextmanager
-def sole_benchmark(out: Path) -> Iterator[None]:
-    """Keep other processes from training the same runs.
-
-    :param out: folder of the runs
-    :raises ValueError: another process is at it
-    """
-    with locked(out) as free:
-        if not free:
-            raise ValueError(f"another process is training a suite in {out}: wait for it, or stop it")
-        yield
 
 
 class Fleet:

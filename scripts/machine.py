@@ -1,11 +1,15 @@
-"""What a benchmark ran on."""
+"""What something was made on, and by what."""
 
 import os
 import platform
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..agents.core.files.contents import versions
 
 
 def cores() -> int:
@@ -24,3 +28,8 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def origin() -> dict[str, Any]:
+    """:return: machine, versions and command line, as files say of themselves."""
+    return {"machine": machine(), "versions": versions(), "command": shlex.join(["headway", *sys.argv[1:]])}

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,19 +17,32 @@ import yaml
 from stable_baselines3.common.utils import get_device
 
 from ..agents import AGENTS, ActorCriticAgent
-from ..agents.core.config import AgentConfig, FieldInfo, Range, describe, fits
+from ..agents.core.config import AgentConfig, Config, FieldInfo, Range, describe
 from ..agents.presets import preset, preset_names
 from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from ..wrappers.random_delay import Form
+from .runs import read_run
 from .worlds import World
 
 T = TypeVar("T")
 
 
+def flag_of(name: str) -> str:
+    """:return: how a field is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class Flags(Config):
+    """What a command is told: its fields are checked as hyper-parameters are, and named as on the command line."""
+
+    _label = staticmethod(flag_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Flags):
     """What a training run needs besides the agent's hyper-parameters."""
 
     env: str = ""
@@ -101,12 +112,7 @@ class TrainOptions:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name, info in describe(type(self)).items():
-            value = getattr(self, name)
-            if not fits(value, info.annotation):
-                wanted = getattr(info.annotation, "__name__", str(info.annotation).replace("typing.", ""))
-                raise ValueError(f"{_flag(name)} must be {wanted}, got {value!r}")
-        check_ranges(self)
+        super().__post_init__()
         if self.delay is not None:
             parse_pair(self.delay)
         elif self.delay_form != "dict":
@@ -116,20 +122,6 @@ class TrainOptions:
     def world(self) -> World:
         """The environment, delays included."""
         return World(self.env, self.delay, self.delay_form)
-
-
-def check_ranges(options: Any) -> None:
-    """See that numbers lie in the ranges that their fields declare.
-
-    :param options: a dataclass of flags; fields hold numbers, tuples of them, or None, which is never out of range
-    :raises ValueError: a number does not; the message names the flag and the range
-    """
-    for name, info in describe(type(options)).items():
-        value = getattr(options, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            for interval in info.ranges:
-                if number is not None and number not in interval:
-                    raise ValueError(f"{_flag(name)} must lie in {interval}, got {number}")
 
 
 def check_device(name: str, flag: str = "--device") -> None:
@@ -214,7 +206,7 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     :return: the resolved run; None if ``--help`` was asked for, and printed
     :raises ValueError: a value, preset or file that does not fit; the message says what would
     """
-    early = _early(arguments)
+    early = early_flags(arguments, "env", "preset", "config", "resume")
     if "resume" in early:
         return _resumed(name, Path(early["resume"]), arguments)
     if not name:
@@ -228,17 +220,19 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     return run
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def early_flags(arguments: Sequence[str], *names: str) -> dict[str, str]:
+    """Read the few flags that decide the other flags' defaults.
 
-
-def _early(arguments: Sequence[str]) -> dict[str, str]:
-    """Read the few flags that decide the other flags' defaults."""
+    :param arguments: the command line
+    :param names: of these flags
+    :return: their values as texts, of those that are given
+    :raises ValueError: one has no value
+    """
     found = {}
     for token, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, given, value = token.partition("=")
         name = flag.removeprefix("--")
-        if flag.startswith("--") and name in ("env", "preset", "config", "resume"):
+        if flag.startswith("--") and name in names:
             value = value if given else following
             if not value or (not given and value.startswith("-")):
                 raise ValueError(f"{flag} needs a value")
@@ -274,7 +268,7 @@ def _file_values(file: str, cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
 def _as_meant(values: Mapping[str, Any], cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
     """Undo what YAML 1.1 makes of ``3e-4`` (a text), ``off`` (False) and ``none`` (a text); make paths of texts."""
     known = _fields(cls)
-    return {key: _value_as_meant(value, _plain_types(known[key].annotation)) for key, value in values.items()}
+    return {key: _value_as_meant(value, known[key].annotation) for key, value in values.items()}
 
 
 def _plain_types(annotation: Any) -> tuple[Any, ...]:
@@ -283,9 +277,18 @@ def _plain_types(annotation: Any) -> tuple[Any, ...]:
     return tuple(plain for part in parts for plain in _plain_types(part)) if parts else (annotation,)
 
 
-def _value_as_meant(value: Any, types: tuple[Any, ...]) -> Any:
-    if value is False and "off" in types:
-        return "off"
+def on_or_off(value: Any, annotation: Any) -> Any:
+    """Undo what YAML 1.1 makes of ``off``.
+
+    :param value: as it was read
+    :param annotation: the type of its field
+    :return: "off" instead of False where the type has that word
+    """
+    return "off" if value is False and "off" in _plain_types(annotation) else value
+
+
+def _value_as_meant(value: Any, annotation: Any) -> Any:
+    value, types = on_or_off(value, annotation), _plain_types(annotation)
     if isinstance(value, str) and Path in types:
         return Path(value)
     if isinstance(value, str) and NoneType in types and value.lower() == "none":
@@ -341,10 +344,9 @@ def parse_flags(
             return None
         raise ValueError(f"{_first_sentence(complaint.getvalue())}; see {prog} --help") from None
     if unknown:
-        known = [_flag(field.name) for field in dataclasses.fields(flags)]  # type: ignore[arg-type]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0].replace("_", "-"), known, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"see {prog} --help"
-        raise ValueError(f"{prog} takes no {unknown[0].partition('=')[0]}: {hint}")
+        known = [flag_of(field.name) for field in dataclasses.fields(flags)]  # type: ignore[arg-type]
+        flag = unknown[0].partition("=")[0]
+        raise ValueError(f"{prog} takes no {flag}: {nearest(flag.replace('_', '-'), known, f'see {prog} --help')}")
     return parsed
 
 
@@ -394,26 +396,6 @@ def _parse(cls: type[ActorCriticAgent[Any]], arguments: Sequence[str], defaults:
     return None if parsed is None else _run(cls, vars(parsed))
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read a run's ``config.json``.
-
-    :param folder: the run's folder
-    :return: its content
-    :raises FileNotFoundError: not a run folder
-    :raises ValueError: broken
-    """
-    file = folder / "config.json"
-    if not file.exists():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no config.json")
-    try:
-        read: dict[str, Any] = json.loads(file.read_text())
-        if not {"agent", "options", "config"} <= read.keys():
-            raise ValueError("keys are missing")
-    except (ValueError, AttributeError) as cause:
-        raise ValueError(f"{file} is broken ({cause}): restore it, or start a new run") from cause
-    return read
-
-
 def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run | None:
     """The run in a folder, with the few changes that leave it the same run."""
     saved = read_run(folder)
@@ -429,7 +411,7 @@ def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run | None:
     for key, value in run.values().items():
         if key not in (*EXECUTION, "resume") and value != original[key]:
             raise ValueError(
-                f"{_flag(key)} is {original[key]} in {folder} and cannot become {value}: "
+                f"{flag_of(key)} is {original[key]} in {folder} and cannot become {value}: "
                 "that would be another run; leave the flag out, or start one without --resume"
             )
     return run

@@ -1,6 +1,5 @@
 """Figures."""
 
-import csv
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from .options import EXECUTION, read_run, run_flags
+from ..agents.core.logging import read_csv
+from .options import EXECUTION, Flags, run_flags
+from .runs import read_run
 from .statistics import Summary, estimate_curve
 
 
@@ -25,8 +27,7 @@ def read_columns(path: Path, *names: str) -> list[np.ndarray]:
     :param names: columns; rows in which one is empty are left out, as is a last line that is still being written
     :return: one float array per name
     """
-    lines = path.read_text().rpartition("\n")[0].splitlines()
-    rows = [row for row in csv.DictReader(lines) if all(row.get(name) for name in names)]
+    rows = [row for row in read_csv(path) if all(row.get(name) for name in names)]
     return [np.array([float(row[name]) for row in rows]) for name in names]
 
 
@@ -38,6 +39,40 @@ def plain_axes(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     """
     axes.grid(axis=grid, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def decades(axis: Axis, low: float, high: float) -> None:
+    """Label a logarithmic axis by plain numbers: 1, 2 and 5 of each decade, or 1 alone where there are many."""
+    few = high / low < 3000
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=10))
+    axis.set_minor_formatter(NullFormatter())
+    if few:
+        axis.set_major_formatter("{x:g}")
+
+
+def panel_grid(
+    count: int, columns: int, size: tuple[float, float], room: float, x: str, y: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a grid of panels, of which the outer ones are labelled.
+
+    :param count: of panels
+    :param columns: of the grid
+    :param size: width and height of a panel, in inches
+    :param room: height for titles and legend
+    :param x: label of the axes at the lower end
+    :param y: label of the axes on the left
+    :return: the figure and its panels, line by line
+    """
+    lines = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines + room), dpi=130, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y)
+    for axes in grid.flat[max(0, count - columns) : count]:
+        axes.set_xlabel(x)
+    return figure, list(grid.flat[:count])
 
 
 def learning_curve(run: Path, title: str) -> Path:
@@ -131,13 +166,11 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
     :param path: the PNG to write
     """
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
-    lines = -(-len(panels) // columns)
-    size = (7, 4.5) if len(panels) == 1 else (4.5 * columns, 3.4 * lines + 0.6)
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    size = (7, 3.9) if len(panels) == 1 else (4.5, 3.4)
+    figure, grid = panel_grid(len(panels), columns, size, 0.6, "environment steps", "return of evaluations")
     labels = list(dict.fromkeys(label for groups in panels.values() for label in groups))
     handles: dict[str, Any] = {}
-    for axes, (title, groups) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (title, groups) in zip(grid, panels.items(), strict=True):
         for label, curves in groups.items():
             if curves:
                 number = labels.index(label)
@@ -150,12 +183,6 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(map(abs, axes.get_ylim())) >= 10_000 else "{x:,g}")
         plain_axes(axes)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("return of evaluations")
-    for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
-        axes.set_xlabel("environment steps")
     counts = sorted({len(curves) for groups in panels.values() for curves in groups.values() if curves})
     runs = f"{counts[0]} to {counts[-1]} runs" if len(counts) > 1 else f"{counts[0]} run{'s' * (counts[0] > 1)}"
     band = "; band: 95 % bootstrap interval" if counts[-1] > 1 else ""
@@ -188,7 +215,7 @@ def aligned(curves: Sequence[Curve]) -> Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlotOptions:
+class PlotOptions(Flags):
     """Draw the learning curves of runs, a panel per environment: interquartile mean over seeds, with 95 % intervals.
 
     Runs of the same agent in the same environment are one group; where their settings differ, they are told apart."""
@@ -310,11 +337,10 @@ def rollout_speeds(
     :param path: the PNG to write
     """
     columns = min(2, len(rates))
-    lines = -(-len(rates) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * lines + 1.6), dpi=130, layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False)
+    labels = ("rows stepped together", "environment steps per second")
+    figure, panels = panel_grid(len(rates), columns, (5.2, 3.6), 1.6, *labels)
     handles: dict[str, Any] = {}
-    for axes, (robot, sides) in zip(panels.flat, rates.items(), strict=False):
+    for axes, (robot, sides) in zip(panels, rates.items(), strict=True):
         for side, by_rows in sides.items():
             handles[STYLES[side][0]] = _draw_side(axes, side, by_rows)
         axes.set(title=robot, xscale="log", yscale="log", xticks=sorted({n for side in sides.values() for n in side}))
@@ -324,12 +350,6 @@ def rollout_speeds(
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_minor_formatter(NullFormatter())
         plain_axes(axes)
-    for axes in panels.flat[len(rates) :]:
-        axes.set_visible(False)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("environment steps per second")
-    for axes in panels[-1]:
-        axes.set_xlabel("rows stepped together")
     figure.suptitle(textwrap.fill(title, 40 * columns), fontsize=12)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1, frameon=False, fontsize=8,

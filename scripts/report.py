@@ -4,16 +4,16 @@ import csv
 import io
 import json
 import math
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .options import read_run
+from ..agents.core.files.replacing import replacing
 from .plot import learning_curves
 from .results import SCORES, TOGETHER, Comparison, Result, Score, compare, list_trials, pairs, read_result
+from .runs import read_run
 from .statistics import RESAMPLES, Estimate
 from .suites import Suite
 
@@ -72,8 +72,8 @@ class Report:
         if any(result.counts for result in self.results):
             writers["learning_curves.png"] = lambda path: learning_curves(panels, path)
         for name, write in writers.items():
-            write(temporary := self.out / f".tmp.{name}")
-            os.replace(temporary, self.out / name)
+            with replacing(self.out / name, suffix=Path(name).suffix) as temporary:
+                write(temporary)
         return [self.out / name for name in writers]
 
     def _of(self, environment: str, arm: str) -> list[Result]:

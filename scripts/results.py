@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from .options import read_run
 from .plot import read_columns
+from .runs import read_run
 from .statistics import Estimate, estimate_improvement, estimate_iqm
 from .suites import Arm, Environment, Suite, folder_name
 

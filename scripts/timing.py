@@ -1,7 +1,6 @@
 """What benchmarks of speed share: sides that take turns, what they ran on, and how that is printed and written."""
 
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -15,8 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-from ..agents.core.files.contents import versions
-from .machine import machine
+from . import runs
+from .machine import origin
 
 NOT_INSTALLED = "not installed"
 """In the place of a package's version."""
@@ -159,13 +158,8 @@ def noted(threads: int, packages: Sequence[str]) -> Iterator[dict[str, Any]]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        found = {
-            "command": " ".join(["headway", *sys.argv[1:]]),
-            "machine": machine(),
-            "versions": versions() | {name: _version(name) for name in packages},
-            "torch_threads": torch.get_num_threads(),
-            "load_before": os.getloadavg()[0],
-        }
+        found = {**origin(), "torch_threads": torch.get_num_threads(), "load_before": os.getloadavg()[0]}
+        found["versions"] |= {name: _version(name) for name in packages}
         with contextlib.redirect_stdout(sys.stderr):
             yield found
     finally:
@@ -237,5 +231,5 @@ def write_json(path: Path | None, conditions: dict[str, Any], options: Any, cont
     if path is None:
         return
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
-    path.write_text(json.dumps(conditions | {"options": settings} | content, indent=2) + "\n")
+    runs.write_json(path, conditions | {"options": settings} | content)
     print(f"measurements: {path}")

@@ -1,18 +1,14 @@
 """``headway train``: train an agent into a run folder, watch it, stop it, go on with it."""
 
 import contextlib
-import fcntl
-import json
 import logging
 import multiprocessing
-import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -33,10 +29,12 @@ from tqdm import tqdm
 from ..agents import ActorCriticAgent
 from ..agents.core.files import list_checkpoints
 from ..agents.core.files.contents import versions
+from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
 from ..wrappers import BatchedVecEnv, Snapshot
-from .evaluate import check_drawing, evaluation_env, record_video, run_episodes
-from .options import EXECUTION, Run, TrainOptions, check_device, read_run, simulated_on
+from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
+from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
+from .runs import alone, progress_bar, read_run, write_json
 from .statistics import Summary, summarise
 
 EVALUATION_SEED = 1_000_000
@@ -190,27 +188,6 @@ class TrainingCallback(BaseCallback):
             self.bar.close()
 
 
-def progress_bar(total: int, done: int) -> "tqdm[Any]":
-    """Show progress, return, speed and time left on the standard error stream.
-
-    :param total: environment steps of the whole run
-    :param done: of these, steps that an earlier process did
-    :return: the bar; its description is the return
-    """
-    terminal = sys.stderr.isatty()
-    measured = terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    return tqdm(
-        total=total,
-        initial=done,
-        unit=" steps",
-        bar_format="{percentage:3.0f}% |{bar}| {n:,}/{total:,} · {desc}{rate_noinv_fmt} · {remaining} left",
-        dynamic_ncols=measured,
-        ncols=None if measured else 100,
-        nrows=None if measured else 24,
-        mininterval=0.2 if terminal else 10.0,
-    )
-
-
 class Evaluator:
     """Runs the same seeded episodes at every evaluation and writes ``evaluations.csv``.
 
@@ -238,7 +215,7 @@ class Evaluator:
         :param episodes: how many
         :return: their summary, also written to the file
         """
-        returns, lengths = run_episodes(agent, self.env, episodes, self.seed)
+        returns, lengths = evaluate_agent(agent, self.env, episodes, self.seed)
         summary = summarise(returns, lengths)
         row = {name: getattr(summary, name) for name in ("mean", "std", "iqm", "low", "high", "length", "episodes")}
         self.file.append({"step": agent.num_timesteps, **row})
@@ -324,65 +301,17 @@ def make_folder(run: Run, folder: Path) -> None:
     :param folder: where
     :raises FileExistsError: it exists
     """
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as cause:
-        raise OSError(f"cannot make the run folder {folder}: {cause.strerror}; choose another --run-dir") from cause
     content = run.to_dict() | {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions()}
     try:
-        write_config(temporary, content)
-        if folder.exists():  # a rename would put up with an empty one
-            raise _exists(folder)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def write_config(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write a run's ``config.json``, all of it or nothing.
-
-    :param folder: the run's folder
-    :param content: what to write
-    """
-    temporary = folder / ".config.json.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(folder / "config.json")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder.
-
-    :param folder: the folder
-    :return: whether it is locked now; False if another process has done so
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)  # and with it the lock, as when the process is killed
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in a folder, and clear away what a killed one was just writing.
-
-    :param folder: the run's folder
-    :raises ValueError: another process is training in it
-    """
-    with locked(folder) as free:
-        if not free:
-            raise ValueError(f"another process is training in {folder}: wait for it, or stop it")
-        for leftover in folder.rglob(".*.tmp*"):
-            leftover.unlink()
-        yield
+        with replacing(folder) as temporary:
+            temporary.mkdir()
+            write_json(temporary / "config.json", content)
+            if folder.exists():  # a rename would put up with an empty one
+                raise FileExistsError
+    except OSError as cause:
+        if folder.exists():
+            raise _exists(folder) from cause
+        raise OSError(f"cannot make the run folder {folder}: {cause.strerror}; choose another --run-dir") from cause
 
 
 def train(run: Run) -> int:
@@ -398,7 +327,7 @@ def train(run: Run) -> int:
         try:
             folder = run_folder(run)
             if options.resume is not None:
-                stack.enter_context(sole_writer(folder))
+                stack.enter_context(alone(folder, "training"))
             if options.threads:
                 torch.set_num_threads(options.threads)
             env = training_env(options)
@@ -410,7 +339,7 @@ def train(run: Run) -> int:
             agent, resumed = _make_agent(run, folder, env)
             if options.resume is None:
                 make_folder(run, folder)
-                stack.enter_context(sole_writer(folder))
+                stack.enter_context(alone(folder, "training"))
             return _train(agent, run, folder, signals, resumed)
         except KeyboardInterrupt:
             print("headway: interrupted", file=sys.stderr)
@@ -438,7 +367,7 @@ def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signal
         print(f"{folder} is complete: {done:,} steps. Pass a larger --total-timesteps to train on.")
         return 0
     saved["options"] |= {name: getattr(options, name) for name in EXECUTION}
-    write_config(folder, saved)
+    write_json(folder / "config.json", saved)
     # Rows of the last step are written after it was saved: a run that was stopped in between writes them again.
     keep = done if finished else min(done, agent._total_timesteps - 1)
     agent.set_logger(run_logger(folder, keep_until=keep))
@@ -503,7 +432,7 @@ def _save_what_is_whole(agent: ActorCriticAgent[Any], callback: TrainingCallback
     Nor is there one after an error of the callback's, a full disk say: what it had not yet done at its step would be
     missing for good. The run then goes on from the checkpoint before, and does it again.
     """
-    if isinstance(error, Exception) and agent.num_timesteps and not agent._pending_updates and not callback.busy:
+    if isinstance(error, Exception) and agent.num_timesteps and not agent.pending_updates and not callback.busy:
         agent.env_is_broken = True
         try:
             print(f"saved {callback.checkpoint()}", file=sys.stderr)
@@ -524,7 +453,7 @@ def _finish(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, 
         filmed = evaluation_env(options.world, 1, render=True)
         record_video(agent, filmed, folder / "final.mp4", callback.evaluator.seed)
         filmed.close()
-    write_config(folder, read_run(folder) | {"finished": agent.num_timesteps})
+    write_json(folder / "config.json", read_run(folder) | {"finished": agent.num_timesteps})
     print(f"after training:  {after}")
     print(f"{agent.num_timesteps:,} steps in {seconds:.0f} s, {agent._n_updates:,} gradient steps")
     names = ["final.zip", "best.zip", curve.name, "evaluations.csv", "progress.csv"] + ["final.mp4"] * options.video

@@ -1,27 +1,24 @@
 """What changes how an environment is met. Importing it registers ``headway/Delayed-v0`` with Gymnasium."""
 
 from .batching import VecEnvBatch, VectorEnvBatch, as_batched
-from .mean_field import CrowdFollowsLearner, NashConvCallback, exploitability_of, tabular_policy
 from .random_delay import BatchedRandomDelay, RandomDelay
 from .registration import register_all
 from .sb3 import BatchedVecEnv
 from .snapshot import Snapshot, StateNotSavable, capture, restore
+from .spaces_only import SpacesOnlyVecEnv
 
 __all__ = [
     "BatchedRandomDelay",
     "BatchedVecEnv",
-    "CrowdFollowsLearner",
-    "NashConvCallback",
     "RandomDelay",
     "Snapshot",
+    "SpacesOnlyVecEnv",
     "StateNotSavable",
     "VecEnvBatch",
     "VectorEnvBatch",
     "as_batched",
     "capture",
-    "exploitability_of",
     "restore",
-    "tabular_policy",
 ]
 
 register_all()

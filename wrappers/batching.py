@@ -1,19 +1,29 @@
 """Any environment as a :class:`~headway.envs.BatchedEnv`: an id, a single environment, both kinds of vector one."""
 
+from abc import abstractmethod
+from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space, concatenate
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecMonitor,
+    VecTransposeImage,
+    is_vecenv_wrapped,
+    unwrap_vec_normalize,
+)
 from torch import Tensor
 
 from ..envs import BatchedEnv, NumpyVectorEnv, make
-from ..envs.batched import Info, Obs
+from ..envs.batched import Info, Obs, Resettable, RowSnapshots, require, row_seeds
 from .sb3 import DUMMY, BatchedVecEnv
 from .snapshot import capture, restore
 
@@ -70,7 +80,12 @@ def _overlay(obs: Any, rows: np.ndarray[Any, Any], final: Any) -> Any:
 
 
 class _Adapter(BatchedEnv):
-    """What both adapters share: spaces, device, seeds and state."""
+    """What both adapters share: spaces, device, seeds and state.
+
+    Of a vector environment that steps its environments here, one after the other, and that no wrapper surrounds, each
+    row can be copied and reset by itself, as far as :func:`~headway.wrappers.capture` can copy the environment. Rows
+    must not share objects that change.
+    """
 
     def __init__(self, env: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.env = env
@@ -80,22 +95,108 @@ class _Adapter(BatchedEnv):
         self.action_space = batch_space(action_space, self.num_envs)
         self.render_mode = env.render_mode
         self.device = torch.device("cpu")
+        # what the adapter itself carries from step to step, (N,) each
+        self._account: dict[str, np.ndarray[Any, Any]] = {
+            "returns": np.zeros(self.num_envs),
+            "lengths": np.zeros(self.num_envs, dtype=np.int64),
+        }
 
-    def _own_state(self) -> dict[str, Any]:
-        """Copy what the adapter itself carries from step to step."""
-        return {}
+    def _forget(self, rows: Any = slice(None)) -> None:
+        for part in self._account.values():
+            part[rows] = 0
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`_own_state` copied."""
+    def state(self, rows: Tensor | None = None) -> Any:
+        """See :class:`~headway.envs.batched.RowSnapshots`; exact for what :func:`~headway.wrappers.capture` can copy.
 
-    def state(self) -> Any:
-        """See :meth:`BatchedEnv.state`; exact for everything :func:`~headway.wrappers.capture` can copy."""
-        return {"env": capture(self.env), "adapter": self._own_state()}
+        The state of the whole, without ``rows``, holds what rows have in common too, and is loaded as a whole.
+        """
+        if rows is None:
+            account = {name: part.copy() for name, part in self._account.items()}
+            return {"env": capture(self.env), "adapter": account}
+        require(self, RowSnapshots)
+        numbers = rows.tolist()
+        parts = [{"env": capture(self._singles[row]), "shown": deepcopy(self._shown(row))} for row in numbers]
+        return {"rows": parts, "adapter": {name: part[numbers] for name, part in self._account.items()}}
 
-    def load_state(self, state: Any) -> None:
-        """See :meth:`BatchedEnv.load_state`."""
-        restore(self.env, state["env"])
-        self._load_own_state(state["adapter"])
+    def load_state(self, state: Any, rows: Tensor | None = None) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        if rows is None and "rows" not in state:
+            restore(self.env, state["env"])
+            self._account = {name: state["adapter"][name].copy() for name in self._account}
+            return
+        require(self, RowSnapshots)
+        numbers = list(range(self.num_envs)) if rows is None else rows.tolist()
+        if "rows" not in state:
+            raise ValueError(
+                "the state is of a whole batch, and so it is loaded: take state(rows) to load it into rows"
+            )
+        if len(state["rows"]) != len(numbers):
+            raise ValueError(f"the state is of {len(state['rows'])} rows, for {len(numbers)} to load it into")
+        for row, part in zip(numbers, state["rows"], strict=True):
+            restore(self._singles[row], part["env"])
+            self._show(row, deepcopy(part["shown"]))
+        for name, part in self._account.items():
+            part[numbers] = state["adapter"][name]
+
+    def copy_rows(self, src: Tensor, dst: Tensor) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        self.load_state(self.state(src), dst)
+
+    def like(self, num_envs: int) -> BatchedEnv:
+        """See :class:`~headway.envs.batched.RowSnapshots`; its environments are copies of the first one here, reset."""
+        require(self, RowSnapshots)
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}: a batch needs at least one row")
+        try:
+            envs = [deepcopy(self._singles[0]) for _ in range(num_envs)]
+        except Exception as cause:  # the environment's own code: anything can happen in it
+            raise ValueError(
+                f"{self._singles[0]} cannot be copied ({type(cause).__name__}: {cause}): make the copies before "
+                "anything is drawn or logged to a file, or give its class __deepcopy__"
+            ) from cause
+        for env in envs:  # from entropy: they would go on with the random numbers of the first
+            env.reset(seed=int(np.random.SeedSequence().generate_state(1)[0]))
+        return as_batched(self._around(envs))
+
+    def reset_rows(self, mask: Tensor, *, seed: int | list[int | None] | None = None) -> tuple[Obs, Info]:
+        """See :class:`~headway.envs.batched.Resettable`."""
+        require(self, Resettable)
+        chosen = np.flatnonzero(mask.numpy()).tolist()
+        seeds = row_seeds([None] * self.num_envs if seed is None else seed, self.num_envs)
+        self._forget(chosen)
+        return _tensors(self._reset_some(chosen, seeds)), {}
+
+    def lacks(self, ability: type[Any]) -> str | None:
+        """See :meth:`BatchedEnv.lacks`."""
+        return (
+            None
+            if self._singles
+            else (
+                f"the rows of a {type(self.env).__name__} cannot be reached one by one: use a DummyVecEnv or a "
+                "SyncVectorEnv, without a wrapper around it but VecTransposeImage"
+            )
+        )
+
+    @property
+    @abstractmethod
+    def _singles(self) -> list[gym.Env[Any, Any]]:
+        """The environments of the rows; empty where they cannot be reached."""
+
+    @abstractmethod
+    def _shown(self, row: int) -> Any:
+        """:return: what the vector environment keeps of a row besides its environment, live."""
+
+    @abstractmethod
+    def _show(self, row: int, shown: Any) -> None:
+        """Put it back."""
+
+    @abstractmethod
+    def _reset_some(self, rows: list[int], seeds: list[int | None]) -> Any:
+        """Reset some rows, with their part of the seeds; :return: the observations of all."""
+
+    @abstractmethod
+    def _around(self, envs: list[gym.Env[Any, Any]]) -> Any:
+        """:return: a vector environment like this one, around other environments."""
 
     def render(self) -> Any:
         """:return: what the wrapped environment draws."""
@@ -120,8 +221,6 @@ class VecEnvBatch(_Adapter):
     def __init__(self, env: VecEnv) -> None:
         super().__init__(env, env.observation_space, env.action_space)
         self.normalizer = unwrap_vec_normalize(env)
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Obs, Info]:
         """See :meth:`BatchedEnv.reset`."""
@@ -131,7 +230,7 @@ class VecEnvBatch(_Adapter):
             self.env.seed(seed)
         if options is not None:
             self.env.set_options(options)
-        self._returns[:], self._lengths[:] = 0, 0
+        self._forget()
         array_obs = self.env.reset()
         return _tensors(array_obs), {"raw": (_tensors(self._raw(array_obs)), None)} if self.normalizer else {}
 
@@ -154,7 +253,14 @@ class VecEnvBatch(_Adapter):
         else:
             info["final_obs"] = info["raw"][0] if self.normalizer else obs
         info["episode"] = self._episode(raw_rewards, dones, infos)
+        untold = dones & ["episode" not in i for i in infos]
+        if untold.any() and self._is_monitored:
+            info["goes_on"] = torch.from_numpy(untold)
         return obs, rewards, torch.from_numpy(dones & ~truncated), torch.from_numpy(truncated), info
+
+    @cached_property
+    def _is_monitored(self) -> bool:
+        return is_vecenv_wrapped(self.env, VecMonitor) or bool(self.env.env_is_wrapped(Monitor)[0])
 
     def render(self) -> Any:
         """:return: one frame per row, where the environments draw arrays."""
@@ -174,20 +280,45 @@ class VecEnvBatch(_Adapter):
 
     def _episode(self, rewards: Any, dones: Any, infos: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns and lengths; a Monitor's own account of a finished row has precedence, as in SB3."""
-        self._returns += rewards
-        self._lengths += 1
-        returns, lengths = self._returns.copy(), self._lengths.copy()
+        self._account["returns"] += rewards
+        self._account["lengths"] += 1
+        returns, lengths = (self._account[name].copy() for name in ("returns", "lengths"))
         for row in np.flatnonzero(dones):
             if "episode" in infos[row]:
                 returns[row], lengths[row] = infos[row]["episode"]["r"], infos[row]["episode"]["l"]
-        self._returns[dones], self._lengths[dones] = 0, 0
+        self._forget(dones)
         return {"r": torch.from_numpy(returns), "l": torch.from_numpy(lengths)}
 
-    def _own_state(self) -> dict[str, Any]:
-        return {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+    @property
+    def _dummy(self) -> DummyVecEnv:
+        """What is innermost; it need not be a DummyVecEnv."""
+        return self.env.unwrapped  # type: ignore[no-any-return]
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
+    @property
+    def _singles(self) -> list[gym.Env[Any, Any]]:
+        env = self.env
+        while type(env) is VecTransposeImage:
+            env = env.venv
+        return env.envs if type(env) is DummyVecEnv else []
+
+    def _shown(self, row: int) -> Any:
+        return [part[row] for part in self._dummy.buf_obs.values()]
+
+    def _show(self, row: int, shown: Any) -> None:
+        for part, value in zip(self._dummy.buf_obs.values(), shown, strict=True):
+            part[row] = value
+
+    def _reset_some(self, rows: list[int], seeds: list[int | None]) -> Any:
+        dummy = self._dummy
+        for row in rows:
+            obs, dummy.reset_infos[row] = dummy.envs[row].reset(seed=seeds[row])
+            dummy._save_obs(row, obs)
+        shown: Any = dummy._obs_from_buf()
+        return self.env.transpose_observations(shown) if isinstance(self.env, VecTransposeImage) else shown
+
+    def _around(self, envs: list[gym.Env[Any, Any]]) -> VecEnv:
+        dummy = DummyVecEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
+        return VecTransposeImage(dummy, self.env.skip) if isinstance(self.env, VecTransposeImage) else dummy
 
 
 class VectorEnvBatch(_Adapter):
@@ -211,13 +342,11 @@ class VectorEnvBatch(_Adapter):
             )
         super().__init__(env, env.single_observation_space, env.single_action_space)
         self.mode = mode
-        self._ended = np.zeros(self.num_envs, dtype=bool)
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._account["ended"] = np.zeros(self.num_envs, dtype=bool)
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Obs, Info]:
         """See :meth:`BatchedEnv.reset`."""
-        self._ended[:], self._returns[:], self._lengths[:] = False, 0, 0
+        self._forget()
         if isinstance(seed, list) and seed[0] is not None and seed == [seed[0] + i for i in range(self.num_envs)]:
             seed = seed[0]  # the same, in the only form that every vector environment knows
         obs, _ = self.env.reset(seed=seed, options=options)
@@ -225,33 +354,54 @@ class VectorEnvBatch(_Adapter):
 
     def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """See :meth:`BatchedEnv.step`."""
-        dummy = self._ended & (self.mode is AutoresetMode.NEXT_STEP)
+        returns, lengths = self._account["returns"], self._account["lengths"]
+        dummy = self._account["ended"] & (self.mode is AutoresetMode.NEXT_STEP)
         array_obs, array_rewards, terminated, truncated, array_info = self.env.step(actions.cpu().numpy())
         rewards = np.array(array_rewards, np.float64)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
-        self._ended = terminated | truncated
+        ended = terminated | truncated
         final = array_obs
-        if self._ended.any() and self.mode is AutoresetMode.SAME_STEP:
-            final = _overlay(array_obs, self._ended, _final_rows(array_info, self._ended))
+        if ended.any() and self.mode is AutoresetMode.SAME_STEP:
+            final = _overlay(array_obs, ended, _final_rows(array_info, ended))
         final_obs = _tensors(final)
-        if self._ended.any() and self.mode is AutoresetMode.DISABLED:
-            array_obs, _ = self.env.reset(options={"reset_mask": self._ended.copy()})
-        self._returns += np.where(dummy, 0, rewards)
-        self._lengths += ~dummy
+        if ended.any() and self.mode is AutoresetMode.DISABLED:
+            array_obs, _ = self.env.reset(options={"reset_mask": ended.copy()})
+        returns += np.where(dummy, 0, rewards)
+        lengths += ~dummy
         info: Info = {
             "final_obs": final_obs,
-            "episode": {"r": torch.from_numpy(self._returns.copy()), "l": torch.from_numpy(self._lengths.copy())},
+            "episode": {"r": torch.from_numpy(returns.copy()), "l": torch.from_numpy(lengths.copy())},
             "dummy": torch.from_numpy(dummy),
         }
-        self._returns[self._ended], self._lengths[self._ended] = 0, 0
+        self._forget(ended)
+        self._account["ended"] = ended
         flags = torch.from_numpy(terminated), torch.from_numpy(truncated & ~terminated)
         return _tensors(array_obs), torch.from_numpy(rewards.astype(np.float32)), *flags, info
 
-    def _own_state(self) -> dict[str, Any]:
-        return {"ended": self._ended.copy(), "returns": self._returns.copy(), "lengths": self._lengths.copy()}
+    @property
+    def _singles(self) -> list[gym.Env[Any, Any]]:
+        return self.env.envs if type(self.env) is SyncVectorEnv else []
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self._ended, self._returns, self._lengths = (state[key].copy() for key in ("ended", "returns", "lengths"))
+    def _shown(self, row: int) -> Any:
+        return {"obs": self.env._env_obs[row], "ended": bool(self.env._autoreset_envs[row])}
+
+    def _show(self, row: int, shown: Any) -> None:
+        self.env._env_obs[row], self.env._autoreset_envs[row] = shown["obs"], shown["ended"]
+
+    def _reset_some(self, rows: list[int], seeds: list[int | None]) -> Any:
+        mask = np.zeros(self.num_envs, bool)
+        mask[rows] = True
+        if rows:
+            self.env.reset(seed=seeds, options={"reset_mask": mask})
+        return concatenate(self.single_observation_space, self.env._env_obs, self.env._observations)
+
+    def _around(self, envs: list[gym.Env[Any, Any]]) -> SyncVectorEnv:
+        return SyncVectorEnv(
+            [lambda env=env: env for env in envs],  # type: ignore[misc]
+            copy=self.env.copy,
+            observation_mode=self.env.observation_mode,
+            autoreset_mode=self.env.autoreset_mode,
+        )
 
 
 def _final_rows(info: dict[str, Any], ended: np.ndarray[Any, Any]) -> Any:

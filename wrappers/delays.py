@@ -5,7 +5,6 @@ CPU or on a GPU, draw the same delays from the same numbers.
 """
 
 import csv
-import difflib
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..envs.naming import nearest
 
 UNIFORMS = 2
 """Uniform random numbers that a draw is given, used or not: so the streams of all laws advance alike."""
@@ -432,9 +433,7 @@ def parse(text: str) -> Delay:
     """
     kind, _, rest = text.strip().partition(":")
     if kind not in _FORMS:
-        near = difflib.get_close_matches(kind, _FORMS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_FORMS)}"
-        raise ValueError(f"there is no delay law {kind!r} (in {text!r}): {hint}")
+        raise ValueError(f"there is no delay law {kind!r} (in {text!r}): {nearest(kind, _FORMS)}")
     form, read = _FORMS[kind]
     try:
         return read(rest)

@@ -42,7 +42,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ..envs import BatchedEnv
-from ..envs.batched import Info, Obs, row_seeds
+from ..envs.batched import Info, Obs, Resettable, RowSnapshots, check_state, require, row_seeds
 from ..envs.splitmix import start, uniforms, uniforms_of
 from .delays import UNIFORMS, Delay, parse
 
@@ -378,6 +378,13 @@ class BatchedRandomDelay(BatchedEnv):
                 f"observations of {env.single_observation_space} cannot be delayed in a batch, a Box can: "
                 "put a RandomDelay around each environment before they are batched"
             )
+        self._options: dict[str, Any] = {
+            "observation_delay": self.observation_delay,
+            "action_delay": self.action_delay,
+            "initial_action": initial_action,
+            "form": form,
+            "terminal_delivery": terminal_delivery,
+        }
         self.env, self.num_envs, self.device, self.form = env, env.num_envs, env.device, form
         shapes = DelayedSpaces(
             env.single_observation_space, env.single_action_space, self.observation_delay, self.action_delay
@@ -427,9 +434,16 @@ class BatchedRandomDelay(BatchedEnv):
 
         ``options={"reset_mask": (N,) bool}`` starts new episodes in these rows only, and seeds only them.
         """
-        obs, info = self.env.reset(seed=seed, options=options)
         mask = (options or {}).get("reset_mask")
         rows = torch.ones(self.num_envs, dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
+        return self._reset(*self.env.reset(seed=seed, options=options), rows, seed)
+
+    def reset_rows(self, mask: Tensor, *, seed: int | list[int | None] | None = None) -> tuple[Obs, Info]:
+        """See :class:`~headway.envs.batched.Resettable`; no delay is drawn."""
+        return self._reset(*require(self.env, Resettable).reset_rows(mask, seed=seed), mask, seed)
+
+    def _reset(self, obs: Obs, info: Info, rows: Tensor, seed: int | list[int | None] | None) -> tuple[Obs, Info]:
+        """Go on where some rows of the batch inside have been reset."""
         if seed is not None:
             seeds = row_seeds(seed, self.num_envs)
             chosen = [row for row in rows.nonzero().flatten().tolist() if seeds[row] is not None]
@@ -545,19 +559,37 @@ class BatchedRandomDelay(BatchedEnv):
             "applied_action_age": beta.clone(),
         }
 
-    def state(self) -> Any:
-        """See :meth:`BatchedEnv.state`; packets on their way included."""
-        return {"env": self.env.state(), "delays": {name: value.clone() for name, value in self._registers.items()}}
+    def state(self, rows: Tensor | None = None) -> Any:
+        """See :class:`~headway.envs.batched.RowSnapshots`; packets on their way included."""
+        inner = self.env.state() if rows is None else require(self.env, RowSnapshots).state(rows)
+        chosen = slice(None) if rows is None else rows
+        return {"env": inner, "delays": {name: value[chosen].clone() for name, value in self._registers.items()}}
 
-    def load_state(self, state: Any) -> None:
-        """See :meth:`BatchedEnv.load_state`."""
-        for name, value in self._registers.items():
-            found = state["delays"].get(name)
-            if found is None or found.shape != value.shape:
-                shape = None if found is None else tuple(found.shape)
-                raise ValueError(f"the state's {name!r} is {shape}, expected {tuple(value.shape)}: other delays")
-        self.env.load_state(state["env"])
-        self._registers = {name: state["delays"][name].to(self.device).clone() for name in self._registers}
+    def load_state(self, state: Any, rows: Tensor | None = None) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        count = self.num_envs if rows is None else len(rows)
+        check_state(state["delays"], {name: (count, *part.shape[1:]) for name, part in self._registers.items()})
+        if rows is None:
+            self.env.load_state(state["env"])
+        else:
+            require(self.env, RowSnapshots).load_state(state["env"], rows)
+        chosen = torch.arange(self.num_envs, device=self.device) if rows is None else rows
+        for name, part in self._registers.items():
+            self._registers[name] = part.index_copy(0, chosen, state["delays"][name].to(self.device))
+
+    def copy_rows(self, src: Tensor, dst: Tensor) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        require(self.env, RowSnapshots).copy_rows(src, dst)
+        for name, part in self._registers.items():
+            self._registers[name] = part.index_copy(0, dst, part[src])
+
+    def like(self, num_envs: int) -> "BatchedRandomDelay":
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        return BatchedRandomDelay(require(self.env, RowSnapshots).like(num_envs), **self._options)
+
+    def lacks(self, ability: type[Any]) -> str | None:
+        """See :meth:`BatchedEnv.lacks`."""
+        return self.env.lacks(ability)
 
     def render(self) -> Any:
         """:return: what the environments draw, undelayed."""

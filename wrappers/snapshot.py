@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from enum import Enum, Flag
 from pickle import PickleBuffer
-from typing import Any, ClassVar, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import gymnasium as gym
@@ -128,6 +128,13 @@ def _mismatch(path: str, saved: str, live: object) -> NoReturn:
         "build the environment as the saved one was, and reset() and step() it first if it makes its parts only then"
     )
     raise ValueError(f"{path} was saved from a {saved}, but there is {found} to write into; {remedy}")
+
+
+def _container(value: object, path: str) -> str:
+    """:return: the type of a container, which has nothing but items."""
+    if getattr(value, "__dict__", None) or _slots(type(value)):
+        _refuse(path, value, "a container with attributes of its own")
+    return type(value).__qualname__
 
 
 def _is_leaf(value: object) -> bool:
@@ -274,13 +281,10 @@ _STREAMS = {
         random.Random, lambda _: "MT19937", lambda _: random.Random(), random.Random.getstate, random.Random.setstate
     ),
     "torch": _Stream(
-        torch.Generator,
-        lambda generator: str(generator.device),
-        torch.Generator,
-        torch.Generator.get_state,
-        torch.Generator.set_state,
+        torch.Generator, lambda g: str(g.device), torch.Generator, torch.Generator.get_state, torch.Generator.set_state
     ),
 }
+_STREAM_TYPES = frozenset(stream.cls for stream in _STREAMS.values())
 
 _fixed_arrays: WeakKeyDictionary[mujoco.MjModel, tuple[str, ...]] = WeakKeyDictionary()
 
@@ -352,14 +356,7 @@ class _Saver:
             if id(value) in self._seen:
                 return {"kind": "shared", "path": self._seen[id(value)][0]}
             self._seen[id(value)] = path, value
-        if _is_array(value):
-            array = _plain_copy(value, path)
-            return {"kind": "memory", "array": array} if id(value) in self._pinned or _is_pinned(value) else array
-        if _has_protocol(type(value)):
-            state = _plain_copy(value.state(), f"{path}.state()")
-            return {"kind": "protocol", "type": type(value).__qualname__, "state": state}
-        save = next((save for types_, save in self._SAVERS if isinstance(value, types_)), _Saver._save_object)
-        return save(self, value, path)
+        return next(kind for kind in _KINDS.values() if kind.matches(value)).save(self, value, path)
 
     def overlapping(self) -> frozenset[int]:
         """Ids of the arrays seen that share memory with another one, as views do."""
@@ -384,79 +381,73 @@ class _Saver:
             _refuse(f"a key in {path}", key, "which another process could not find again")
         return self.save(key, path)
 
-    def _save_object(self, value: Any, path: str) -> State:
+    def save_memory(self, value: Any, path: str) -> Any:
+        array = _plain_copy(value, path)
+        return {"kind": "memory", "array": array} if id(value) in self._pinned or _is_pinned(value) else array
+
+    def save_protocol(self, value: Any, path: str) -> State:
+        state = _plain_copy(value.state(), f"{path}.state()")
+        return {"kind": "protocol", "type": type(value).__qualname__, "state": state}
+
+    def save_object(self, value: Any, path: str) -> State:
         if not _is_python(type(value)):
             _refuse(path, value, "whose state is out of Python's sight")
         parts = {name: self.save(part, f"{path}.{name}") for name, part in _attributes(value).items()}
         return {"kind": "object", "type": type(value).__qualname__, "attributes": parts}
 
-    def _save_workers(self, value: Any, path: str) -> State:
+    def save_workers(self, value: Any, path: str) -> State:
         _check_workers(value, path)
         states = _plain_copy(_ask_workers(value, path, "state"), path)
-        return {**self._save_object(value, path), "kind": "workers", "states": states}
+        return {**self.save_object(value, path), "kind": "workers", "states": states}
 
-    def _save_container(self, value: Any, path: str) -> Any:
-        cls = type(value)
-        if getattr(value, "__dict__", None) or _slots(cls):
-            _refuse(path, value, "a container with attributes of its own")
-        if isinstance(value, tuple) and cls.__qualname__ not in _CONTAINERS and not hasattr(cls, "_make"):
+    def save_list(self, value: Any, path: str) -> State:
+        length = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
+        return {"kind": "list", "type": _container(value, path), **length, "items": self._save_items(value, path)}
+
+    def save_tuple(self, value: Any, path: str) -> Any:
+        name, cls = _container(value, path), type(value)
+        if name not in _CONTAINERS and not hasattr(cls, "_make"):
             _refuse(path, value, "a tuple that only its own class can make")
         if cls is tuple and all(map(_is_leaf, value)):
             return value
-        node: State = {"type": cls.__qualname__}
-        if isinstance(value, dict):
-            pairs = [[self._save_key(k, path), self.save(v, f"{path}[{k!r}]")] for k, v in value.items()]
-            return {"kind": "dict", **node, "items": pairs}
-        if isinstance(value, (set, frozenset)):
-            return {"kind": "set", **node, "items": [self._save_key(item, path) for item in value]}
-        if isinstance(value, deque):
-            node["maxlen"] = value.maxlen
-        elif isinstance(value, tuple):
-            return {"kind": "tuple", **node, "module": _module(cls), "items": self._save_items(value, path)}
-        return {"kind": "list", **node, "items": self._save_items(value, path)}
+        return {"kind": "tuple", "type": name, "module": _module(cls), "items": self._save_items(value, path)}
 
-    def _save_object_array(self, value: Any, path: str) -> State:
+    def save_set(self, value: Any, path: str) -> State:
+        return {"kind": "set", "type": _container(value, path), "items": [self._save_key(item, path) for item in value]}
+
+    def save_dict(self, value: Any, path: str) -> State:
+        pairs = ([self._save_key(k, path), self.save(v, f"{path}[{k!r}]")] for k, v in value.items())
+        return {"kind": "dict", "type": _container(value, path), "items": list(pairs)}
+
+    def save_object_array(self, value: Any, path: str) -> State:
         if value.dtype.kind not in "OUS" or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
             _refuse(path, value, f"of dtype {value.dtype}, not a plain array of numbers, text or objects")
         array = np.asarray(value)
         node = {"kind": "array", "dtype": array.dtype.str, "shape": list(array.shape), "scalar": array is not value}
         return {**node, "items": self._save_items(array.ravel().tolist(), path)}
 
-    def _save_enum(self, value: Enum, path: str) -> State:
+    def save_enum(self, value: Enum, path: str) -> State:
         member = value.value if isinstance(value, Flag) else value.name
         return {"kind": "enum", "module": _module(type(value)), "type": type(value).__qualname__, "member": member}
 
-    def _save_by_arguments(self, value: Any, path: str) -> State:
+    def save_by_arguments(self, value: Any, path: str) -> State:
         arguments = self._save_items(_BY_ARGUMENTS[type(value)](value), path)
         return {"kind": "arguments", "type": type(value).__qualname__, "items": arguments}
 
-    def _save_stream(self, value: Any, path: str) -> State:
-        library = next((name for name, stream in _STREAMS.items() if type(value) is stream.cls), None)
-        if library is None:  # a subclass, refused there
-            return self._save_object(value, path)
-        stream = _STREAMS[library]
+    def save_stream(self, value: Any, path: str) -> State:
+        library, stream = next(item for item in _STREAMS.items() if type(value) is item[1].cls)
         source = stream.source(value)
         if library.startswith("numpy") and source not in _BIT_GENERATORS:
             _refuse(path, value, f"which draws from an unknown {source}")
         return {"kind": "stream", "library": library, "source": source, "state": _plain_copy(stream.read(value), path)}
 
-    def _save_mujoco(self, value: mujoco.MjData, path: str) -> State:
+    def save_mujoco(self, value: mujoco.MjData, path: str) -> State:
         if value.model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
             _refuse(path, value, "whose model lets bodies sleep on contacts that cannot be restored")
         vector = np.empty(mujoco.mj_stateSize(value.model, _INTEGRATION))
         mujoco.mj_getState(value.model, value, vector, _INTEGRATION)
         derived = {name: getattr(value, name).copy() for name in _mujoco_arrays(value)}
         return {"kind": "mujoco", "integration": vector, "derived": derived}
-
-    _SAVERS: ClassVar[tuple[tuple[type | tuple[type, ...], Callable[..., Any]], ...]] = (
-        (Enum, _save_enum),
-        ((list, tuple, dict, set, frozenset, deque), _save_container),
-        ((np.ndarray, np.generic), _save_object_array),
-        (tuple(_BY_ARGUMENTS), _save_by_arguments),
-        (tuple(stream.cls for stream in _STREAMS.values()), _save_stream),
-        (mujoco.MjData, _save_mujoco),
-        ((SubprocVecEnv, AsyncVectorEnv), _save_workers),
-    )
 
 
 class _Loader:
@@ -474,10 +465,15 @@ class _Loader:
             return self._claim(path, live, False, lambda: _plain_copy(node, path))
         if not isinstance(node, dict):
             return node
-        load = self._LOADERS.get(node.get("kind", ""))
-        if load is None:
+        if node.get("kind") == "skipped":
+            return live
+        if node.get("kind") == "shared":
+            if node["path"] not in self._done:
+                raise ValueError(f"{path} was the same object as {node['path']}, which is not there now")
+            return self._done[node["path"]]
+        if node.get("kind") not in _KINDS:
             raise ValueError(f"{path}: a state of kind {node.get('kind')!r} is not known here")
-        return load(self, node, live, path)
+        return _KINDS[node["kind"]].load(self, node, live, path)
 
     def _claim(self, path: str, live: Any, fits: bool, make: Callable[[], Any]) -> Any:
         target = live if fits and id(live) not in self._claimed else make()
@@ -509,15 +505,7 @@ class _Loader:
         old = old + [_MISSING] * (len(nodes) - len(old))
         return [self._load_part(node, old[i], f"{path}[{i}]") for i, node in enumerate(nodes)]
 
-    def _load_skipped(self, node: State, live: Any, path: str) -> Any:
-        return live
-
-    def _load_shared(self, node: State, live: Any, path: str) -> Any:
-        if node["path"] not in self._done:
-            raise ValueError(f"{path} was the same object as {node['path']}, which is not there now")
-        return self._done[node["path"]]
-
-    def _load_memory(self, node: State, live: Any, path: str) -> Any:
+    def load_memory(self, node: State, live: Any, path: str) -> Any:
         array = node["array"]
         kind = Tensor if isinstance(array, Tensor) else np.ndarray
         fits = isinstance(live, kind) and (array.shape, array.dtype) == (live.shape, live.dtype)
@@ -527,14 +515,14 @@ class _Loader:
             target.copy_(array) if kind is Tensor else np.copyto(target, array)
         return target
 
-    def _load_object_array(self, node: State, live: Any, path: str) -> Any:
+    def load_object_array(self, node: State, live: Any, path: str) -> Any:
         array = self._claim(path, live, False, lambda: np.empty(node["shape"], node["dtype"]))
         old = live.ravel().tolist() if isinstance(live, np.ndarray) else []
         for index, item in zip(np.ndindex(array.shape), self._load_items(node["items"], old, path), strict=True):
             array[index] = item
         return array[()] if node["scalar"] else array
 
-    def _load_list(self, node: State, live: Any, path: str) -> Any:
+    def load_list(self, node: State, live: Any, path: str) -> Any:
         old = list(live) if isinstance(live, (list, deque)) else []
         target = self._claim_container(node, live, path, node["items"])
         items = self._load_items(node["items"], old, path)
@@ -542,7 +530,7 @@ class _Loader:
         target.extend(items)
         return target
 
-    def _load_tuple(self, node: State, live: Any, path: str) -> Any:
+    def load_tuple(self, node: State, live: Any, path: str) -> Any:
         items = self._load_items(node["items"], list(live) if isinstance(live, tuple) else [], path)
         if node["type"] in ("tuple", "Size"):
             return _CONTAINERS[node["type"]](items)
@@ -551,7 +539,7 @@ class _Loader:
             _mismatch(path, node["type"], live)
         return cls._make(items)
 
-    def _load_set(self, node: State, live: Any, path: str) -> Any:
+    def load_set(self, node: State, live: Any, path: str) -> Any:
         items = [self._load_part(item, _MISSING, f"a key in {path}") for item in node["items"]]
         if node["type"] == "frozenset":
             return frozenset(items)
@@ -560,7 +548,7 @@ class _Loader:
         target.update(items)
         return target
 
-    def _load_dict(self, node: State, live: Any, path: str) -> Any:
+    def load_dict(self, node: State, live: Any, path: str) -> Any:
         old = dict(live) if isinstance(live, dict) else {}
         target = self._claim_container(node, live, path, [item for _, item in node["items"]])
         items = {}
@@ -572,24 +560,24 @@ class _Loader:
             target[key] = item
         return target
 
-    def _load_enum(self, node: State, live: Any, path: str) -> Any:
+    def load_enum(self, node: State, live: Any, path: str) -> Any:
         cls: Any = _find_class(node, live, Enum)
         if cls is None:
             _mismatch(path, node["type"], live)
         return cls(node["member"]) if issubclass(cls, Flag) else cls[node["member"]]
 
-    def _load_by_arguments(self, node: State, live: Any, path: str) -> Any:
+    def load_by_arguments(self, node: State, live: Any, path: str) -> Any:
         cls = next(cls for cls in _BY_ARGUMENTS if cls.__qualname__ == node["type"])
         return cls(*self._load_items(node["items"], [], path))
 
-    def _load_stream(self, node: State, live: Any, path: str) -> Any:
+    def load_stream(self, node: State, live: Any, path: str) -> Any:
         stream = _STREAMS[node["library"]]
         fits = type(live) is stream.cls and stream.source(live) == node["source"]
         target = self._claim(path, live, fits, lambda: stream.make(node["source"]))
         stream.write(target, _plain_copy(node["state"], path))
         return target
 
-    def _load_mujoco(self, node: State, live: Any, path: str) -> Any:
+    def load_mujoco(self, node: State, live: Any, path: str) -> Any:
         target = self._claim_object(path, live, "MjData")
         arrays = {name: getattr(live, name) for name in _mujoco_arrays(live)}
         vector, derived = node["integration"], node["derived"]
@@ -604,12 +592,12 @@ class _Loader:
             np.copyto(array, derived[name])
         return target
 
-    def _load_protocol(self, node: State, live: Any, path: str) -> Any:
+    def load_protocol(self, node: State, live: Any, path: str) -> Any:
         target = self._claim_object(path, live, node["type"])
         target.load_state(_plain_copy(node["state"], path))
         return target
 
-    def _load_object(self, node: State, live: Any, path: str) -> Any:
+    def load_object(self, node: State, live: Any, path: str) -> Any:
         target: object = self._claim_object(path, live, node["type"])
         slots, old, saved = dict(_slots(type(target))), _attributes(target), node["attributes"]
         for name in old:
@@ -626,33 +614,45 @@ class _Loader:
             slots[name].__set__(target, value) if name in slots else vars(target).update({name: value})
         return target
 
-    def _load_workers(self, node: State, live: Any, path: str) -> Any:
+    def load_workers(self, node: State, live: Any, path: str) -> Any:
         if type(live).__qualname__ != node["type"]:
             _mismatch(path, node["type"], live)
         if len(node["states"]) != live.num_envs:
             raise ValueError(f"{path} was saved with {len(node['states'])} environments, but has {live.num_envs}")
         _check_workers(live, path)
-        target = self._load_object(node, live, path)
+        target = self.load_object(node, live, path)
         _tell_workers(target, path, node["states"])
         return target
 
-    _LOADERS: ClassVar[dict[str, Callable[..., Any]]] = {
-        "skipped": _load_skipped,
-        "shared": _load_shared,
-        "list": _load_list,
-        "tuple": _load_tuple,
-        "set": _load_set,
-        "dict": _load_dict,
-        "array": _load_object_array,
-        "memory": _load_memory,
-        "enum": _load_enum,
-        "arguments": _load_by_arguments,
-        "stream": _load_stream,
-        "mujoco": _load_mujoco,
-        "protocol": _load_protocol,
-        "object": _load_object,
-        "workers": _load_workers,
-    }
+
+class _Kind(NamedTuple):
+    """Which objects are of a kind, how they are described by a node, and how it is written into one."""
+
+    matches: Callable[[Any], bool]
+    save: Callable[[_Saver, Any, str], Any]
+    load: Callable[[_Loader, State, Any, str], Any]
+
+
+def _of(*types_: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, types_)
+
+
+_KINDS = {
+    "memory": _Kind(_is_array, _Saver.save_memory, _Loader.load_memory),
+    "protocol": _Kind(lambda value: _has_protocol(type(value)), _Saver.save_protocol, _Loader.load_protocol),
+    "enum": _Kind(_of(Enum), _Saver.save_enum, _Loader.load_enum),
+    "list": _Kind(_of(list, deque), _Saver.save_list, _Loader.load_list),
+    "tuple": _Kind(_of(tuple), _Saver.save_tuple, _Loader.load_tuple),
+    "set": _Kind(_of(set, frozenset), _Saver.save_set, _Loader.load_set),
+    "dict": _Kind(_of(dict), _Saver.save_dict, _Loader.load_dict),
+    "array": _Kind(_of(np.ndarray, np.generic), _Saver.save_object_array, _Loader.load_object_array),
+    "arguments": _Kind(_of(*_BY_ARGUMENTS), _Saver.save_by_arguments, _Loader.load_by_arguments),
+    "stream": _Kind(lambda value: type(value) in _STREAM_TYPES, _Saver.save_stream, _Loader.load_stream),
+    "mujoco": _Kind(_of(mujoco.MjData), _Saver.save_mujoco, _Loader.load_mujoco),
+    "workers": _Kind(_of(SubprocVecEnv, AsyncVectorEnv), _Saver.save_workers, _Loader.load_workers),
+    "object": _Kind(lambda value: True, _Saver.save_object, _Loader.load_object),
+}
+"""By name; an object is of the first kind that matches. Nodes can also be "skipped" and "shared"."""
 
 
 def capture(env: object) -> State:

@@ -1,9 +1,9 @@
-"""The base of every agent: Stable-Baselines3's outer interface, one training loop, safe files, exact resume."""
+"""The base of every agent: Stable-Baselines3's interface on one training loop, with safe files and exact resume."""
 
 import io
-import time
+import logging
+import random
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -13,9 +13,6 @@ import torch
 from gymnasium import Env, spaces
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger, safe_mean
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
@@ -23,23 +20,35 @@ from ...envs import BatchedEnv, make, supports_rgb
 from ...envs.naming import nearest
 from ...wrappers.batching import as_batched
 from ...wrappers.sb3 import BatchedVecEnv
+from ...wrappers.snapshot import StateNotSavable
 from .config import AgentConfig
-from .data import Collector
 from .files import contents
-from .logging import Metrics
-from .nets import Tracked, TrackedModules
-from .normalization import BatchNormalizer
-from .policy import AgentPolicy
-from .spaces import ActionScaler, ObservationCodec, check_action_space
+from .files.contents import Contents
+from .files.errors import FileFormatError
+from .loop import LearningLoop, Part
+from .nets import Optimiser, Tracked, TrackedModules, check_precision
+from .normalization import BatchNormalizer, load_normalizer_state, normalizer_state
+from .policy import AgentPolicy, Memory
+from .registry import AGENTS, agent_name, register_agent
+from .spaces import (
+    Obs,
+    ObservationCodec,
+    actions_of,
+    check_actions,
+    count_rows,
+    map_obs,
+    space_from_json,
+    space_to_json,
+    takes,
+)
 
 C = TypeVar("C", bound=AgentConfig)
 M = TypeVar("M", bound=nn.Module)
 
-AGENTS: dict[str, type["ActorCriticAgent[Any]"]] = {}
-"""Every agent class by name; a class with a ``config_class`` enters when it is defined."""
+log = logging.getLogger("headway")
 
 
-class ActorCriticAgent(BaseAlgorithm, Generic[C]):
+class ActorCriticAgent(LearningLoop, Generic[C]):
     """What all agents share. A concrete agent is final and fills in :meth:`_build`, :meth:`_act` and :meth:`_update`.
 
     It is a Stable-Baselines3 algorithm: its callbacks, loggers, ``evaluate_policy``, vector environments and
@@ -55,25 +64,30 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
     :param tensorboard_log: folder for TensorBoard events
     :param stats_window_size: episodes over which logged returns are averaged
     :param policy_kwargs: Stable-Baselines3's spelling of ``net_arch``, ``activation_fn`` and ``n_critics``
-    :param hyper: fields of the agent's configuration class
+    :param hyper: fields of the agent's configuration class, and what it lists in :attr:`arguments`
     :raises TypeError: an unknown or mistyped hyper-parameter; the nearest names are given
     :raises ValueError: one out of its range, or an observation or action space that the agent cannot work in
     """
 
     config_class: ClassVar[type[AgentConfig]]
-    discrete_actions: ClassVar[bool] = False
-    """Whether the agent also acts in Discrete spaces."""
+    action_kinds: ClassVar[tuple[str, ...]] = ("Box",)
+    """Kinds of action space that the agent takes: Box, Discrete."""
+    squashes: ClassVar[bool] = True
+    """Whether its actions fill [-1, 1], to be scaled to a Box; otherwise they are in its unit, and clipped."""
+    flattens: ClassVar[bool] = False
+    """Whether it reads one vector, in which integers count as numbers."""
+    arguments: ClassVar[tuple[str, ...]] = ()
+    """What constructor, ``load`` and ``resume`` take besides an environment, by name; an attribute each."""
 
     policy_aliases: ClassVar[dict[str, type[AgentPolicy]]] = dict.fromkeys(  # type: ignore[assignment]
         ("MlpPolicy", "MultiInputPolicy", "CnnPolicy"), AgentPolicy
     )
     config: C
-    collector: Collector
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "config_class" in cls.__dict__:
-            AGENTS[cls.__name__] = cls
+            register_agent(cls)
 
     def __init__(
         self,
@@ -90,9 +104,11 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         _init_setup_model: bool = True,
         **hyper: Any,
     ) -> None:
-        hyper |= _policy_fields(policy_kwargs or {})
-        self.config = self._configure(config, hyper)
+        for name in self.arguments:
+            setattr(self, name, hyper.pop(name, None))
+        self.config = self._configure(config, hyper | _policy_fields(policy_kwargs or {}))
         self.policy_name = policy
+        env = self._default_env() if env is None else env
         training_env = None if env is None else _training_env(env)
         if training_env is not None:
             self._check_spaces(training_env.observation_space, training_env.action_space)
@@ -110,9 +126,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         )
         self.env_id = None if self.env is None else _env_id(self.env)
         self.resumed_extra: Any = None
-        self.stop_requested = False
         self.env_is_broken = False
-        self._pending_updates = 0
         if _init_setup_model and self.env is not None:
             self._setup_model()
 
@@ -123,22 +137,28 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         """Make the networks, each registered once with :meth:`track`."""
 
     @abstractmethod
-    def _act(self, obs: Tensor, deterministic: bool, generator: torch.Generator) -> Tensor:
+    def _act(self, obs: Any, deterministic: bool, generator: torch.Generator) -> Tensor:
         """Choose actions.
 
-        :param obs: encoded observations, (B, *O)
+        :param obs: encoded observations, (B, *O), or several tensors by name
         :param deterministic: the mode instead of a sample
         :param generator: where a sample's noise comes from
-        :return: (B, A) in [-1, 1]
+        :return: (B, A), in [-1, 1] of agents that squash; (B,) int64 of Discrete ones, from 0
         """
 
-    @abstractmethod
-    def _update(self) -> dict[str, Tensor]:
-        """Take one gradient step; :return: scalars to log, as tensors."""
+    def _new_memory(self, rows: int) -> Memory | None:
+        """:return: what an agent that remembers knows at the start of episodes, (rows, …) each; None of all others."""
+        return None
 
-    @abstractmethod
-    def _make_collector(self) -> Collector:
-        """:return: the source of the agent's data."""
+    def _act_with(
+        self, memory: Memory, obs: Any, deterministic: bool, generator: torch.Generator
+    ) -> tuple[Tensor, Memory]:
+        """Choose actions as :meth:`_act` does, of an agent that remembers; :return: them, and the memory after."""
+        raise NotImplementedError
+
+    def _default_env(self) -> Any:
+        """:return: the environment of an agent that was given none; None where it can do without."""
+        return None
 
     # -- construction ------------------------------------------------------------------------------------------------
 
@@ -151,18 +171,15 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         return cls.config_class.from_dict(config.to_dict() | hyper)  # type: ignore[return-value]
 
     def _check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        ObservationCodec(observation_space)
-        able = sorted(name for name, agent in AGENTS.items() if agent.discrete_actions)
-        alternatives = (
-            f"agents for Discrete actions: {', '.join(able)}" if able else "no agent here takes Discrete actions yet"
-        )
-        check_action_space(action_space, type(self).__name__, alternatives)
+        ObservationCodec(observation_space, flatten=self.flattens)
+        check_actions(action_space, type(self), sorted(n for n, agent in AGENTS.items() if takes(agent, action_space)))
 
     def _setup_model(self) -> None:
-        assert isinstance(self.action_space, spaces.Box)
         self.set_random_seed(self.seed)
-        self.codec = ObservationCodec(self.observation_space)
-        self.scaler = ActionScaler(self.action_space, self.device)
+        if self.env is not None:  # to predict with a policy that was trained so, any processor will do
+            check_precision(self.config.precision, self.device)
+        self.codec = ObservationCodec(self.observation_space, flatten=self.flattens)
+        self.actions = actions_of(self.action_space, self.device, self.squashes)
         # One stream per purpose: evaluating a policy, say, must not change how it goes on exploring.
         purposes = ("collect", "update", "store", "predict")
         seeds = np.random.SeedSequence(self.seed).generate_state(len(purposes), np.uint64)
@@ -170,14 +187,24 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
             purpose: torch.Generator(self.device).manual_seed(int(seed >> 1))
             for purpose, seed in zip(purposes, seeds.tolist(), strict=True)
         }
-        self.modules = TrackedModules(self.device)
-        self.metrics = Metrics()
+        self.modules = TrackedModules(self.device, self.config.learning_rate)
+        self._begin_loop()
+        self.register("generators", Part(self._streams, self._load_streams))
         self._build()
         self.policy = AgentPolicy(
-            self.observation_space, self.action_space, self.modules.networks(), self._predict_actions, self.codec
+            self.observation_space,
+            self.action_space,
+            self.modules.networks(),
+            self._predict_actions,
+            self.codec,
+            self.actions,
         ).to(self.device)
         self._connect_env()
         self.collector = self._make_collector()
+        self.register("environment", Part(self._env_state, self._load_env_state))
+        self.register("normalizer", Part(self._normalizer_state, self._load_normalizer_state))
+        # Last: what is put back before may draw from them.
+        self.register("global_streams", Part(_global_streams, _set_global_streams))
 
     def _connect_env(self) -> None:
         """Take up the environment's batched face and its normaliser."""
@@ -186,16 +213,20 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         normalizer = self._vec_normalize_env
         self.normalizer = None if normalizer is None else BatchNormalizer(normalizer, self.codec, self.device)
 
-    def track(self, name: str, module: M, *, target: bool = False) -> Tracked[M]:
+    def track(
+        self, name: str, module: M, *, target: bool = False, optimiser: Optimiser | None = None, frozen: bool = False
+    ) -> Tracked[M]:
         """Register a network: optimiser, target, clipping, device, files and ``policy`` follow.
 
         :param name: its name
         :param module: the network
         :param target: keep a slowly following copy
+        :param optimiser: what moves it; None: Adam. One without a rate of its own has the configuration's.
+        :param frozen: it is never moved
         :return: the handle that trains it
         """
         return self.modules.add(
-            name, module, self.config.learning_rate, target=target, max_grad_norm=self.config.max_grad_norm
+            name, module, optimiser=optimiser, target=target, frozen=frozen, max_grad_norm=self.config.max_grad_norm
         )
 
     def attach_env(self, env: Any) -> None:
@@ -234,110 +265,33 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
-    def _predict_actions(self, obs: Tensor, deterministic: bool) -> Tensor:
-        return self._act(obs, deterministic, self.generators["predict"])
+    def _predict_actions(
+        self, obs: Obs, deterministic: bool, memory: Memory | None, starts: Tensor | None
+    ) -> tuple[Tensor, Memory | None]:
+        generator = self.generators["predict"]
+        fresh = self._new_memory(count_rows(obs))
+        if fresh is None:
+            return self._act(obs, deterministic, generator), None
+        if memory is None:
+            memory = fresh
+        elif starts is not None:
+            memory = {name: torch.where(_over(starts, part), fresh[name], part) for name, part in memory.items()}
+        return self._act_with(memory, obs, deterministic, generator)
 
-    def explore(self, obs: Tensor) -> Tensor:
-        """Choose actions while collecting.
+    def explore(self, obs: Any) -> dict[str, Tensor]:
+        """Choose while collecting.
 
-        :param obs: encoded observations, (N, *O)
-        :return: (N, A) in [-1, 1]
+        :param obs: encoded observations, (N, *O), or several tensors by name
+        :return: ``actions`` as of :meth:`_act`, and whatever else shall be kept with the step, (N, …) each
         """
-        return self._act(obs, False, self.generators["collect"])
+        return {"actions": self._act(obs, False, self.generators["collect"])}
 
-    # -- the training loop -------------------------------------------------------------------------------------------
+    def choose(self) -> dict[str, Tensor]:
+        """:return: what the agent does next, as of :meth:`explore`."""
+        with torch.no_grad():
+            return self.explore(self._last_obs)
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int | None = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Train.
-
-        :param total_timesteps: environment steps, over all rows together; more of them when
-            ``reset_num_timesteps`` is False
-        :param callback: Stable-Baselines3 callbacks
-        :param log_interval: episodes between log lines; None leaves logging to callbacks
-        :param tb_log_name: name of the run under ``tensorboard_log``; the class's name by default
-        :param reset_num_timesteps: start counting, and a new episode, afresh
-        :param progress_bar: show Stable-Baselines3's progress bar
-        :return: the agent
-        :raises headway.agents.NonFiniteError: the environment returned NaN or infinity
-        """
-        self._log_interval = log_interval
-        total_timesteps, callbacks = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
-        )
-        callbacks.on_training_start(locals(), globals())
-        while self.num_timesteps < total_timesteps or self.collector.in_progress or self._pending_updates:
-            if not self._pending_updates and not self.collector.collect(callbacks):
-                break
-            if not self._train():
-                break
-        callbacks.on_training_end()
-        return self
-
-    def _train(self) -> bool:
-        """Work off the gradient steps that are due; False when stopped between two of them."""
-        while self._pending_updates:
-            if self.stop_requested:
-                return False
-            if self.config.learning_rate_schedule == "linear":
-                self.modules.set_learning_rate(self.current_learning_rate)
-            self.metrics.add(self._update())
-            self._n_updates += 1
-            self._pending_updates -= 1
-        return True
-
-    @property
-    def current_learning_rate(self) -> float:
-        """The step size at this point of the schedule."""
-        if self.config.learning_rate_schedule == "constant":
-            return self.config.learning_rate
-        return self.config.learning_rate * max(self._current_progress_remaining, 0.0)
-
-    @property
-    def remaining_timesteps(self) -> int:
-        """Steps still missing to the ``total_timesteps`` of the last ``learn``; see :meth:`resume`."""
-        return max(self._total_timesteps - self.num_timesteps, 0)
-
-    def request_stop(self) -> None:
-        """Ask ``learn`` to return where it can be continued exactly. Safe in a signal handler."""
-        self.stop_requested = True
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if self.env is None:
-            raise ValueError(
-                f"{type(self).__name__} has no environment to learn in: pass one to the constructor or set_env"
-            )
-        self.start_time = time.time_ns()
-        self.stop_requested = False
-        if self.ep_info_buffer is None or reset_num_timesteps:
-            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        if reset_num_timesteps:
-            self.num_timesteps = self._episode_num = self._pending_updates = 0
-            self.collector = self._make_collector()
-        else:
-            total_timesteps += self.num_timesteps
-        self._total_timesteps = total_timesteps
-        self._num_timesteps_at_start = self.num_timesteps
-        if reset_num_timesteps or self._last_obs is None:
-            self._reset_env()
-        if not self._custom_logger:
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
-        return total_timesteps, self._init_callback(callback, progress_bar)
+    # -- the environment ---------------------------------------------------------------------------------------------
 
     def _reset_env(self) -> None:
         assert self.env is not None
@@ -350,7 +304,7 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
             self.codec.encode(obs, self.device), None if raw is None else self.codec.encode(raw[0], self.device)
         )
 
-    def observe(self, obs: Tensor, raw_obs: Tensor | None) -> None:
+    def observe(self, obs: Obs, raw_obs: Obs | None) -> None:
         """Take up what the environments show next.
 
         :param obs: what to act on, (N, *O)
@@ -360,59 +314,54 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         self._last_original_obs: Any = raw_obs
 
     @property
-    def last_obs(self) -> Tensor:
+    def last_obs(self) -> Obs:
         """What to act on next, (N, *O)."""
         return self._last_obs  # type: ignore[no-any-return]
 
     @property
-    def last_raw_obs(self) -> Tensor:
+    def last_raw_obs(self) -> Obs:
         """The same before normalisation, to store, (N, *O)."""
         return self._last_obs if self._last_original_obs is None else self._last_original_obs  # type: ignore[no-any-return]
 
-    # -- logging -----------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------------
 
-    def count_episodes(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
-        """Take up the episodes that ended in a step, and log when it is time.
+    def _streams(self) -> dict[str, Tensor]:
+        return {name: generator.get_state() for name, generator in self.generators.items()}
 
-        :param dones: which rows ended, (N,)
-        :param infos: one dict per row, with ``episode`` where it ended
-        """
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        if not dones.any():
-            return
-        ended = np.flatnonzero(dones)
-        self._update_info_buffer([infos[row] for row in ended], dones[ended])
-        before = self._episode_num
-        self._episode_num += len(ended)
-        # Once, however many rows end together: all of them would write the same line.
-        if self._log_interval is not None and self._episode_num // self._log_interval > before // self._log_interval:
-            self.dump_logs()
+    def _load_streams(self, state: Mapping[str, Tensor]) -> None:
+        for name, generator in self.generators.items():
+            generator.set_state(state[name])
 
-    def _distributions(self) -> dict[str, Tensor]:
-        """:return: numbers to show as histograms in TensorBoard, by their full names."""
-        return {}
+    def _env_state(self) -> dict[str, Any] | None:
+        """The environments and what they last showed, or None where they must be restarted."""
+        if self.env_is_broken or self._last_obs is None:
+            return None
+        try:
+            state = self.batched_env.state()
+        except StateNotSavable as cause:
+            log.warning("a resumed run will restart its episode: %s", cause)
+            return None
+        return {"env": state, "obs": self._last_obs, "raw_obs": self._last_original_obs}
 
-    def dump_logs(self) -> None:
-        """Write one line of progress to the logger, under Stable-Baselines3's names."""
-        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
-        record = self.logger.record
-        record("time/episodes", self._episode_num, exclude="tensorboard")
-        if self.ep_info_buffer:
-            record("rollout/ep_rew_mean", safe_mean([info["r"] for info in self.ep_info_buffer]))
-            record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
-        if self.ep_success_buffer:
-            record("rollout/success_rate", safe_mean(self.ep_success_buffer))
-        record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
-        record("time/time_elapsed", int(elapsed), exclude="tensorboard")
-        record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        if self._n_updates:
-            record("train/n_updates", self._n_updates, exclude="tensorboard")
-            record("train/learning_rate", self.current_learning_rate)
-        for name, value in self.metrics.flush().items():
-            record(f"train/{name}", value)
-        for name, values in self._distributions().items():
-            record(name, values, exclude=("stdout", "log", "json", "csv"))
-        self.logger.dump(step=self.num_timesteps)
+    def _load_env_state(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None:
+            self.batched_env.load_state(state["env"])
+            obs, raw = (None if o is None else map_obs(self._to_device, o) for o in (state["obs"], state["raw_obs"]))
+            assert obs is not None
+            self.observe(obs, raw)
+        elif self.env is not None and self.num_timesteps:
+            log.warning("the checkpoint holds no environment state: the episode it was saved in is restarted")
+            self.env.seed((self.seed or 0) + self.num_timesteps)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device)
+
+    def _normalizer_state(self) -> dict[str, Any] | None:
+        return None if self._vec_normalize_env is None else normalizer_state(self._vec_normalize_env)
+
+    def _load_normalizer_state(self, state: Mapping[str, Any] | None) -> None:
+        if state is not None and self._vec_normalize_env is not None:
+            load_normalizer_state(self._vec_normalize_env, state)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -433,7 +382,25 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         """
         if exclude or include:
             raise ValueError("Headway's files hold a fixed set of entries: exclude and include do not apply")
-        contents.save_agent(self, path)
+        contents.write_policy(path, self._manifest(), self.modules.state(), self._normalizer_state())
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "class": agent_name(type(self)),
+            "policy": self.policy_name,
+            "config": self.config.to_dict(),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "n_envs": self.n_envs,
+            "env_id": self.env_id,
+            "seed": self.seed,
+            "num_timesteps": self.num_timesteps,
+            "n_updates": self._n_updates,
+            "episodes": self._episode_num,
+            "stats_window_size": self._stats_window_size,
+            "threads": torch.get_num_threads(),
+            "versions": contents.versions(),
+        }
 
     @classmethod
     def load(
@@ -455,18 +422,61 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
             replace in the file
         :param print_system_info: print the versions that wrote the file
         :param force_reset: accepted likewise; a loaded agent always starts a new episode (:meth:`resume` does not)
-        :param overrides: hyper-parameters, ``seed``, ``verbose`` or ``tensorboard_log`` to change
+        :param overrides: hyper-parameters, ``seed``, ``verbose`` or ``tensorboard_log`` to change, and what the agent
+            lists in :attr:`arguments`
         :return: the agent
         :raises FileFormatError: (a ``ValueError``) the file is broken, foreign, newer, or another agent's
         :raises ValueError: the environment's spaces differ from the policy's
         """
-        return contents.load_agent(cls, path, env, device, overrides, print_system_info)
+        read = contents.read(path, ("policy", "checkpoint"))
+        if print_system_info:
+            print("\n".join(f"{name}: {version}" for name, version in read.manifest["versions"].items()))
+        return cls._from_contents(read, env, device, overrides)
+
+    @classmethod
+    def _from_contents(cls, read: Contents, env: Any, device: torch.device | str, overrides: dict[str, Any]) -> Self:
+        """Make the agent that a file describes, and fill in its networks."""
+        manifest, path = read.manifest, read.path
+        if manifest["class"] != agent_name(cls):
+            raise FileFormatError(
+                f"{path} holds a {manifest['class']} agent, not {agent_name(cls)}: "
+                f"use {manifest['class']}.load, or headway.agents.load for any agent"
+            )
+        plain = {name: overrides.pop(name) for name in ("seed", "verbose", "tensorboard_log") if name in overrides}
+        try:
+            # As a configuration, never as keywords: a file that names "env" there must not choose what is imported.
+            agent = cls(
+                manifest["policy"],
+                device=device,
+                config=cls._configure(None, manifest["config"]),
+                stats_window_size=manifest["stats_window_size"],
+                _init_setup_model=False,
+                **({"seed": manifest["seed"]} | plain),
+                **overrides,
+            )
+            agent.observation_space = space_from_json(manifest["observation_space"])
+            agent.action_space = space_from_json(manifest["action_space"])
+        except (KeyError, TypeError, ValueError) as cause:
+            if overrides:
+                raise
+            raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
+        agent.n_envs, agent.env_id = manifest["n_envs"], manifest["env_id"]
+        if env is not None:
+            agent.attach_env(env)
+        agent._setup_model()
+        try:
+            agent.modules.load_state(read.networks)
+        except ValueError as cause:
+            raise FileFormatError(f"{path} does not fit its own configuration: {cause}") from cause
+        agent.num_timesteps, agent._n_updates = manifest["num_timesteps"], manifest["n_updates"]
+        agent._episode_num = manifest["episodes"]
+        return agent
 
     def save_checkpoint(self, directory: str | Path, *, extra: Any = None, keep: int | None = 2) -> Path:
         """Save everything that training needs: :meth:`resume` goes on as if it had never stopped, bit for bit on a CPU.
 
-        Networks, targets, optimisers, replay store, every random stream, counters, environments (see
-        :func:`headway.wrappers.capture`; one that cannot be copied is restarted on resume, and the log says so).
+        Networks, targets, optimisers, every part that was registered (stores, random streams, counters, environments:
+        see :func:`headway.wrappers.capture`; one that cannot be copied is restarted on resume, and the log says so).
 
         :param directory: where checkpoints lie; made if missing
         :param extra: nested plain data of the caller's, given back as ``resumed_extra``
@@ -474,7 +484,10 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         :return: the file written
         :raises OSError: it could not be written; earlier checkpoints are untouched
         """
-        return contents.save_checkpoint(self, Path(directory), extra, keep)
+        parts = {name: part.state() for name, part in self.parts.items()}
+        return contents.write_checkpoint(
+            Path(directory), self._manifest(), self.modules.state(), parts | {"extra": extra}, keep
+        )
 
     @classmethod
     def resume(
@@ -487,12 +500,57 @@ class ActorCriticAgent(BaseAlgorithm, Generic[C]):
         :param directory: where checkpoints lie
         :param env: an environment built as the interrupted one was; made from its id where there was one row
         :param device: where to load it
-        :param options: ``verbose`` or ``tensorboard_log``
+        :param options: ``verbose`` or ``tensorboard_log``, and what the agent lists in :attr:`arguments`
         :return: the agent
         :raises FileNotFoundError: no complete checkpoint there
         :raises FileFormatError: (a ``ValueError``) it is another agent's
         """
-        return contents.resume_agent(cls, Path(directory), env, device, options)
+        read = contents.read_newest(Path(directory))
+        manifest, path = read.manifest, read.path
+        if env is None and not cls.arguments:
+            if manifest.get("env_id") is None or manifest["n_envs"] != 1:
+                raise ValueError(
+                    f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
+                    "pass env=, built as it was then"
+                )
+            env = manifest["env_id"]
+        agent = cls._from_contents(read, env, device, dict(options))
+        if agent.n_envs != manifest["n_envs"]:
+            raise ValueError(f"{path} was saved with {manifest['n_envs']} environments, env has {agent.n_envs}")
+        if manifest["threads"] != torch.get_num_threads():
+            log.warning(
+                "saved with %d torch threads, resuming with %d: sums may round differently (torch.set_num_threads)",
+                manifest["threads"],
+                torch.get_num_threads(),
+            )
+        if read.parts.keys() != agent.parts.keys() | {"extra"}:
+            odd = sorted(read.parts.keys() ^ (agent.parts.keys() | {"extra"}))
+            raise FileFormatError(f"{path} does not hold just what {cls.__name__} needs to go on: {', '.join(odd)}")
+        for name, part in agent.parts.items():
+            part.load_state(read.parts[name])
+        agent.resumed_extra = read.parts["extra"]
+        return agent
+
+
+def _over(rows: Tensor, part: Tensor) -> Tensor:
+    """:return: flags (B,) as (B, 1, …), to select rows of a part."""
+    return rows.view(-1, *[1] * (part.dim() - 1))
+
+
+def _global_streams() -> dict[str, Any]:
+    """Python's, NumPy's and torch's global streams: Headway draws nothing from them, but environments may."""
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": list(np.random.get_state(legacy=True)),  # noqa: NPY002
+        "python": list(random.getstate()),
+    }
+
+
+def _set_global_streams(streams: Mapping[str, Any]) -> None:
+    torch.set_rng_state(streams["torch"])
+    np.random.set_state(tuple(streams["numpy"]))  # noqa: NPY002
+    version, internal, gauss = streams["python"]
+    random.setstate((version, tuple(internal), gauss))
 
 
 def _training_env(env: Any) -> VecEnv:

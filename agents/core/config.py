@@ -75,6 +75,18 @@ class FieldInfo:
         """The docstring, followed by the admissible interval and unit."""
         return " ".join([self.doc, *(f"Range: {r}." for r in self.ranges)])
 
+    def check_ranges(self, value: Any, label: str) -> None:
+        """See that numbers lie in the ranges of the field.
+
+        :param value: a number, a tuple of them, or anything else, which is never out of range
+        :param label: what the message calls the field
+        :raises ValueError: a number does not; the message names the range
+        """
+        for number in _numbers(value):
+            for interval in self.ranges:
+                if number not in interval:
+                    raise ValueError(f"{label} must lie in {interval}, got {number}")
+
 
 def _strip(annotation: Any) -> tuple[Any, tuple[Range, ...]]:
     """Split an annotation into the plain type and the ranges found anywhere in it."""
@@ -173,17 +185,18 @@ class Config:
     """What all hyper-parameters have in common: checks of types and ranges, tuples given as lists, names from files."""
 
     def __post_init__(self) -> None:
-        cls = type(self).__name__
         for name, info in describe(type(self)).items():
             value = _tuples(getattr(self, name))
             object.__setattr__(self, name, value)
             if not fits(value, info.annotation):
                 wanted = str(info.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
-                raise TypeError(f"{cls}.{name} must be {wanted}, got {value!r}{self._remedy(name, value)}")
-            for number in _numbers(value):
-                for interval in info.ranges:
-                    if number not in interval:
-                        raise ValueError(f"{cls}.{name} must lie in {interval}, got {value!r}")
+                raise TypeError(f"{self._label(name)} must be {wanted}, got {value!r}{self._remedy(name, value)}")
+            info.check_ranges(value, self._label(name))
+
+    @classmethod
+    def _label(cls, name: str) -> str:
+        """:return: what errors call a field."""
+        return f"{cls.__name__}.{name}"
 
     def _remedy(self, name: str, value: Any) -> str:
         """:return: how the error for a value of the wrong type ends: what to write instead, where that is known."""
@@ -239,8 +252,17 @@ class AgentConfig(Config):
     max_grad_norm: Positive | None = None
     """Clip each network's gradient to this Euclidean norm; none does not clip."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the networks' products; weights, moments, targets and losses stay float32. bfloat16 is faster on CPUs
+    that have units for it (AVX512-BF16, AMX) and on GPUs since Ampere, and refused elsewhere."""
+
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
+
+    @property
+    def perceptron(self) -> dict[str, Any]:
+        """The keywords that networks take of it."""
+        return {name: getattr(self, name) for name in ("net_arch", "activation", "precision")}
 
     def _remedy(self, name: str, value: Any) -> str:
         if name == "learning_rate" and callable(value):  # a habit of Stable-Baselines3, which a file cannot hold

@@ -3,8 +3,7 @@
 import csv
 import io
 import logging
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,19 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger,
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from .files.replacing import replacing
+
 log = logging.getLogger("headway")
 
 
 class Metrics:
-    """Running means of named scalar tensors, read only when a line is logged: an update never waits for a number."""
+    """Running means of named scalar tensors, read only when a line is logged: an update never waits for a number.
 
-    def __init__(self) -> None:
+    :param device: where the scalars are
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -46,10 +51,31 @@ class Metrics:
         """:return: sums and counts, so that a resumed run logs the same means."""
         return {"sums": {k: v.clone() for k, v in self._sums.items()}, "counts": dict(self._counts)}
 
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state` returned."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file that may still be written to.
+
+    :param path: the file
+    :return: its rows; not a last one without the end of its line, torn by a kill or being written
+    """
+    whole = path.read_bytes().rpartition(b"\n")[0].decode()
+    return list(csv.DictReader(io.StringIO(whole)))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file, all of it or nothing.
+
+    :param path: the file
+    :param columns: their names
+    :param rows: their values
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 class CSVFile(KVWriter):
@@ -67,9 +93,7 @@ class CSVFile(KVWriter):
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = []
         if path.exists():
-            # A kill in the middle of a line leaves a torn last row, without the end of the line: it goes too.
-            whole = path.read_bytes().rpartition(b"\n")[0].decode()
-            self.rows = [row for row in csv.DictReader(io.StringIO(whole)) if int(row[key]) <= keep_until]
+            self.rows = [row for row in read_csv(path) if int(row[key]) <= keep_until]
             self.columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
@@ -88,12 +112,7 @@ class CSVFile(KVWriter):
                 csv.DictWriter(file, self.columns).writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(temporary, self.path)
+        write_csv(self.path, self.columns, ([row.get(name, "") for name in self.columns] for row in self.rows))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Write one line of Stable-Baselines3's logger."""

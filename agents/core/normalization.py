@@ -23,14 +23,19 @@ class BatchNormalizer:
     def __init__(self, vec_normalize: VecNormalize, codec: ObservationCodec, device: torch.device) -> None:
         self.source, self.codec, self.device = vec_normalize, codec, device
 
-    def obs(self, obs: Tensor) -> Tensor:
-        """Normalise encoded observations.
+    def obs(self, obs: Any) -> Any:
+        """Normalise encoded observations: what is flattened of them; images and integers stay as they are.
 
-        :param obs: raw, (B, D)
-        :return: normalised with the current statistics, (B, D)
+        :param obs: raw, (B, D), or several tensors by name
+        :return: normalised with the current statistics
         """
-        if not self.source.norm_obs or self.codec.is_image:
+        if not self.source.norm_obs or not self.codec.parts:
             return obs
+        if isinstance(obs, dict):
+            return obs | {self.codec.vector: self._vector(obs[self.codec.vector])}
+        return self._vector(obs)
+
+    def _vector(self, obs: Tensor) -> Tensor:
         columns = []
         for key, part in zip(self.codec.parts, torch.split(obs, self.codec.sizes, 1), strict=True):
             statistics = self._statistics().get(key)

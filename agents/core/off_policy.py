@@ -1,5 +1,6 @@
 """The base of agents that learn from a replay store."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from .agent import ActorCriticAgent
 from .config import OffPolicyConfig
-from .data import FieldSpec, OffPolicyCollector, ReplayStore, Transitions
+from .data import ReplayStore, Step, StepCollector, Transitions
 from .files import contents
+from .spaces import FieldSpec
 
 C = TypeVar("C", bound=OffPolicyConfig)
 
@@ -21,11 +23,10 @@ class OffPolicyAgent(ActorCriticAgent[C]):
     Its configuration is an :class:`OffPolicyConfig`.
     """
 
-    collector: OffPolicyCollector
-
     def _setup_model(self) -> None:
         super()._setup_model()
         self.store = self._make_store()
+        self.register("store", self.store)
 
     def _reset_env(self) -> None:
         super()._reset_env()
@@ -34,14 +35,13 @@ class OffPolicyAgent(ActorCriticAgent[C]):
     def _make_store(self) -> ReplayStore[Any]:
         """:return: the store; an agent that keeps more fields overrides this."""
         flag = FieldSpec((), torch.bool)
-        obs = FieldSpec(self.codec.shape, self.codec.dtype)
         fields = {
-            "obs": obs,
-            "actions": FieldSpec((self.scaler.size,), torch.float32),
+            "obs": self.codec.spec,
+            "actions": self.actions.field,
             "rewards": FieldSpec((), torch.float32),
             "terminated": flag,
             "truncated": flag,
-            "next_obs": obs,
+            "next_obs": self.codec.spec,
         }
         return ReplayStore(
             Transitions,
@@ -52,27 +52,32 @@ class OffPolicyAgent(ActorCriticAgent[C]):
             generator=self.generators["store"],
         )
 
-    def to_store(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn a step into the fields of the store; an agent that overrides :meth:`_make_store` overrides this too.
+    def keep(self, step: Step) -> None:
+        """Store a step; an agent that keeps more fields overrides this.
 
-        :param rows: encoded ``obs``, ``actions``, ``rewards``, ``terminated``, ``truncated`` and ``next_obs``, (N, …)
-        :return: the fields, (N, …)
+        :param step: of all environments
         """
-        return rows
+        self.store.add(step.transitions(), step.real)
 
-    def _make_collector(self) -> OffPolicyCollector:
-        if isinstance(self.config.train_freq, tuple) and self.config.train_freq[1] == "episode" and self.n_envs > 1:
+    def choose(self) -> dict[str, Tensor]:
+        """:return: uniformly random actions before ``learning_starts``, what :meth:`explore` says after."""
+        if self.num_timesteps < self.config.learning_starts:
+            return {"actions": self.actions.random(self.n_envs, self.generators["collect"])}
+        return super().choose()
+
+    def _make_collector(self) -> StepCollector:
+        frequency = self.config.train_freq
+        length, unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
+        if unit == "episode" and self.n_envs > 1:
             raise ValueError(f"train_freq in episodes needs one environment, got {self.n_envs}: count steps instead")
-        return OffPolicyCollector(self)
+        return StepCollector(self, length, unit)
 
-    def schedule_updates(self, collected: int) -> None:
-        """Set how many gradient steps follow a round of data.
-
-        :param collected: environment steps of the round
-        """
-        if self.num_timesteps > self.config.learning_starts:
-            steps = self.config.gradient_steps
-            self._pending_updates = collected if steps < 0 else steps * self.n_envs
+    def phases(self, collected: int) -> Sequence[tuple[str, int]]:
+        """See :meth:`LearningLoop.phases`; so many gradient steps as the configuration says."""
+        if self.num_timesteps <= self.config.learning_starts:
+            return []
+        steps = self.config.gradient_steps
+        return self.schedule(collected if steps < 0 else steps * self.n_envs)
 
     def sample(self) -> Transitions:
         """:return: a batch from the store, normalised where the environment is."""

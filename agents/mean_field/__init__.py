@@ -1,4 +1,4 @@
-"""Mean field games, learnt: deep solvers here; rewards from how crowds move in :mod:`headway.agents.mean_field_irl`."""
+"""Mean field games, learnt: deep solvers, agents' policies as crowds'; rewards from moves in :mod:`.inverse`."""
 
 from .config import AverageConfig, BestResponseConfig, MirrorDescentConfig
 from .deep import (
@@ -11,17 +11,22 @@ from .deep import (
     fictitious_play_with,
     log_iterations,
 )
+from .policies import CrowdFollowsLearner, NashConvCallback, exploitability_of, tabular_policy
 
 __all__ = [
     "AverageConfig",
     "BestResponseConfig",
+    "CrowdFollowsLearner",
     "DeepHistory",
     "DeepSolution",
     "Iteration",
     "MirrorDescentConfig",
+    "NashConvCallback",
     "average_fictitious_play",
     "deep_fictitious_play",
     "deep_mirror_descent",
+    "exploitability_of",
     "fictitious_play_with",
     "log_iterations",
+    "tabular_policy",
 ]

@@ -7,7 +7,7 @@ member could gain by another (exploitability), is computed exactly after every i
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow
 from ...envs.mean_field.member import MeanFieldAgentBatch
-from ...wrappers.mean_field import averaged, tabular_policy
 from ...wrappers.sb3 import BatchedVecEnv
 from .config import AverageConfig, BestResponseConfig, MirrorDescentConfig
 from .dqn import Average, BestMember, Member, MirrorMember
+from .policies import averaged, tabular_policy
 
 
 class Learner(Protocol):
@@ -48,6 +48,19 @@ class Iteration(NamedTuple):
 OnIteration = Callable[[Iteration], Any]
 
 
+class Options(TypedDict, total=False):
+    """What all deep solvers can be told."""
+
+    iterations: int
+    """At most so many; by default 100, and 10 of :func:`fictitious_play_with`."""
+    tolerance: float | None
+    """Stop as soon as exploitability is no greater; None (the default): do all iterations."""
+    progress: bool
+    """Show a bar; off by default."""
+    on_iteration: OnIteration | None
+    """Called after each."""
+
+
 @dataclass(frozen=True)
 class DeepHistory(History):
     """How a deep solver got on."""
@@ -66,14 +79,7 @@ class DeepSolution(Solution):
 
 
 def deep_mirror_descent(
-    game: MFGame,
-    config: MirrorDescentConfig | None = None,
-    *,
-    iterations: int = 100,
-    seed: int = 0,
-    tolerance: float | None = None,
-    progress: bool = False,
-    on_iteration: OnIteration | None = None,
+    game: MFGame, config: MirrorDescentConfig | None = None, *, seed: int = 0, **options: Unpack[Options]
 ) -> DeepSolution:
     """Deep Munchausen online mirror descent (D-MOMD, arXiv 2203.11973).
 
@@ -90,41 +96,32 @@ def deep_mirror_descent(
 
     :param game: one game, without a regulariser
     :param config: hyper-parameters
-    :param iterations: at most so many
     :param seed: of all that is drawn
-    :param tolerance: stop as soon as exploitability is no greater
-    :param progress: show a bar
-    :param on_iteration: called after each
+    :param options: see :class:`Options`
     :return: the last policy, its flow, and exploitability on the way; after Ctrl-C, those of the last whole iteration
     :raises ValueError: a game or number that will not do, or learning that diverged
     """
     config = config or MirrorDescentConfig()
     members = [MirrorMember(game, p, config, s) for p, s in enumerate(_seeds(_single(game), seed))]
     solver = _MirrorDescent(game, members)
-    return _run(solver, "deep_mirror_descent", iterations, tolerance, progress, on_iteration)
+    return _run(solver, "deep_mirror_descent", **options)
 
 
 def deep_fictitious_play(
     game: MFGame,
     config: BestResponseConfig | None = None,
     *,
-    iterations: int = 100,
     learning_rate: float | None = None,
     seed: int = 0,
-    tolerance: float | None = None,
-    progress: bool = False,
-    on_iteration: OnIteration | None = None,
+    **options: Unpack[Options],
 ) -> DeepSolution:
     """Fictitious play whose best responses are learnt by a deep Q-network, and averaged exactly.
 
     :param game: one game, without a regulariser
     :param config: hyper-parameters
-    :param iterations: at most so many
     :param learning_rate: weight of the newest best response; None: 1 / (k + 1) in iteration k
     :param seed: of all that is drawn
-    :param tolerance: stop as soon as exploitability is no greater
-    :param progress: show a bar
-    :param on_iteration: called after each
+    :param options: see :class:`Options`
     :return: see :func:`deep_mirror_descent`
     :raises ValueError: a game or number that will not do, or learning that diverged
     """
@@ -136,18 +133,11 @@ def deep_fictitious_play(
         return _policies(members), steps
 
     solver = _FictitiousPlay(game, members, respond, _weight(learning_rate))
-    return _run(solver, "deep_fictitious_play", iterations, tolerance, progress, on_iteration)
+    return _run(solver, "deep_fictitious_play", **options)
 
 
 def average_fictitious_play(
-    game: MFGame,
-    config: AverageConfig | None = None,
-    *,
-    iterations: int = 100,
-    seed: int = 0,
-    tolerance: float | None = None,
-    progress: bool = False,
-    on_iteration: OnIteration | None = None,
+    game: MFGame, config: AverageConfig | None = None, *, seed: int = 0, **options: Unpack[Options]
 ) -> DeepSolution:
     """Deep average-network fictitious play (D-AFP, arXiv 2203.11973).
 
@@ -161,11 +151,8 @@ def average_fictitious_play(
 
     :param game: one game, without a regulariser
     :param config: hyper-parameters
-    :param iterations: at most so many
     :param seed: of all that is drawn
-    :param tolerance: stop as soon as exploitability is no greater
-    :param progress: show a bar
-    :param on_iteration: called after each
+    :param options: see :class:`Options`
     :return: see :func:`deep_mirror_descent`
     :raises ValueError: a game or number that will not do, or learning that diverged
     """
@@ -174,22 +161,19 @@ def average_fictitious_play(
     members = [BestMember(game, p, config, s) for p, s in enumerate(seeds[::2])]
     averages = [Average(member, config, s) for member, s in zip(members, seeds[1::2], strict=True)]
     solver = _AveragePlay(game, averages)
-    return _run(solver, "average_fictitious_play", iterations, tolerance, progress, on_iteration)
+    return _run(solver, "average_fictitious_play", **options)
 
 
 def fictitious_play_with(
     game: MFGame,
     make_learner: Callable[[VecEnv], Learner],
     *,
-    iterations: int = 10,
     timesteps: int = 20_000,
     members: int = 64,
     restart: bool = False,
     learning_rate: float | None = None,
     seed: int = 0,
-    tolerance: float | None = None,
-    progress: bool = False,
-    on_iteration: OnIteration | None = None,
+    **options: Unpack[Options],
 ) -> DeepSolution:
     """Fictitious play whose best responses any agent learns that has discrete actions.
 
@@ -204,15 +188,12 @@ def fictitious_play_with(
 
     :param game: one game, without a regulariser
     :param make_learner: makes an agent for an environment; one for each population
-    :param iterations: at most so many
     :param timesteps: environment steps to train for, per iteration and population
     :param members: environments side by side
     :param restart: train a new agent in each iteration, instead of going on with the last one
     :param learning_rate: weight of the newest best response; None: 1 / (k + 1) in iteration k
     :param seed: of the environments; agents have their own
-    :param tolerance: stop as soon as exploitability is no greater
-    :param progress: show a bar
-    :param on_iteration: called after each
+    :param options: see :class:`Options`
     :return: see :func:`deep_mirror_descent`
     :raises ValueError: a game or number that will not do
     """
@@ -242,7 +223,8 @@ def fictitious_play_with(
         return tabular_policy(learners, game), sum(learner.num_timesteps for learner in learners) - before
 
     solver = _FictitiousPlay(game, learners, respond, _weight(learning_rate))
-    return _run(solver, "fictitious_play_with", iterations, tolerance, progress, on_iteration)
+    options.setdefault("iterations", 10)
+    return _run(solver, "fictitious_play_with", **options)
 
 
 def log_iterations(logger: Logger) -> OnIteration:
@@ -314,10 +296,10 @@ class _AveragePlay:
 def _run(
     solver: _Solver,
     name: str,
-    iterations: int,
-    tolerance: float | None,
-    progress: bool,
-    on_iteration: OnIteration | None,
+    iterations: int = 100,
+    tolerance: float | None = None,
+    progress: bool = False,
+    on_iteration: OnIteration | None = None,
 ) -> DeepSolution:
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")

@@ -104,26 +104,26 @@ def best_targets(batch: Batch, next_legal: Tensor, next_q: Tensor, gamma: float)
 def value_loss(network: StackedMLP, inputs: Tensor, actions: Tensor, targets: Tensor) -> Tensor:
     """E[(Q(s, a) - y)^2].
 
-    :param network: Q, an ensemble of one
+    :param network: Q
     :param inputs: s, (B, D)
     :param actions: a, (B,)
     :param targets: y, (B,)
     :return: scalar
     """
-    q = network(inputs).squeeze(0)  # (B, A)
+    q = network(inputs)  # (B, A)
     return F.mse_loss(q.gather(1, actions.unsqueeze(1)).squeeze(1), targets)
 
 
 def imitation_loss(network: StackedMLP, inputs: Tensor, legal: Tensor, actions: Tensor) -> Tensor:
     """-E[log p(a|s)], with p a softmax over legal actions.
 
-    :param network: the logits of p, an ensemble of one
+    :param network: the logits of p
     :param inputs: s, (B, D)
     :param legal: (B, A) bool
     :param actions: a, (B,)
     :return: scalar
     """
-    logits = network(inputs).squeeze(0).masked_fill(~legal, -torch.inf)  # (B, A)
+    logits = network(inputs).masked_fill(~legal, -torch.inf)  # (B, A)
     return F.cross_entropy(logits, actions)
 
 
@@ -156,7 +156,7 @@ class Places:
         """:return: a new network from what is read of a place to a number for each action."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed would change the GPUs' too
-            network = StackedMLP(1, self.inputs.shape[1], self.game.A, net_arch, activation)
+            network = StackedMLP((), self.inputs.shape[1], self.game.A, net_arch, activation)
         return network.to(self.game.device)
 
     @torch.no_grad()
@@ -169,7 +169,7 @@ class Places:
         """
         game = self.game
         count = game.H * game.S
-        outputs: Tensor = network(self.inputs[:count]).squeeze(0).to(game.dtype)
+        outputs: Tensor = network(self.inputs[:count]).to(game.dtype)
         if not outputs.isfinite().all():
             raise ValueError(f"{game.name}: a network's outputs are no longer finite: lower the learning_rate")
         return outputs.masked_fill(~self.legal[:count], -torch.inf).view(game.H, game.S, game.A)
@@ -248,8 +248,7 @@ class Member(ABC, Generic[C]):
         :param progress: share of the iterations done
         """
         if self.cfg.learning_rate_schedule == "linear":
-            for group in self.q.optimizer.param_groups:
-                group["lr"] = self.cfg.learning_rate * (1 - progress)
+            self.q.scale_learning_rate(1 - progress)
 
     def learn(self, mu: Tensor) -> int:
         """Learn the values of actions against a flow, for an iteration.
@@ -344,9 +343,7 @@ class Average:
         self.member, self.cfg, device = member, cfg, member.game.device
         self.generator = torch.Generator(device).manual_seed(seed)
         network = member.places.new_network(cfg.net_arch, cfg.activation, seed)
-        self.network = Tracked(
-            network, cfg.average_learning_rate, target=False, max_grad_norm=cfg.average_max_grad_norm
-        )
+        self.network = Tracked(network, cfg.average_learning_rate, max_grad_norm=cfg.average_max_grad_norm)
         self._loss = compiled(imitation_loss, cfg.compile, device)
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         self._places, self._actions = empty, empty

@@ -338,15 +338,32 @@ class MeanFieldAgentBatch(HorizonBatch):
         mask = self._legal.index_select(0, states)
         return {"action_mask": mask, "state": states.clone(), "time": self._registers["times"].clone()}
 
-    def state(self) -> dict[str, Tensor]:
-        """See :meth:`BatchedEnv.state`; the flow is part of it."""
-        return {**super().state(), "mean_field": self.mean_field.clone()}
+    def _in_common(self) -> dict[str, Tensor]:
+        return {"mean_field": self.mean_field}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`BatchedEnv.load_state`."""
-        super().load_state(state)
-        if not torch.equal(state["mean_field"].to(self.mean_field.device), self.mean_field):
-            self.set_mean_field(state["mean_field"])
+    def _load_in_common(self, state: dict[str, Tensor], rows: Tensor | None) -> None:
+        if torch.equal(state["mean_field"].to(self.mean_field.device), self.mean_field):
+            return
+        if rows is not None:
+            raise ValueError(
+                "the state's rows are among a crowd with another flow, and all rows of a batch are among the same: "
+                "give it to set_mean_field() before, or load all rows"
+            )
+        self.set_mean_field(state["mean_field"])
+
+    def like(self, num_envs: int) -> "MeanFieldAgentBatch":
+        """See :class:`~headway.envs.batched.RowSnapshots`; its rows are among the same crowd."""
+        return MeanFieldAgentBatch(
+            num_envs,
+            self.game,
+            population=self.population,
+            mean_field=self.mean_field,
+            population_aware=self.population_aware,
+            illegal=self._illegal or "error",
+            device=self.device,
+            dtype=self.dtype,
+            autoreset_mode=self.metadata["autoreset_mode"],
+        )
 
 
 class MemberVectorEnv(NumpyVectorEnv):

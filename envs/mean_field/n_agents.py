@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mujoco.streams import HostStreams
+from ..streams import HostStreams
 from .dynamics import best_response, flow
 from .game import MFGame
 from .member import Illegal, MemberEnv, cumulative, illegal_action, moves_of_member

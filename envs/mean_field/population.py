@@ -12,7 +12,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from ..batched import Info
-from ..mujoco.streams import HostStreams
+from ..streams import HostStreams
 from .graph import GraphReward, Numbers, Objective, as_reward, check_objective, edges, rows_from_logits
 from .stepping import HorizonBatch, first_row
 
@@ -168,14 +168,24 @@ class MeanFieldPopulationBatch(HorizonBatch):
         """Put the row's stream of starts where a generator stands."""
         self._streams.put(row, generator)
 
-    def state(self) -> dict[str, Tensor]:
-        """See :meth:`BatchedEnv.state`."""
-        return {**super().state(), "streams": self._streams.state.clone()}
+    def _by_row(self) -> dict[str, Tensor]:
+        return {**super()._by_row(), "streams": self._streams.state}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`BatchedEnv.load_state`."""
-        super().load_state(state)
-        self._streams.state.copy_(state["streams"])
+    def like(self, num_envs: int) -> "MeanFieldPopulationBatch":
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        return MeanFieldPopulationBatch(
+            num_envs,
+            reward=self.reward,
+            num_states=self.num_states,
+            horizon=self.horizon,
+            objective=self.objective,
+            pi0="dirichlet" if self.starts.rows is None else self.starts.rows.tolist(),
+            concentration=self.starts.concentration,
+            graph=self.graph,
+            device=self.device,
+            dtype=self.dtype,
+            autoreset_mode=self.metadata["autoreset_mode"],
+        )
 
 
 class MeanFieldPopulationEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):

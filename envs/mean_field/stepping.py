@@ -18,8 +18,9 @@ from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state,
 class HorizonBatch(BatchedEnv):
     """``N`` rows whose episodes end after a fixed number of steps; the end is part of the task, so it terminates them.
 
-    What changes from step to step is in registers, tensors (N, …), which a step replaces and never writes into. Rows
-    may be at different times; the host keeps their clocks, so that nothing waits for the device to learn of an end.
+    What changes from step to step is in registers, tensors (N, …), which a step replaces and never writes into, and
+    which are never given away. Rows may be at different times; the host keeps their clocks, so that nothing waits for
+    the device to learn of an end.
 
     :param num_envs: N
     :param horizon: steps per episode
@@ -152,17 +153,44 @@ class HorizonBatch(BatchedEnv):
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Tensor]:
-        """See :meth:`BatchedEnv.state`."""
-        return {name: part.clone() for name, part in self._registers.items()}
+    def _by_row(self) -> dict[str, Tensor]:
+        """:return: everything that changes from step to step, live, (N, …) each."""
+        return dict(self._registers)
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """See :meth:`BatchedEnv.load_state`."""
-        check_state(state, {name: tuple(part.shape) for name, part in self.state().items()})
-        for name in self._registers:
-            self._registers[name] = state[name].to(self.device).clone()
+    def _in_common(self) -> dict[str, Tensor]:
+        """:return: what else the future depends on, the same for all rows."""
+        return {}
+
+    def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        parts = {name: part.clone() if rows is None else part[rows] for name, part in self._by_row().items()}
+        return parts | {name: part.clone() for name, part in self._in_common().items()}
+
+    def load_state(self, state: dict[str, Tensor], rows: Tensor | None = None) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        parts, count = self._by_row(), self.num_envs if rows is None else len(rows)
+        shapes = {name: (count, *part.shape[1:]) for name, part in parts.items()}
+        check_state(state, shapes | {name: tuple(part.shape) for name, part in self._in_common().items()})
+        self._load_in_common(state, rows)
+        chosen: Any = slice(None) if rows is None else rows
+        for name, part in parts.items():
+            part[chosen] = state[name].to(part.device)
         self._clock = self._registers["times"].cpu().numpy().copy()
-        self._needs_reset = False
+        if count == self.num_envs:
+            self._needs_reset = False
+
+    def _load_in_common(self, state: dict[str, Tensor], rows: Tensor | None) -> None:
+        """Take up what all rows have in common, or raise a ValueError where only some are to be loaded."""
+
+    def copy_rows(self, src: Tensor, dst: Tensor) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        for part in self._by_row().values():
+            part[dst] = part[src]
+        self._clock = self._registers["times"].cpu().numpy().copy()
+
+    def reset_rows(self, mask: Tensor, *, seed: int | list[int | None] | None = None) -> tuple[Tensor, Info]:
+        """See :class:`~headway.envs.batched.Resettable`."""
+        return self.reset(seed=seed, options={"reset_mask": mask})
 
 
 def first_row(info: Info) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Many rows of one MuJoCo task: tensors in, tensors out, on one device."""
 
-import difflib
 import os
 import sys
 import warnings
@@ -18,11 +17,12 @@ from mujoco.batch import MODEL_FIELDS
 from torch import Tensor
 
 from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
+from ..naming import nearest
+from ..streams import HostStreams
 from .cpu import GIB, HostEngine, available_memory, contact_force_sensor
 from .engine import CONTACT_FORCES, Engine, Failure, Sim
 from .randomise import Randomise
 from .rendering import Camera, RowRenderer
-from .streams import HostStreams
 from .task import MujocoTask, compiled
 
 EngineName = Literal["auto", "mujoco", "warp"]
@@ -75,6 +75,17 @@ class MujocoBatch(BatchedEnv):
         camera: Camera | None = None,
     ) -> None:
         autoreset_mode = check_batch(num_envs, autoreset_mode)
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "num_threads": num_threads,
+            "max_episode_steps": max_episode_steps,
+            "randomise": randomise,
+            "engine": engine,
+            "autoreset_mode": autoreset_mode,
+            "render_mode": render_mode,
+            "camera": camera,
+        }
         self.task, self.num_envs, self.dtype = task, num_envs, dtype
         self.device = torch.device(device)
         limit = task.max_episode_steps if max_episode_steps is None else max_episode_steps
@@ -143,6 +154,10 @@ class MujocoBatch(BatchedEnv):
         if mask is None or (not rows.is_cuda and bool(rows.all())):
             self._needs_reset = False
         return self.task.observation(self.sim).to(self.dtype), dict(self.task.reset_info(self.sim))
+
+    def reset_rows(self, mask: Tensor, *, seed: int | list[int | None] | None = None) -> tuple[Tensor, Info]:
+        """See :class:`~headway.envs.batched.Resettable`."""
+        return self.reset(seed=seed, options={"reset_mask": mask})
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Info]:
         """See :meth:`BatchedEnv.step`.
@@ -251,7 +266,7 @@ class MujocoBatch(BatchedEnv):
         chosen: Any = slice(None) if rows is None else rows
         for name, field in self._own().items():
             field[chosen] = state[name]
-        if rows is None:
+        if count == self.num_envs:
             self._needs_reset = False
 
     def copy_rows(self, src: Tensor, dst: Tensor) -> None:
@@ -263,6 +278,10 @@ class MujocoBatch(BatchedEnv):
         self.engine.copy_rows(src, dst)
         for field in self._own().values():
             field[dst] = field[src]
+
+    def like(self, num_envs: int) -> "MujocoBatch":
+        """See :class:`~headway.envs.batched.RowSnapshots`; it draws all its rows, if it draws any."""
+        return MujocoBatch(self.task, num_envs, **self._options)
 
     def _own(self) -> dict[str, Tensor]:
         streams = {"streams.noise": self._noise.state, "streams.variations": self._variations.state}
@@ -322,8 +341,7 @@ def _check_fields(varied: tuple[str, ...]) -> None:
         if name == "opt.timestep":
             raise ValueError("randomise: opt.timestep cannot differ between rows, which step together")
         if name not in MODEL_FIELDS:
-            near = difflib.get_close_matches(name, MODEL_FIELDS, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see MuJoCo's mjModel"
+            hint = nearest(name, MODEL_FIELDS, "see MuJoCo's mjModel")
             raise ValueError(f"randomise: {name!r} is no field of MjModel that rows can differ in: {hint}")
 
 

@@ -11,8 +11,8 @@ import torch
 from mujoco.batch import Batch, SimulationError
 from torch import Tensor
 
+from ..streams import HostStreams
 from .engine import CONTACT_FORCES, Engine, Failure, State
-from .streams import HostStreams
 
 Array = np.ndarray[Any, Any]
 

@@ -1,6 +1,5 @@
 """What the simulators offer to a batch of tasks, and the view of them that a task's functions get."""
 
-import difflib
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -9,7 +8,8 @@ import torch
 from mujoco.batch import DATA_FIELDS, MODEL_FIELDS
 from torch import Tensor
 
-from .streams import Streams
+from ..naming import nearest
+from ..streams import Streams
 
 State = dict[str, Tensor]
 
@@ -141,8 +141,7 @@ class Sim:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in DATA_FIELDS and name not in MODEL_FIELDS:
-            near = difflib.get_close_matches(name, [*DATA_FIELDS, *MODEL_FIELDS], n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "see MuJoCo's mjData and mjModel"
+            hint = nearest(name, [*DATA_FIELDS, *MODEL_FIELDS], "see MuJoCo's mjData and mjModel")
             raise AttributeError(f"there is no field {name!r} in MjData or MjModel: {hint}")
         if name in MODEL_FIELDS:
             field = self._engine.model_field(name)

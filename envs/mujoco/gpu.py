@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..splitmix import start, uniforms
+from ..streams import Bound, Draws, Streams
 from .cpu import GIB, available_memory
 from .engine import CONTACT_FORCES, Engine, Failure, State
-from .streams import Bound, Draws, Streams
 
 try:
     import mujoco_warp as mjw  # type: ignore[import-untyped]

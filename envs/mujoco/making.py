@@ -1,7 +1,6 @@
 """From a registered id to a batch: what keyword belongs to the task, what to the batch, what to the camera."""
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
+from ..naming import nearest
 from ..vector import NumpyVectorEnv
 from .batch import MujocoBatch
 from .rendering import Camera
@@ -54,8 +54,7 @@ def make_batch(task: TaskName, num_envs: int, **options: Any) -> MujocoBatch:
         options["model"] = options.pop("xml_file")
     fields = {field.name for field in dataclasses.fields(cls)}
     for name in options.keys() - fields - _CAMERA - _BATCH:
-        near = difflib.get_close_matches(name, sorted(fields | _CAMERA | _BATCH), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"its options are {', '.join(sorted(fields))}"
+        hint = nearest(name, fields | _CAMERA | _BATCH, f"its options are {', '.join(sorted(fields))}")
         raise TypeError(f"{cls.__name__} has no option {name!r}: {hint}")
     chosen = {name: {k: v for k, v in options.items() if k in known} for name, known in _groups(fields).items()}
     return MujocoBatch(cls(**chosen["task"]), num_envs, camera=Camera(**chosen["camera"]), **chosen["batch"])

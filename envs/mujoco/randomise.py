@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .streams import Draws
+from ..streams import Draws
 
 
 @dataclass(frozen=True)

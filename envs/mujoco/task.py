@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..streams import Draws
     from .engine import Sim
-    from .streams import Draws
 
 Model = str | Path | Callable[[], mujoco.MjSpec]
 

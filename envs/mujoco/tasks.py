@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..streams import Draws
 from .engine import Sim
 from .numerics import centre_of_mass, cos, row_norm, row_sum, sin, squared
-from .streams import Draws
 from .task import Model, MujocoTask
 
 Range = tuple[float, float]

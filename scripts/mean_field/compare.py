@@ -1,6 +1,5 @@
 """``headway mfg compare``: exploitability of several algorithms."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,17 @@ import numpy as np
 import tyro
 
 from ...agents.core.config import Range, fits
+from ...agents.core.logging import write_csv
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, Solution, make_game, solve
 from ..machine import machine
-from ..options import check_ranges
 from .draw_curves import Curve, solver_comparison
 from .files import new_folder
-from .games import algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
+from .games import SolverFlags, algorithm_parameters, checked_parameters, device_of, make_form, parse_value, split_pairs
 from .show import to_ten_places
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SolverFlags):
     """Solve games with several algorithms; draw exploitability against iterations and seconds into one figure."""
 
     games: tyro.conf.Positional[tuple[str, ...]]
@@ -41,14 +40,8 @@ class Options:
     out: Path | None = None
     """Folder to write, which must not exist yet; by default runs/mfg/compare/<time>."""
 
-    device: str = "cpu"
-    """cpu, cuda, cuda:0, … or auto."""
-
-    progress: bool = True
-    """Show progress bars."""
-
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.games:
             raise ValueError(f"name at least one game: {', '.join(sorted(GAMES))}")
         if len(set(self.games)) < len(self.games):
@@ -97,8 +90,7 @@ def run(options: Options) -> int:
     device = device_of(options.device)
     arms = _read_arms(options.algorithms)
     games = {name: make_form(name, options.compat, device) for name in options.games}
-    folder = options.out or new_folder(Path("runs/mfg/compare"))
-    folder.mkdir(parents=True)
+    folder = new_folder(options.out, "compare")
     found: dict[str, dict[str, Curve]] = {}
     interrupted = False
     try:
@@ -131,10 +123,9 @@ def _solve_all(
 
 
 def _write(file: Path, found: Mapping[str, Mapping[str, Curve]]) -> None:
-    rows = [["game", "algorithm", "iteration", "exploitability", "seconds"]]
+    rows = []
     for name, curves in found.items():
         for label, curve in curves.items():
             columns = zip(curve.iterations, curve.exploitability.tolist(), curve.seconds, strict=True)
             rows += [[name, label, str(k), repr(value), f"{seconds:.6f}"] for k, value, seconds in columns]
-    with file.open("w", newline="") as lines:
-        csv.writer(lines).writerows(rows)
+    write_csv(file, ["game", "algorithm", "iteration", "exploitability", "seconds"], rows)

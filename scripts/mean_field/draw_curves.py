@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from ..plot import COLOURS, LINES, plain_axes
+from ..plot import COLOURS, LINES, decades, panel_grid, plain_axes
 
 FLOOR = 1e-16
 """Exploitability below is drawn here: it is rounding, and may be negative, which a logarithmic axis cannot show."""
@@ -114,17 +114,13 @@ def _draw_curves(
 
 def _plain_decades(axes: Axes) -> None:
     """Label a logarithmic axis of exploitability: by 1, 2 and 5 where there are few decades, by 0 where that is all."""
-    axes.yaxis.set_minor_formatter(NullFormatter())
     if np.isclose(axes.dataLim.y1, FLOOR, rtol=1e-6, atol=0):
         axes.set_autoscaley_on(False)  # which warns of limits that are equal
         axes.set_ylim(0.1 * FLOOR, 10 * FLOOR)
         axes.set_yticks([FLOOR], ["0"])
         axes.yaxis.set_minor_locator(NullLocator())
-        return
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 3000 else (1,), numticks=10))
-    if high / low < 3000:
-        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        decades(axes.yaxis, *axes.get_ylim())
 
 
 def look_of(number: int) -> dict[str, Any]:
@@ -154,20 +150,12 @@ def learning_curves(
     :param exact: the exact algorithm's name
     """
     columns = 2 if len(games) == 4 else min(len(games), 3)
-    rows = -(-len(games) // columns)
-    size = (7, 4.5) if len(games) == 1 else (4.2 * columns, 3.3 * rows + 0.9)
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
+    size = (7, 3.6) if len(games) == 1 else (4.2, 3.3)
+    figure, panels = panel_grid(len(games), columns, size, 0.9, "iterations", "exploitability (NashConv)")
     handles: dict[str, Any] = {}
-    for axes, (game, (runs, reference)) in zip(panels.flat, games.items(), strict=False):
+    for axes, (game, (runs, reference)) in zip(panels, games.items(), strict=True):
         handles |= _draw_runs(axes, runs, reference, exact)
         axes.set_title(game, fontsize=11)
-    for axes in panels.flat[len(games) :]:
-        axes.set_visible(False)
-    for axes in panels.flat[max(0, len(games) - columns) : len(games)]:
-        axes.set_xlabel("iterations")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("exploitability (NashConv)")
     figure.suptitle(textwrap.fill(title, 62 if len(games) == 1 else 36 * columns), fontsize=11)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ..plot import COLOURS, plain_axes
+from ..plot import COLOURS, decades, panel_grid, plain_axes
 from .draw_crowds import colours, percent
 from .draw_curves import COMPARED, FLOOR, look_of
 
@@ -67,10 +67,7 @@ def forecast_errors(path: Path, title: str, errors: Mapping[str, tuple[float, fl
             axes.annotate(f"{value:.4f}", place, (7, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set(yticks=places, yticklabels=list(errors), xlabel="Jensen-Shannon divergence, nats (less is better)")
     axes.set(ylim=(len(errors) - 0.4, -0.6))
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 3000 else (1,)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    decades(axes.xaxis, *axes.get_xlim())
     axes.margins(x=0.12)
     axes.set_title(textwrap.fill(title, 62), fontsize=11, parse_math=False)
     plain_axes(axes, "x")
@@ -93,11 +90,9 @@ def forecasts(
     d = observed.shape[1]
     states = np.sort(np.argsort(-observed.mean(0), kind="stable")[:most])
     columns = 3 if len(states) in (3, 5, 6) else min(4, len(states))
-    rows = -(-len(states) // columns)
-    figure = Figure(figsize=(2.7 * columns, 2.2 * rows + 1.1), dpi=130, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
+    figure, panels = panel_grid(len(states), columns, (2.7, 2.2), 1.1, "time")
     handles: dict[str, Any] = {}
-    for axes, state in zip(panels.flat, states, strict=False):
+    for axes, state in zip(panels, states, strict=True):
         (handles["observed"],) = axes.plot(observed[:, state], "o", color="0.35", ms=3, zorder=3)
         for number, (name, line) in enumerate(lines.items()):
             (handles[name],) = axes.plot(line[:, state], lw=2 if number == 0 else 1, **look_of(number))
@@ -105,13 +100,10 @@ def forecasts(
         axes.yaxis.set_major_formatter(percent)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.label.set_fontsize(9)
         axes.tick_params(labelsize=8)
         axes.set_ylim(0, None)
         plain_axes(axes)
-    for axes in panels.flat[len(states) :]:
-        axes.set_visible(False)
-    for axes in panels[-1]:
-        axes.set_xlabel("time", fontsize=9)
     title += f", {len(states)} of {d} states" if len(states) < d else ""
     figure.suptitle(textwrap.fill(title, 30 * columns), fontsize=11, parse_math=False)
     ncols = min(len(handles), 5)
@@ -173,9 +165,7 @@ def error_against_people(path: Path, title: str, panels: Mapping[str, Mapping[st
         axes.set(xscale="log", yscale="log", xlabel="people in each crowd", ylabel=name)
         axes.set_xticks(shown, [f"{count:,}" for count in shown])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        decades(axes.yaxis, *axes.get_ylim())
         if exact:
             axes.set_title("exact shares: " + ", ".join(exact), fontsize=8)
         plain_axes(axes)

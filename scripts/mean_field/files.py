@@ -2,9 +2,9 @@
 
 import csv
 import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...agents.core.files.contents import versions
+from ...agents.core.files.replacing import replacing
+from ...agents.core.logging import write_csv
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow, make_game
 from ...envs.naming import nearest
-from ..machine import machine
+from ..machine import origin
+from ..runs import write_json
 
 FORMAT = 1
 """Of the files in a folder; a newer one is refused."""
@@ -48,37 +50,40 @@ def as_folder(game: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in game)
 
 
-def new_folder(parent: Path) -> Path:
-    """:return: a folder named by the time, that does not exist yet."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    names = (stamp if number == 1 else f"{stamp}-{number}" for number in range(1, 1000))
-    return next(parent / name for name in names if not (parent / name).exists())
+def new_folder(asked: Path | None, *default: str) -> Path:
+    """Make a folder.
 
-
-def origin() -> dict[str, Any]:
-    """:return: by what a file was made: machine, versions and command line."""
-    command = " ".join(["headway", *sys.argv[1:]])
-    return {"machine": machine(), "versions": versions(), "command": command}
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON.
-
-    :param file: where to
-    :param content: what
+    :param asked: where, which must not exist yet
+    :param default: parts of its path in runs/mfg where nothing was asked for, to which the time is added
+    :return: the folder
     """
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    parent, stamp = Path("runs/mfg", *default), time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = (stamp if number == 1 else f"{stamp}-{number}" for number in range(1, 1000))
+    folder = asked or next(parent / name for name in names if not (parent / name).exists())
+    folder.mkdir(parents=True)
+    return folder
+
+
+@contextmanager
+def kept_if_done(folder: Path) -> Iterator[None]:
+    """Remove a folder that is still empty if the work fails that should have filled it."""
+    try:
+        yield
+    except BaseException:
+        folder.rmdir()
+        raise
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file of tensors.
+    """Write a file of tensors, all of it or nothing.
 
     :param file: .safetensors, where to
     :param tensors: by name, on any device
     :raises OSError: it cannot be written, for the disk is full, say
     """
     try:
-        save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, file)
+        with replacing(file) as temporary:
+            save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, temporary)
     except (SafetensorError, OSError) as cause:  # the library's own error is no OSError
         raise OSError(f"cannot write {file}: {cause}") from cause
 
@@ -106,8 +111,7 @@ def write_solution(folder: Path, about: Mapping[str, Any], solved: Sequence[Solv
         for history in [part.solution.history]
         for iteration, value, seconds in zip(history.iterations, history.exploitability, history.seconds, strict=True)
     ]
-    with (folder / "exploitability.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["game", "iteration", "exploitability", "seconds"], *rows])
+    write_csv(folder / "exploitability.csv", ["game", "iteration", "exploitability", "seconds"], rows)
     game = solved[0].game
     sizes = {"S": game.S, "A": game.A, "H": game.H, "n_pop": game.n_pop}
     found = {"sizes": sizes, "forms": forms, "device": str(game.device)}

@@ -12,21 +12,15 @@ import torch
 import tyro
 
 from ...agents.core.config import Range, fits
-from ...agents.mean_field.baselines import (
-    RNN,
-    VAR,
-    CrowdModel,
-    Fit,
-    MeanCrowd,
-    Persistence,
-    PooledMoves,
-    Scores,
-)
-from ...agents.mean_field_irl import METHODS, MCEFit, fit, recovery
+from ...agents.mean_field.inverse import METHODS, MCEFit, fit, recovery
+from ...agents.mean_field.inverse.crowd_models import CrowdModel, Fit, Scores
+from ...agents.mean_field.inverse.forecasts import RNN, VAR, MeanCrowd, Persistence, PooledMoves
 from ...envs.mean_field.cohorts import COHORTS, Trajectories, load_cohorts, synthetic
 from ...envs.naming import nearest
-from ..options import check_ranges
-from .files import new_folder, origin, save_tensors, write_json
+from ..machine import origin
+from ..options import Flags
+from ..runs import write_json
+from .files import kept_if_done, new_folder, save_tensors
 from .games import flat, parse_value, split_pairs
 
 BASELINES: dict[str, Callable[[Trajectories], CrowdModel]] = {
@@ -46,7 +40,7 @@ FITTED = 21 / 27
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Recover a crowd's reward from how it moved; compare forecasts of other crowds with those of baselines."""
 
     data: tyro.conf.Positional[str]
@@ -84,7 +78,7 @@ class Options:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"--method {self.method}: {nearest(self.method, METHODS)}")
 
@@ -99,19 +93,15 @@ def run(options: Options) -> None:
     crowds = read_crowds(options.data, _pairs("--data-param", options.data_param), options.seed)
     fitted, tested = crowds.split(options.train or max(1, min(len(crowds) - 1, round(FITTED * len(crowds)))))
     model, config = _defaults(options, crowds)
-    folder = options.out or new_folder(Path("runs/mfg/fit") / Path(options.data).stem)
-    folder.mkdir(parents=True)
+    folder = new_folder(options.out, "fit", Path(options.data).stem)
     try:
-        found = fit(fitted, model, options.method, progress=options.progress, **config)
-        models: dict[str, CrowdModel] = {"reward": found}
-        models |= {name: BASELINES[name](fitted) for name in options.baselines}
-        scores = {name: (model.score(fitted), model.score(tested)) for name, model in models.items()}
+        with kept_if_done(folder):
+            found = fit(fitted, model, options.method, progress=options.progress, **config)
+            models: dict[str, CrowdModel] = {"reward": found}
+            models |= {name: BASELINES[name](fitted) for name in options.baselines}
+            scores = {name: (model.score(fitted), model.score(tested)) for name, model in models.items()}
     except RuntimeError as cause:
-        folder.rmdir()
         raise ValueError(str(cause)) from cause
-    except BaseException:
-        folder.rmdir()
-        raise
     print(
         f"{options.data}: {crowds.d} states, {crowds.horizon} moves; {len(fitted)} crowds fitted, {len(tested)} to test"
     )

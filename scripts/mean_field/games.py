@@ -4,6 +4,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import torch
@@ -12,7 +13,18 @@ from ...agents.core.config import fits
 from ...envs.mean_field import GAMES, SOLVERS, MFGame, make_game
 from ...envs.mean_field.library import builder_of
 from ...envs.naming import nearest
-from ..options import check_device
+from ..options import Flags, check_device, flag_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverFlags(Flags):
+    """What commands have in common that solve games."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:0, … or auto."""
+
+    progress: bool = True
+    """Show progress bars."""
 
 
 def device_of(name: str) -> str:
@@ -137,13 +149,9 @@ def checked_parameters(algorithm: str, given: Mapping[str, Any]) -> dict[str, An
     found = {key: value for key, value in given.items() if value is not None}
     for key in found:
         if key not in known:
-            flags = ", ".join(_flag(name) for name in known) or "none"
-            raise ValueError(f"{_flag(key)}: {algorithm} has no such parameter; it has {flags}")
+            flags = ", ".join(flag_of(name) for name in known) or "none"
+            raise ValueError(f"{flag_of(key)}: {algorithm} has no such parameter; it has {flags}")
     return found
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def list_games(text: str) -> None:

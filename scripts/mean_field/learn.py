@@ -2,10 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,16 +11,17 @@ import tyro
 
 from ...agents.core.config import Config, Range, describe
 from ...envs.mean_field import GAMES, MFGame
-from ..options import check_ranges, parse_flags
-from ..train import locked
-from .files import FORMAT, new_folder, origin, write_json
-from .games import device_of, flat, make_form, parse_pairs, parse_value, split_pairs
+from ..machine import origin
+from ..options import early_flags, parse_flags
+from ..runs import alone, write_json
+from .files import FORMAT, new_folder
+from .games import SolverFlags, device_of, flat, make_form, parse_pairs, parse_value, split_pairs
 from .learners import ALGORITHMS
 from .study import Plan, Study, report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SolverFlags):
     """Solve games with a deep solver, once per seed; compute exploitability exactly after every iteration."""
 
     games: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -63,14 +62,8 @@ class Options:
     """Folder to go on with: flags not given are its own, finished runs are kept, others start again; --seeds may add
     runs."""
 
-    device: str = "cpu"
-    """cpu, cuda, cuda:0, … or auto."""
-
-    progress: bool = True
-    """Show progress bars."""
-
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if not self.games and not self.asks_for_help:
             raise ValueError(f"name at least one game: {', '.join(sorted(GAMES))}")
         if not self.seeds:
@@ -114,11 +107,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _saved(arguments: Sequence[str]) -> Options | None:
     """:return: the flags of the folder that ``--resume`` names; None without one."""
-    found = [value for flag, value in pairwise(arguments) if flag == "--resume"]
-    found += [text.removeprefix("--resume=") for text in arguments if text.startswith("--resume=")]
-    if not found or not found[-1]:
+    folder = early_flags(arguments, "resume").get("resume")
+    if folder is None:
         return None
-    file = Path(found[-1]) / "learn.json"
+    file = Path(folder) / "learn.json"
     if not file.exists():
         raise FileNotFoundError(f"--resume {file.parent}: headway mfg learn has not written it, it has no learn.json")
     try:
@@ -188,9 +180,8 @@ def _run(options: Options) -> int:
     for game in games.values():  # so that what will not do is said before another game has been learnt for hours
         ALGORITHMS[options.algorithm].solve(game, config, iterations=0, seed=options.seeds[0])
     common = {name: getattr(options, name) for name in ("algorithm", "seeds", "iterations", "exact", "progress")}
-    folder = options.resume or options.out or new_folder(Path("runs/mfg/learn"))
-    folder.mkdir(parents=True, exist_ok=options.resume is not None)
-    with _sole(folder):
+    folder = options.resume or new_folder(options.out, "learn")
+    with alone(folder, "learning", "choose another folder"):
         _write_manifest(folder, options, config)
         study = Study(folder, Plan(config=config, games=games, **common))
         interrupted = False
@@ -205,14 +196,6 @@ def _run(options: Options) -> int:
     if interrupted:
         _say_how_to_go_on(study)
     return 130 if interrupted else int(study.failed > 0)
-
-
-@contextmanager
-def _sole(folder: Path) -> Iterator[None]:
-    with locked(folder) as free:
-        if not free:
-            raise ValueError(f"another process is learning in {folder}: wait for it, or choose another folder")
-        yield
 
 
 def _write_manifest(folder: Path, options: Options, config: Config) -> None:

@@ -13,18 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...agents.core.config import Range
-from ...agents.mean_field_irl import MCEFit, fit, gauge_error, recovery
+from ...agents.mean_field.inverse import MCEFit, fit, gauge_error, recovery
 from ...envs.mean_field import MFGame, graph_game, observe, solve
 from ...envs.mean_field.cohorts import Trajectories, synthetic
-from ..options import check_ranges
+from ..machine import origin
+from ..options import Flags
+from ..runs import write_json
 from .draw_fits import error_against_people
-from .files import FORMAT, new_folder, origin, write_json
+from .files import FORMAT, new_folder
 
 Flow = Literal["data", "model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Plant a reward, let more and more people follow it, and recover it from how they move."""
 
     instance: Literal["graph", "topics"] = "graph"
@@ -50,7 +52,7 @@ class Options:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         for name in ("people", "flow"):
             values = getattr(self, name)
             if not values or len(values) != len({*values}):
@@ -145,8 +147,7 @@ def run(options: Options) -> int:
     :return: exit code: 0, or 130 after Ctrl-C
     :raises FileExistsError: the folder exists
     """
-    folder = options.out or new_folder(Path("runs/mfg/recover") / options.instance)
-    folder.mkdir(parents=True)
+    folder = new_folder(options.out, "recover", options.instance)
     draws: list[Draw] = []
     interrupted = False
     try:

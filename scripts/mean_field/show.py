@@ -11,7 +11,7 @@ import tyro
 from ...agents.core.config import Range
 from ...envs.mean_field import GAMES, exploitability
 from ...envs.naming import nearest
-from ..options import check_ranges
+from ..options import Flags
 from .files import FORMS, Solved, load_solution
 from .games import describe_game, device_of, list_games, sizes
 
@@ -19,7 +19,7 @@ Film = Literal["gif", "mp4", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Flags):
     """Draw what was solved again, describe a game, or list all games."""
 
     what: tyro.conf.Positional[str] = ""
@@ -36,9 +36,6 @@ class Options:
 
     device: str = "cpu"
     """cpu, cuda, cuda:0, … or auto."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(options: Options) -> None:

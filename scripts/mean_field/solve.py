@@ -8,9 +8,8 @@ import tyro
 
 from ...agents.core.config import Range
 from ...envs.mean_field import MFGame, make_game, solve
-from ..options import check_ranges
-from .files import FORMS, Solved, as_folder, new_folder, write_solution
-from .games import checked_parameters, device_of, flat, has_compat, parse_pairs
+from .files import FORMS, Solved, as_folder, kept_if_done, new_folder, write_solution
+from .games import SolverFlags, checked_parameters, device_of, flat, has_compat, parse_pairs
 from .show import Film, draw_solved, print_solved, titled
 
 Games = dict[Literal["openspiel"] | None, MFGame]
@@ -18,7 +17,7 @@ Games = dict[Literal["openspiel"] | None, MFGame]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SolverFlags):
     """Look for a Nash equilibrium of a mean field game; write it, its exploitability on the way, and a film of it."""
 
     game: tyro.conf.Positional[str]
@@ -58,20 +57,11 @@ class Options:
     out: Path | None = None
     """Folder to write, which must not exist yet; by default runs/mfg/<game>/<algorithm>/<time>."""
 
-    device: str = "cpu"
-    """cpu, cuda, cuda:0, … or auto."""
-
     format: Film = "gif"
     """Of the film of the flow; none leaves it out."""
 
     fps: Annotated[float, Range(0, 60, unit="times of the game per second")] = 0
     """Speed of the film; 0 has it last about eight seconds."""
-
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 def run(options: Options) -> int:
@@ -86,13 +76,9 @@ def run(options: Options) -> int:
 
     parameters = parse_pairs(flat(options.param), options.game)
     games, settings = _games(options, parameters), _settings(options)
-    folder = options.out or new_folder(Path("runs/mfg") / as_folder(options.game) / options.algorithm)
-    folder.mkdir(parents=True)
-    try:
+    folder = new_folder(options.out, as_folder(options.game), options.algorithm)
+    with kept_if_done(folder):
         solved = _solve_all(games, options, settings)
-    except BaseException:
-        folder.rmdir()
-        raise
     interrupted = solved[-1].solution.interrupted
     print_solved(options.game, options.algorithm, solved)
     about = {"game": options.game, "parameters": parameters, "algorithm": options.algorithm, "settings": settings}

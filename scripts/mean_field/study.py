@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from stable_baselines3.common.logger import configure
 
 from ...agents.core.config import Config
+from ...agents.core.logging import read_csv, write_csv
 from ...agents.mean_field import DeepSolution, Iteration, log_iterations
 from ...envs.mean_field import MFGame, solve
 from .draw_curves import Curve, learning_curves, median_curve
@@ -37,6 +38,10 @@ class Row(NamedTuple):
     exploitability: float
 
 
+READ = {"seed": int, "iteration": int, "steps": int, "seconds": float, "exploitability": float}
+"""How numbers in a line are read; the other columns are texts."""
+
+
 def read_rows(file: Path) -> list[Row]:
     """Read ``exploitability.csv``.
 
@@ -44,22 +49,14 @@ def read_rows(file: Path) -> list[Row]:
     :return: its lines
     :raises ValueError: it was edited
     """
-    lines = file.read_text().rpartition("\n")[0].splitlines()
     try:
-        return [
-            Row(
-                line["game"],
-                line["algorithm"],
-                int(line["seed"]) if line["seed"] else None,
-                int(line["iteration"]),
-                int(line["steps"]) if line["steps"] else None,
-                float(line["seconds"]),
-                float(line["exploitability"]),
-            )
-            for line in csv.DictReader(lines)
-        ]
-    except (ValueError, KeyError, TypeError) as cause:
+        return [Row(**{name: _value(name, text) for name, text in line.items()}) for line in read_csv(file)]
+    except (ValueError, TypeError) as cause:
         raise ValueError(f"{file} is broken ({cause}): restore it, or start anew with another --out") from cause
+
+
+def _value(name: str, text: str) -> Any:
+    return None if text == "" and name in ("seed", "steps") else READ.get(name, str)(text)
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,7 @@ class Study:
 
     def _keep(self, rows: list[Row]) -> None:
         """Write the file anew, with these lines."""
-        temporary = self.folder / ".exploitability.csv.tmp"
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([Row._fields, *map(_cells, rows)])
-        temporary.replace(self.file)
+        write_csv(self.file, Row._fields, map(_cells, rows))
         self.rows = rows
 
     def add(self, row: Row) -> None:
@@ -168,9 +162,7 @@ class Study:
             return
         if solution.interrupted:
             raise KeyboardInterrupt
-        temporary = place / ".policy.tmp"
-        save_tensors(temporary, {"policy": solution.policy, "flow": solution.flow})
-        temporary.replace(place / POLICY)
+        save_tensors(place / POLICY, {"policy": solution.policy, "flow": solution.flow})
         history = solution.history
         print(f"{name}, {_which(seed)}: NashConv {float(solution.exploitability):.6g}", end="")
         print(f" after {history.iterations[-1]} iterations, {history.steps[-1]:,} steps, {history.seconds[-1]:.3g} s")

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 
 from ...agents.core.config import Count, FieldInfo, Range, describe, fits
 from ...envs.naming import nearest
-from ..options import Run, TrainOptions, agent_class, parse_train
+from ..options import Run, TrainOptions, agent_class, on_or_off, parse_train
 
 T = TypeVar("T")
 
@@ -325,10 +325,7 @@ def _checked(info: FieldInfo, value: Any, where: str) -> Any:
     if not fits(value, info.annotation):
         plain = getattr(info.annotation, "__name__", str(info.annotation))
         raise ValueError(f"{where}: {info.name} must be {WANTED.get(info.name, plain)}, got {value!r}")
-    for number in value if isinstance(value, tuple) else (value,):
-        for interval in info.ranges:
-            if number is not None and number not in interval:
-                raise ValueError(f"{where}: {info.name} must lie in {interval}, got {number}")
+    info.check_ranges(value, f"{where}: {info.name}")
     return value
 
 
@@ -348,7 +345,6 @@ def _tokens(flags: Mapping[str, Any], known: Mapping[str, FieldInfo]) -> list[st
         if annotation is bool and isinstance(value, bool):
             tokens.append(flag if value else f"--no-{flag[2:]}")
             continue
-        if value is False and "off" in get_args(annotation):  # which is how YAML 1.1 reads off
-            value = "off"
+        value = on_or_off(value, annotation)
         tokens += [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
     return tokens

@@ -10,14 +10,12 @@ import stable_baselines3 as sb3
 import torch
 from headway.agents import SAC, TD3
 from headway.agents.core.data import Transitions
-from headway.agents.core.nets import StackedMLP
+from peers import TOLERANCE, copy_into, gap, linears
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor, nn
 
 UPDATES, BATCH = 10, 64
-TOLERANCE = 1e-5
-"""On every parameter. Both sides compute in float32, but sum in another order, and Adam divides by small numbers."""
 
 
 class Batches:
@@ -51,36 +49,11 @@ class Batches:
         return ReplayBufferSamples(batch.obs, batch.actions, batch.next_obs, dones, batch.rewards.unsqueeze(1))
 
 
-def linears(module: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-
-
-def copy_into(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> None:
-    """Copy a chain of linear layers into one member."""
-    with torch.no_grad():
-        for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
-            weight[member].copy_(layer.weight.T)
-            bias[member, 0].copy_(layer.bias)
-
-
 def copy_critics(ours: Any, peer: Any) -> None:
     """Copy both critics and both targets of the peer."""
     for member in range(2):
         copy_into(ours.critics.module.mlp, member, linears(peer.critic.q_networks[member]))
         copy_into(ours.critics.target.mlp, member, linears(peer.critic_target.q_networks[member]))
-
-
-@torch.no_grad()
-def gap(mlp: StackedMLP, member: int, layers: list[nn.Linear]) -> float:
-    """Largest difference between one member and a chain of linear layers."""
-    found = 0.0
-    for weight, bias, layer in zip(mlp.weights, mlp.biases, layers, strict=True):
-        found = max(
-            found,
-            float((weight[member] - layer.weight.T).abs().max()),
-            float((bias[member, 0] - layer.bias).abs().max()),
-        )
-    return found
 
 
 def gaussian_layers(actor: Any) -> list[nn.Linear]:
@@ -111,7 +84,7 @@ def test_sac_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str, e
     for index in range(UPDATES):
         monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])
         monkeypatch.setattr(ours, "noise", lambda *shape, index=index: data.noise[index])
-        ours._update()
+        ours._update("update")
         ours._n_updates += 1
         # Stable-Baselines3 draws inside Normal.rsample: first for obs, then for next_obs.
         draws = iter(data.noise[index])
@@ -149,7 +122,7 @@ def test_td3_updates_equal(monkeypatch: pytest.MonkeyPatch, compile_mode: str) -
     for index in range(UPDATES):
         monkeypatch.setattr(ours, "sample", lambda index=index: data.batches[index])
         monkeypatch.setattr(ours, "noise", lambda *shape, index=index: data.noise[index][0])
-        ours._update()
+        ours._update("update")
         ours._n_updates += 1
         monkeypatch.setattr(
             torch.Tensor, "normal_", lambda self, mean, std, index=index: self.copy_(data.noise[index][0] * std)
@@ -195,7 +168,7 @@ def test_a_whole_run_of_sac_is_the_peers(monkeypatch: pytest.MonkeyPatch) -> Non
         with torch.no_grad():
             return ours.actor.module.sample(ours.last_obs, acting[step])[0]
 
-    monkeypatch.setattr("headway.agents.core.data.collectors.OffPolicyCollector._actions", lambda self: our_actions())
+    monkeypatch.setattr(ours, "choose", lambda: {"actions": our_actions()})
     monkeypatch.setattr(ours, "noise", lambda *shape: updating[ours.num_timesteps - 1])
     monkeypatch.setattr(ours.store, "_draw", lambda *a: torch.from_numpy(rows[ours.num_timesteps - 1]))
     ours.learn(total)

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from headway.agents import SAC, TD3, NonFiniteError
-from headway.agents.core.data.collectors import _read
+from headway.agents.core.data.stepping import _read, take_step
 from headway.envs import BatchedEnv
 from headway.envs.mujoco import MujocoBatch
 from headway.envs.mujoco.tasks import HalfCheetah
@@ -195,16 +195,16 @@ def test_a_step_reads_one_number_and_copies_nothing(learning_starts: int) -> Non
     agent = never_learning(env, learning_starts=learning_starts, gradient_steps=0).learn(6, look)
     assert agent.last_obs.data_ptr() == env.obs.data_ptr()
     with Waits() as waits:
-        dones, infos, _ = agent.collector._step()
-    assert not dones.any()
+        step = take_step(agent, agent.choose(), [{}] * agent.n_envs)
+    assert not step.dones.any()
     assert waits.count == 1
     assert env.info.read == {"final_obs"}
     with Waits() as waits:
-        dones, infos, _ = agent.collector._step()
-    assert dones.any()
+        step = take_step(agent, agent.choose(), [{}] * agent.n_envs)
+    assert step.dones.any()
     assert waits.count < 6  # not one for every number of every row that ended
     assert env.info.read == {"final_obs", "episode"}
-    assert [bool(info) for info in infos] == dones.tolist()
+    assert [bool(info) for info in step.infos] == step.dones.tolist()
 
 
 def test_what_a_gpu_sends_is_unpacked() -> None:
@@ -229,10 +229,10 @@ def test_a_step_waits_for_the_gpu_once() -> None:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            dones, _, _ = agent.collector._step()
+            step = take_step(agent, agent.choose(), [{}] * agent.n_envs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert not dones.any()
+    assert not step.dones.any()
     assert len([w for w in caught if "synchroniz" in str(w.message)]) == 1
     assert agent.learn(64 * 5)._episode_num > 0
 

@@ -93,7 +93,7 @@ def networks(K: int, dtype: torch.dtype = torch.float64, net_arch: tuple[int, ..
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         actor = SquashedGaussianActor(VectorFeatures(inputs), A, net_arch, "tanh")
-        critics, slow = (StateCritics(inputs, net_arch, "tanh") for _ in range(2))
+        critics, slow = (StateCritics(VectorFeatures(inputs), net_arch, "tanh") for _ in range(2))
     return actor.to(dtype), critics.to(dtype), slow.to(dtype)
 
 
@@ -709,7 +709,7 @@ def test_updates_descend_the_losses() -> None:
     twin.actor.minimise(policy)
     twin.critics.minimise(critic)
     twin.critics.follow(0.005)
-    metrics = agent._update()
+    metrics = agent._update("update")
     assert metrics["actor_loss"].item() == pytest.approx(policy.item(), rel=1e-4)
     assert metrics["critic_loss"].item() == pytest.approx(critic.item(), rel=1e-4)
     ours, theirs = agent.modules.state(), twin.modules.state()
@@ -722,7 +722,7 @@ def test_computing_every_step_changes_nothing() -> None:
     short, full = (dcac(delayed_point()).learn(40) for _ in range(2))
     full._fixed_shapes = True
     for _ in range(5):
-        ours, theirs = short._update(), full._update()
+        ours, theirs = short._update("update"), full._update("update")
         assert all(torch.allclose(value, theirs[name], rtol=1e-4, atol=1e-5) for name, value in ours.items())
 
 
@@ -800,7 +800,7 @@ def test_sac_learns_from_the_same_observations() -> None:
     options = {"seed": 0, "device": "cpu", "learning_starts": 20, "net_arch": [8]}
     agent = SAC("MultiInputPolicy", delayed_point(rows=2), **options).learn(60)
     assert agent._n_updates > 0
-    assert agent.codec.shape == (1 + 5 + 3 + 3 + 4,)  # m, five actions, one-hot omega, kappa and beta
+    assert agent.codec.spec.shape == (1 + 5 + 3 + 3 + 4,)  # m, five actions, one-hot omega, kappa and beta
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

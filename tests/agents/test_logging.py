@@ -2,7 +2,7 @@ import csv
 from pathlib import Path
 
 import torch
-from headway.agents.core.logging import CSVFile, Metrics, run_logger
+from headway.agents.core.logging import CSVFile, Metrics, read_csv, run_logger, write_csv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
@@ -17,7 +17,7 @@ def test_metrics_are_means_and_survive_a_save() -> None:
     metrics.add({"a": value})
     value.fill_(100.0)  # what is added later must not change what was added
     metrics.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
-    resumed.load_state(metrics.state(), torch.device("cpu"))
+    resumed.load_state(metrics.state())
     metrics.add({"a": torch.tensor(6.0)})
     resumed.add({"a": torch.tensor(6.0)})
     assert metrics.flush() == resumed.flush() == {"a": 3.0, "b": 5.0}
@@ -50,3 +50,13 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("x")
     assert [(event.step, event.value) for event in events] == [(10, 10.0), (20, 20.0), (30, 50.0), (40, 60.0)]
     assert [row["x"] for row in rows(tmp_path / "progress.csv")] == ["10.0", "20.0", "50.0", "60.0"]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write_csv(path, ["a", "b"], [[1, "x, y"], [2, ""]])
+    whole = [{"a": "1", "b": "x, y"}, {"a": "2", "b": ""}]
+    assert read_csv(path) == whole
+    with path.open("a") as file:
+        file.write("3,hal")
+    assert read_csv(path) == whole

@@ -114,7 +114,7 @@ def test_losses_by_hand(ring: MFGame) -> None:
     inputs, actions, targets = torch.eye(5, 8), torch.tensor([0, 2, 1, 1, 0]), torch.randn(5)
     legal = torch.tensor([[True, True, False]] * 5)
     legal[1] = torch.tensor([False, True, True])
-    outputs = network(inputs)[0].detach()
+    outputs = network(inputs).detach()
     squares = [(float(outputs[i, a]) - float(targets[i])) ** 2 for i, a in enumerate(actions.tolist())]
     assert value_loss(network, inputs, actions, targets).item() == pytest.approx(sum(squares) / 5, rel=1e-5)
     logs = []

@@ -6,13 +6,15 @@ import contextlib
 import copy
 import dataclasses
 import os
+import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from headway.agents.core.data import FieldSpec, ReplayStore, Transitions
+from headway.agents.core.data import ReplayStore, Transitions
+from headway.agents.core.spaces import FieldSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -695,3 +697,71 @@ def test_the_device_path_equals_the_reference_and_waits_for_nothing() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(level) == 30
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 12, 40])
+def test_many_steps_at_once_are_so_many_steps(count: int) -> None:
+    one_by_one, at_once = make_store(capacity=24), make_store(capacity=24)
+    random = torch.Generator().manual_seed(count)
+    uid = 0
+    for _ in range(3):  # from an empty store, a partly filled one, and round the ring
+        flags = torch.randint(4, (count, 2), generator=random).clamp(min=0) * (
+            torch.rand(count, 2, generator=random) < 0.3
+        )
+        steps = [make_rows([uid + 2 * t, uid + 2 * t + 1], row) for t, row in enumerate(flags.tolist())]
+        uid += 2 * count
+        for rows in steps:
+            one_by_one.add(rows)
+        at_once.extend({name: torch.stack([rows[name] for rows in steps]) for name in FIELDS})
+        ours, theirs = at_once.state(), one_by_one.state()
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(value)), name
+
+
+def test_a_million_rows_are_stored_in_seconds() -> None:
+    count = 1_000_000
+    store = make_store(capacity=count, n_envs=1)
+    rows = {name: torch.zeros(count, 1, *field.shape, dtype=field.dtype) for name, field in FIELDS.items()}
+    start = time.perf_counter()
+    store.extend(rows)
+    assert len(store) == count
+    assert time.perf_counter() - start < 30  # a tenth of a second on an idle machine; a row at a time takes minutes
+
+
+def test_a_field_of_several_tensors_is_sampled_as_such() -> None:
+    several = {"eye": FieldSpec((2, 2), torch.uint8), "words": FieldSpec((3,), torch.int64)}
+    store = ReplayStore(
+        Transitions,
+        {**FIELDS, "obs": several, "next_obs": several},
+        capacity=8,
+        n_envs=2,
+        device="cpu",
+        generator=torch.Generator().manual_seed(0),
+    )
+    for t in range(3):
+        number = 2**24 + 1 + t
+        obs = {"eye": torch.full((2, 2, 2), t, dtype=torch.uint8), "words": torch.full((2, 3), number)}
+        rows = {**make_rows([2 * t, 2 * t + 1]), "obs": obs, "next_obs": obs}
+        store.add(rows)
+    batch = store.sample(64)
+    assert isinstance(batch.obs, dict)
+    assert {name: (part.shape, part.dtype) for name, part in batch.obs.items()} == {
+        "eye": ((64, 2, 2), torch.uint8),
+        "words": ((64, 3), torch.int64),
+    }
+    assert torch.equal(batch.obs["words"][:, 0] - 2**24 - 1, batch.obs["eye"][:, 0, 0].long())
+    windows = store.sample_windows(5, 2)
+    assert windows.next_obs["words"].shape == (5, 2, 3)  # type: ignore[call-overload]
+    copied = ReplayStore(
+        Transitions,
+        {**FIELDS, "obs": several, "next_obs": several},
+        capacity=8,
+        n_envs=2,
+        device="cpu",
+        generator=torch.Generator().manual_seed(1),
+    )
+    copied.load_state(store.state())
+    assert torch.equal(copied.sample(9).obs["words"], store.sample(9).obs["words"])  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=r"missing \['obs.words'\]"):
+        store.add({**rows, "obs": {"eye": obs["eye"]}})

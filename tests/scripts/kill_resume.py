@@ -215,13 +215,12 @@ def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 def _training(run: Path) -> dict[str, Any]:
     """Everything in the newest checkpoint but what the clock said."""
     archive = read_archive(list_checkpoints(run / "checkpoints")[0])
-    manifest = {key: value for key, value in archive.manifest.items() if key not in ("state", "store", "files")}
-    state = unpack(archive.manifest["state"], archive.members["state"])["training"]
-    store = unpack(archive.manifest["store"], archive.members["store"])
-    for episode in state["episodes"]:
+    manifest = {key: value for key, value in archive.manifest.items() if key not in ("parts", "files")}
+    parts = {name: unpack(tree, archive.members[name]) for name, tree in archive.manifest["parts"].items()}
+    for episode in parts["episodes"]["infos"]:
         del episode["t"]
-    del state["env"]  # holds the Monitor's clock; that the episodes to come are the same shows in everything else
-    return {"manifest": manifest, "state": state, "store": store, "networks": archive.members["networks"]}
+    del parts["environment"]  # holds the Monitor's clock; that the episodes to come are the same shows elsewhere
+    return {"manifest": manifest, "parts": parts, "networks": archive.members["networks"]}
 
 
 def _tree_differences(one: Any, two: Any, path: str) -> list[str]:

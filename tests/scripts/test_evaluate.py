@@ -2,19 +2,23 @@
 
 import csv
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imageio
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import stable_baselines3
 from conftest import Command
 from headway import agents
 from headway.agents import SAC
-from headway.scripts.evaluate import evaluation_env, following_camera, run_episodes
+from headway.scripts.evaluate import evaluate_agent, evaluation_env, following_camera
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from toys import Point, vec
 
 SUMMARY = (
@@ -88,7 +92,7 @@ def test_csv_holds_every_episode(headway: Command, policy: Path) -> None:
         round(x, 1) for x in (np.mean(returns), np.std(returns), np.mean(sorted(returns)[2:-2]))
     ]
     agent = agents.load(policy)
-    assert run_episodes(agent, evaluation_env(World("worlds:Point-v0"), 2), 9, 10_000)[0] == returns
+    assert evaluate_agent(agent, evaluation_env(World("worlds:Point-v0"), 2), 9, 10_000)[0] == returns
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
@@ -124,9 +128,9 @@ def test_video_is_of_the_episode_that_the_seed_means(headway: Command, policy: P
 WRONG = [
     ("nothing", "there is no policy at nothing or nothing.zip"),
     (".", ". holds no best.zip, final.zip or checkpoint yet"),
-    ("POLICY --episodes 0", "--episodes must be at least 1, got 0"),
-    ("POLICY --n-envs 0", "--n-envs must be at least 1, got 0"),
-    ("POLICY --seed -1", "--seed must be at least 0, got -1"),
+    ("POLICY --episodes 0", "--episodes must lie in [1, inf), got 0"),
+    ("POLICY --n-envs 0", "--n-envs must lie in [1, inf), got 0"),
+    ("POLICY --seed -1", "--seed must lie in [0, inf), got -1"),
     ("POLICY --episodes few", "--episodes: invalid literal for int() with base 10: 'few'"),
     ("POLICY --device abacus", "--device abacus: there is no such device here"),
     (
@@ -201,10 +205,43 @@ def test_a_policy_sees_the_statistics_it_was_trained_with(headway: Command) -> N
     frozen = VecNormalize(build(), training=False, norm_reward=False)
     frozen.obs_rms.mean, frozen.obs_rms.var = np.array([0.7]), np.array([0.01])
     loaded = agents.load("normalised.zip")
-    expected = summarise(*run_episodes(loaded, frozen, 8, 10_000))
+    expected = summarise(*evaluate_agent(loaded, frozen, 8, 10_000))
     assert summary(out)[:3] == [round(x, 1) for x in (expected.mean, expected.std, expected.iqm)]
-    plain = summarise(*run_episodes(loaded, build(), 8, 10_000))
+    plain = summarise(*evaluate_agent(loaded, build(), 8, 10_000))
     assert abs(plain.mean - expected.mean) > 0.5
+
+
+@pytest.mark.parametrize("build", [lambda: vec(4), lambda: VecNormalize(vec(4), training=False, norm_reward=False)])
+@pytest.mark.parametrize("cls", [SAC, stable_baselines3.SAC])
+def test_first_episodes_are_those_of_evaluate_policy(cls: Any, build: Callable[[], VecEnv]) -> None:
+    env = build()
+    if isinstance(env, VecNormalize):
+        env.obs_rms.mean, env.obs_rms.var = np.array([0.3]), np.array([0.1])
+    sizes = {"net_arch": (8,)} if cls is SAC else {"policy_kwargs": {"net_arch": [8]}}
+    agent = cls("MlpPolicy", vec(), seed=1, buffer_size=9, device="cpu", **sizes)
+    env.seed(5)
+    expected = evaluate_policy(agent, env, 4, return_episode_rewards=True)
+    found = evaluate_agent(agent, env, 4, 5)
+    assert sorted(zip(*found, strict=True)) == sorted(zip(*expected, strict=True))  # there in the order of their ends
+    assert len(set(found[0])) == 4
+
+
+class Counts:
+    """A policy with a memory: how many steps its episode has gone on, which it turns into a push."""
+
+    def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        clock = np.where(episode_start, 0, 0 if state is None else state[0])
+        return (0.1 * clock[:, None] - 0.3).astype(np.float32), (clock + 1,)
+
+
+def test_every_episode_has_its_seed_and_its_own_memory_whatever_is_stepped_together() -> None:
+    found = [evaluate_agent(Counts(), vec(rows), 6, 50) for rows in (1, 4, 6)]  # type: ignore[arg-type]
+    assert found[0] == found[1] == found[2]
+    env = Point()
+    for i, total in enumerate(found[0][0]):
+        env.reset(seed=50 + i)
+        pushes = (np.float32(0.1 * t - 0.3) for t in range(7))
+        assert total == pytest.approx(sum(float(env.step([push])[1]) for push in pushes), abs=1e-6)
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------

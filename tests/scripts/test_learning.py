@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import Command
-from headway.scripts import learning
+from headway.scripts import learning, runs
 from headway.scripts.learning import COMMANDS, SUITE
 from headway.scripts.results import Trial, area_under_curve, compare, final_score, list_trials, read_result
 from headway.scripts.suites import Suite, parse_seeds, read_suite, suite_names
@@ -501,7 +501,7 @@ def test_output_folders_keep_to_their_suite(
     code, _, err = headway("benchmark", "learn", file(), "--out", occupied)
     assert code == 1
     assert "occupied exists and holds no runs of a suite" in err
-    with learning.sole_benchmark(out):
+    with runs.alone(out, "training a suite"):
         assert "another process is training a suite in out" in headway("benchmark", "learn", out)[2]
 
 

@@ -237,6 +237,7 @@ def test_nothing_is_left_behind_where_solving_fails(headway: Command, monkeypatc
 
 
 def test_tensors_that_cannot_be_written_say_where(tmp_path: Path) -> None:
+    (tmp_path / "nowhere").touch()
     with pytest.raises(OSError, match=r"cannot write .*nowhere/a\.safetensors: "):
         save_tensors(tmp_path / "nowhere" / "a.safetensors", {"a": torch.ones(2)})
     save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2, 3).T})

@@ -12,7 +12,7 @@ from conftest import Command
 from headway.envs.mean_field import exploitability, make_game, solve
 from headway.scripts.mean_field import recover, study
 from headway.scripts.mean_field.learners import ALGORITHMS
-from headway.scripts.train import locked
+from headway.scripts.runs import locked
 from mean_field_support import image, rows
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -27,8 +27,7 @@ from headway.agents.core.data.collectors import OffPolicyCollector
 from headway.agents.core.files import archive, list_checkpoints
 from headway.agents.core.logging import CSVFile
 from headway.envs import make_batched
-from headway.scripts import cli
-from headway.scripts import train as train_module
+from headway.scripts import cli, runs
 from headway.scripts.options import TrainOptions, parse_train, simulated_on
 from headway.scripts.train import Evaluator, TrainingCallback
 from kill_resume import being_written, differences, newest
@@ -308,7 +307,7 @@ WRONG = [
     ("sac --env worlds:Point-v0 --activation gelu", "'gelu' for argument '--activation'"),
     ("sac --env worlds:Point-v0 --train-freq 1 day", "--train-freq"),
     ("sac --env worlds:Point-v0 --ent-coef soft", "SACConfig.ent_coef must be a number, 'auto'"),
-    ("sac --env worlds:Point-v0 --net-arch 0", "SACConfig.net_arch must lie in [1, inf), got (0,)"),
+    ("sac --env worlds:Point-v0 --net-arch 0", "SACConfig.net_arch must lie in [1, inf), got 0"),
     ("sac --env worlds:Point-v0 --buffer-size 1000000000000000", "use a buffer_size of at most"),
     ("sac --env worlds:Point-v0 --n-envs 0", "--n-envs must lie in [1, inf), got 0"),
     ("sac --env worlds:Point-v0 --n-envs 2 --train-freq 1 episode", "train_freq in episodes needs one environment"),
@@ -387,7 +386,7 @@ def test_a_complete_run_says_so_and_stays_as_it_is(headway: Command, run: Path) 
 
 
 def test_two_processes_cannot_train_in_one_folder(headway: Command, run: Path) -> None:
-    with train_module.sole_writer(run):
+    with runs.alone(run, "training"):
         code, _, err = headway("train", "--resume", run, "--total-timesteps", 90)
     assert code == 1
     assert err == f"headway: error: another process is training in {run}: wait for it, or stop it\n"

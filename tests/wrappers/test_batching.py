@@ -249,7 +249,7 @@ def stored_columns(agent: SAC) -> list[list[Transition]]:
     assert (state["sizes"] < agent.store.capacity_per_env).all()  # not come round: slots are in the order of time
     mask = torch.arange(int(state["sizes"].max())).unsqueeze(1) < state["sizes"]
     fields = {name: state[f"data.{name}"] for name in Transition._fields if f"data.{name}" in state}
-    fields["action"] = agent.scaler.to_env(state["data.actions"])
+    fields["action"] = agent.actions.to_env(state["data.actions"])
     fields["reward"] = state["data.rewards"]
     columns: list[list[Transition]] = [[] for _ in range(agent.n_envs)]
     for flat_index, (_, column) in enumerate(mask.nonzero().tolist()):
@@ -304,7 +304,7 @@ def test_what_an_agent_remembers_of_images(build: Build) -> None:
         agent = make_agent(build(path, "image"), "image", buffer_size=90)
         agent.learn(60)
         assert agent.store.state()["data.obs"].dtype is torch.uint8
-        assert agent.codec.shape == (3, 36, 40)
+        assert agent.codec.spec.shape == (3, 36, 40)
         assert_memory(agent, path, "image")
 
 
@@ -319,9 +319,9 @@ def test_an_agent_acts_on_normalised_observations(build: Build) -> None:
     agent = make_agent(env, learning_starts=0, train_freq=20)
     acted_on, shown = [], []
 
-    def explore(obs: torch.Tensor) -> torch.Tensor:
+    def explore(obs: torch.Tensor) -> dict[str, torch.Tensor]:
         acted_on.append(obs.clone())
-        return torch.zeros(3, 2)
+        return {"actions": torch.zeros(3, 2)}
 
     agent.explore = explore  # type: ignore[method-assign]
     stepped = env.step_wait

@@ -1,21 +1,12 @@
 """Collectors: where an agent's data come from. Each keeps its place in its state, so that any stop can be continued."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from torch import Tensor
 
-from ....wrappers.sb3 import row_infos
-
-if TYPE_CHECKING:
-    from ..off_policy import OffPolicyAgent
-
-
-class NonFiniteError(ValueError):
-    """An environment returned NaN or infinity; nothing of that step was stored."""
+from .stepping import Host, take_step
 
 
 class Collector(Protocol):
@@ -42,34 +33,19 @@ class Collector(Protocol):
         """Go back to that place."""
 
 
-def _read(rewards: Tensor, ended: Tensor, finite: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], bool]:
-    """Bring to the host what is needed there of every step: from a GPU in one transfer, on the CPU without a copy.
+class StepCollector:
+    """Steps the environments; a round is so many steps of each, or so many episodes.
 
-    :param rewards: (N,)
-    :param ended: (N,) bool
-    :param finite: scalar bool
-    :return: the same
-    """
-    if rewards.device.type == "cpu":
-        return rewards.numpy(), ended.numpy(), bool(finite)
-    count = len(ended)
-    read = torch.cat((rewards.float(), ended.float(), finite.float().view(1))).cpu().numpy()
-    return read[:count], read[count:-1] > 0, bool(read[-1])
-
-
-class OffPolicyCollector:
-    """Steps the environments and stores every transition; a round is ``train_freq`` steps, or episodes.
-
-    :param agent: the agent whose environment, store and exploration are used
+    :param host: the agent
+    :param length: of a round
+    :param unit: what it is counted in
     """
 
-    def __init__(self, agent: "OffPolicyAgent[Any]") -> None:
-        self.agent = agent
-        frequency = agent.config.train_freq
-        self.frequency, self.unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
+    def __init__(self, host: Host, length: int, unit: Literal["step", "episode"] = "step") -> None:
+        self.host, self.length, self.unit = host, length, unit
         self.steps = 0
         self.episodes = 0
-        self._blank: list[dict[str, Any]] = [{} for _ in range(agent.n_envs)]
+        self._blank: list[dict[str, Any]] = [{} for _ in range(host.n_envs)]
 
     @property
     def in_progress(self) -> bool:
@@ -79,79 +55,26 @@ class OffPolicyCollector:
     @property
     def complete(self) -> bool:
         """The round has all its steps or episodes."""
-        return bool((self.steps if self.unit == "step" else self.episodes) >= self.frequency)
+        return (self.steps if self.unit == "step" else self.episodes) >= self.length
 
     def collect(self, callback: BaseCallback) -> bool:
         """See :class:`Collector`."""
-        agent = self.agent
+        host = self.host
         if not self.in_progress:
             callback.on_rollout_start()
         while not self.complete:
-            if agent.stop_requested:
+            if host.stop_requested:
                 return False
-            dones, infos, rewards = self._step()
-            callback.update_locals(locals())
+            step = take_step(host, host.choose(), self._blank)
+            self.steps += 1
+            self.episodes += int(step.dones.sum())
+            callback.update_locals({"dones": step.dones, "infos": step.infos, "rewards": step.host_rewards})
             if not callback.on_step():
                 return False
         callback.on_rollout_end()
-        agent.schedule_updates(self.steps * agent.n_envs)
+        host.end_round(self.steps * host.n_envs)
         self.steps = self.episodes = 0
         return True
-
-    def _step(self) -> tuple[np.ndarray[Any, Any], list[dict[str, Any]], np.ndarray[Any, Any]]:
-        """Step once and bring the agent into a complete state: stored, counted, logged."""
-        agent, env = self.agent, self.agent.batched_env
-        actions = self._actions()
-        obs, rewards, terminated, truncated, info = env.step(agent.scaler.to_env(actions).to(env.device))
-        acting_obs, next_obs = agent.codec.encode(obs, env.device), agent.codec.encode(info["final_obs"], env.device)
-        raw_obs, raw_rewards = info.get("raw", (None, rewards))
-        total = raw_rewards.sum() + (0.0 if agent.codec.is_image else next_obs.sum() + acting_obs.sum())
-        host_rewards, dones, finite = _read(rewards, terminated | truncated, torch.isfinite(total))
-        if not finite:
-            self._refuse_non_finite(next_obs, acting_obs, raw_rewards)
-        cut = truncated & ~terminated  # an episode may end in both ways at once; it then does not go on
-        rows = {
-            "obs": agent.last_raw_obs,
-            "actions": actions,
-            "rewards": raw_rewards.to(agent.device),
-            "terminated": terminated.to(agent.device),
-            "truncated": cut.to(agent.device),
-            "next_obs": next_obs.to(agent.device),
-        }
-        agent.store.add(agent.to_store(rows), ~info["dummy"] if "dummy" in info else None)
-        raw_obs = None if raw_obs is None else agent.codec.encode(raw_obs, agent.device)
-        agent.observe(acting_obs.to(agent.device), raw_obs)
-        agent.num_timesteps += agent.n_envs
-        self.steps += 1
-        infos = row_infos(info, dones, cut, self._blank)
-        self.episodes += int(dones.sum())
-        agent.count_episodes(dones, infos)
-        return dones, infos, host_rewards
-
-    def _actions(self) -> Tensor:
-        """Uniformly random actions before ``learning_starts``, the agent's own exploration after, (N, A) in [-1, 1]."""
-        agent = self.agent
-        if agent.num_timesteps < agent.config.learning_starts:
-            shape = (agent.n_envs, agent.scaler.size)
-            return 2 * torch.rand(shape, generator=agent.generators["collect"], device=agent.device) - 1
-        with torch.no_grad():
-            return agent.explore(agent.last_obs)
-
-    def _refuse_non_finite(self, next_obs: Tensor, acting_obs: Tensor, rewards: Tensor) -> None:
-        """Name the first number that is not finite; there is none where only the sum was too large."""
-        agent = self.agent
-        found = [("reward", rewards.unsqueeze(1)), ("", next_obs.flatten(1)), ("", acting_obs.flatten(1))]
-        for name, values in found:
-            bad = (~torch.isfinite(values)).nonzero()
-            if len(bad):
-                row, column = bad[0].tolist()
-                where = name or agent.codec.locate(column)
-                agent.env_is_broken = True
-                raise NonFiniteError(
-                    f"environment {row} ({agent.env_id or 'no id'}) returned {where} = {values[row, column].item()} "
-                    f"at step {agent.num_timesteps + agent.n_envs}: nothing of this step was stored; "
-                    "mend the environment, then resume from the last checkpoint"
-                )
 
     def state(self) -> dict[str, Any]:
         """See :class:`Collector`."""
@@ -160,3 +83,43 @@ class OffPolicyCollector:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Collector`."""
         self.steps, self.episodes = state["steps"], state["episodes"]
+
+
+class Learner(Protocol):
+    """What :class:`GradientSteps` asks of an agent."""
+
+    stop_requested: bool
+
+    def begin_gradient_step(self) -> None:
+        """Count a gradient step, and make it the next thing to do."""
+
+
+class GradientSteps:
+    """No data: a step is a gradient step on data that are there already, for agents that learn without an environment.
+
+    :param host: the agent
+    """
+
+    in_progress = False
+
+    def __init__(self, host: "Learner") -> None:
+        self.host = host
+
+    def collect(self, callback: BaseCallback) -> bool:
+        """See :class:`Collector`."""
+        host = self.host
+        if host.stop_requested:
+            return False
+        callback.on_rollout_start()
+        host.begin_gradient_step()
+        callback.update_locals({"dones": np.zeros(1, bool), "infos": [{}]})
+        go_on = callback.on_step()
+        callback.on_rollout_end()
+        return go_on
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Collector`."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See :class:`Collector`."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ..spaces.fields import Fields, FieldSpec, Obs, map_obs
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -20,36 +22,28 @@ BatchT = TypeVar("BatchT", bound="DataclassInstance")
 GIB = 2**30
 
 
-@dataclass(frozen=True, slots=True)
-class FieldSpec:
-    """What one stored field holds per row.
-
-    :param shape: shape of one row's value, without environment or batch dimension; ``()`` for a scalar.
-    :param dtype: the dtype it is stored in and sampled as.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+Stored = Tensor | Mapping[str, Tensor]
+"""Values of a field; by name where it is several tensors, as observations can be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
     """The standard batch: B environment steps, or windows of T steps with (B, T) in the place of (B,).
 
-    :param obs: observation before the step, (B, D).
-    :param actions: action taken, (B, A).
+    :param obs: observation before the step, (B, D); images, integers or several tensors by name keep their shapes.
+    :param actions: action taken, (B, A), or (B,) int64 of discrete ones.
     :param rewards: reward received, (B,).
     :param terminated: the step ended the episode for good, (B,) bool; do not bootstrap.
     :param truncated: the step was the last one recorded of an episode that could have gone on, (B,) bool; bootstrap.
     :param next_obs: observation after the step, (B, D); at an episode end its final observation.
     """
 
-    obs: Tensor
+    obs: Obs
     actions: Tensor
     rewards: Tensor
     terminated: Tensor
     truncated: Tensor
-    next_obs: Tensor
+    next_obs: Obs
 
 
 class ReplayStore(Generic[BatchT]):
@@ -60,7 +54,8 @@ class ReplayStore(Generic[BatchT]):
     While no row is masked all columns advance together, and then nothing waits for the device.
 
     :param batch_type: frozen dataclass that :meth:`sample` returns; each of its fields must be stored.
-    :param fields: shape and dtype of every stored field; ``terminated`` and ``truncated`` must be bool scalars.
+    :param fields: shape and dtype of every stored field, or several by name for one that is several tensors;
+        ``terminated`` and ``truncated`` must be bool scalars.
     :param capacity: total number of rows (SB3's ``buffer_size``), ``max(capacity // n_envs, 1)`` per environment.
     :param n_envs: number of environments N.
     :param device: where rows are stored and batches are returned; rows of other devices are copied over.
@@ -72,7 +67,7 @@ class ReplayStore(Generic[BatchT]):
     def __init__(
         self,
         batch_type: type[BatchT],
-        fields: Mapping[str, FieldSpec],
+        fields: Mapping[str, Fields],
         *,
         capacity: int,
         n_envs: int,
@@ -88,7 +83,7 @@ class ReplayStore(Generic[BatchT]):
                 f"the generator is on {generator.device}, the store on {self.device}: "
                 f"make it with torch.Generator(device={str(self.device)!r})"
             )
-        self.fields = dict(fields)
+        self.fields = by_path(fields)
         self.n_envs = n_envs
         self.capacity_per_env = max(capacity // n_envs, 1)
         self.generator = generator
@@ -99,11 +94,14 @@ class ReplayStore(Generic[BatchT]):
         # Slot-major, so pages are first touched as slots fill. The flat views share the storage: flat index =
         # slot * N + column, and a step back in time is minus N modulo the ring, whatever the column.
         lead = (self.capacity_per_env, n_envs)
-        self._data = {k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in fields.items()}
+        self._data = {
+            k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in self.fields.items()
+        }
         self._flat = {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
-        self._row_shapes = {k: torch.Size((n_envs, *f.shape)) for k, f in fields.items()}
         self._make: Callable[..., BatchT] = batch_type
-        self._drawn = [(f.name, self._flat[f.name]) for f in dataclasses.fields(batch_type)]
+        self._drawn: list[tuple[str, Obs]] = [
+            (f.name, self._grouped(f.name, fields[f.name])) for f in dataclasses.fields(batch_type)
+        ]
 
         # A row's run is the number of consecutive rows of its episode up to and with it, overwritten ones included;
         # it makes the validity of a window a comparison at its last row.
@@ -113,6 +111,7 @@ class ReplayStore(Generic[BatchT]):
 
         # Write positions live on the host. While the columns are level the integers below are the truth and these
         # tensors are stale, see _positions; otherwise the tensors are.
+        self._head = self._size = self._rows = 0
         self._heads = torch.zeros(n_envs, dtype=torch.int64)
         self._sizes = torch.zeros(n_envs, dtype=torch.int64)
         self._settle()
@@ -121,7 +120,7 @@ class ReplayStore(Generic[BatchT]):
         return self._rows
 
     @torch.no_grad()
-    def add(self, rows: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
+    def add(self, rows: Mapping[str, Stored], mask: Tensor | None = None) -> None:
         """Store one step of all environments, by copy.
 
         :param rows: a tensor (N, *shape) for every stored field; float64 is accepted where float32 is stored.
@@ -129,12 +128,43 @@ class ReplayStore(Generic[BatchT]):
             it no window joins; None stores all of them.
         :raises ValueError: if a field is missing, unknown, or of another shape or dtype; nothing is stored then.
         """
-        self._check_rows(rows)
+        flat = by_path(rows)
+        check_row_shapes(flat, self.fields, (self.n_envs,))
         columns = None if mask is None else self._masked_columns(mask)
         if columns is None and self._level:
-            self._add_level(rows)
+            self._add_level(flat)
         else:
-            self._add_scattered(rows, torch.arange(self.n_envs) if columns is None else columns)
+            self._add_scattered(flat, torch.arange(self.n_envs) if columns is None else columns)
+
+    @torch.no_grad()
+    def extend(self, steps: Mapping[str, Stored]) -> None:
+        """Store many steps at once, as so many calls of :meth:`add` would; of more than fit, the last.
+
+        :param steps: a tensor (T, N, *shape) for every stored field
+        :raises ValueError: as :meth:`add`, or after rows were masked out, since columns then differ in length
+        """
+        flat = by_path(steps)
+        count = len(next(iter(flat.values())))
+        check_row_shapes(flat, self.fields, (count, self.n_envs))
+        if not self._level:
+            raise ValueError("extend needs columns of one length, and rows of this store were masked out: use add")
+        if count == 0:
+            return
+        ended = (flat["terminated"] | flat["truncated"]).to(self.device)
+        at = torch.arange(1, count + 1, device=self.device).unsqueeze(1)  # (T, 1)
+        ends = torch.where(ended, at, 0).cummax(0).values  # the last end up to and with each row, (T, N)
+        before = torch.cat((torch.zeros_like(ends[:1]), ends[:-1]))
+        runs = (at - before + torch.where(before == 0, self._open_runs, 0)).to(torch.int32)
+        self._open_runs.copy_(runs[-1].masked_fill(ended[-1], 0))
+        kept = min(count, self.capacity_per_env)
+        slots = torch.arange(self._head + count - kept, self._head + count, device=self.device) % self.capacity_per_env
+        for name, values in flat.items():
+            data = self._data[name]
+            data.index_copy_(0, slots, values[count - kept :].to(self.device, data.dtype))
+        self._runs.index_copy_(0, slots, runs[count - kept :])
+        self._head = (self._head + count) % self.capacity_per_env
+        self._size = min(self._size + count, self.capacity_per_env)
+        self._rows = self._size * self.n_envs
 
     def cut(self) -> None:
         """Let no window join the rows stored so far to the coming ones.
@@ -152,7 +182,7 @@ class ReplayStore(Generic[BatchT]):
         """
         self._check_draw(batch_size)
         rows = self._draw(batch_size, 1)
-        return self._make(**{name: flat.index_select(0, rows) for name, flat in self._drawn})
+        return self._batch(lambda flat: flat.index_select(0, rows))
 
     def sample_windows(self, batch_size: int, length: int) -> BatchT:
         """Draw windows of consecutive steps of one environment, uniformly over all there are, with replacement.
@@ -169,9 +199,16 @@ class ReplayStore(Generic[BatchT]):
         ends = self._draw_window_ends(batch_size, length)
         back = torch.arange(length - 1, -1, -1, device=self.device) * self.n_envs
         rows = _wrap(ends.unsqueeze(1) - back, self._ring).view(-1)  # (B * T,)
-        return self._make(
-            **{name: flat.index_select(0, rows).view(batch_size, length, *flat.shape[1:]) for name, flat in self._drawn}
-        )
+        return self._batch(lambda flat: flat.index_select(0, rows).view(batch_size, length, *flat.shape[1:]))
+
+    def _batch(self, pick: Callable[[Tensor], Tensor]) -> BatchT:
+        return self._make(**{name: map_obs(pick, field) for name, field in self._drawn})
+
+    def _grouped(self, name: str, spec: Fields) -> Obs:
+        """A field's flat views: one, or several by name."""
+        if isinstance(spec, FieldSpec):
+            return self._flat[name]
+        return {part: self._flat[f"{name}.{part}"] for part in spec}
 
     def draw_around(self, batch_size: int, before: int, after: int) -> tuple[Tensor, Tensor]:
         """Draw rows uniformly, with replacement, and say where their neighbours are.
@@ -389,20 +426,6 @@ class ReplayStore(Generic[BatchT]):
         if self._rows == 0:
             raise ValueError("cannot sample from an empty store: add steps first (raise learning_starts)")
 
-    def _check_rows(self, rows: Mapping[str, Tensor]) -> None:
-        if rows.keys() != self._row_shapes.keys():
-            raise ValueError(f"rows: {_name_difference(rows, self._row_shapes)}")
-        for name, row in rows.items():
-            if not isinstance(row, Tensor):
-                raise ValueError(f"rows[{name!r}]: expected a tensor, got {type(row).__name__}")
-            expected = self.fields[name].dtype
-            if row.dtype is not expected and (row.dtype, expected) != (torch.float64, torch.float32):
-                raise ValueError(f"rows[{name!r}]: expected dtype {expected}, got {row.dtype}")
-            if row.shape != self._row_shapes[name]:
-                raise ValueError(
-                    f"rows[{name!r}]: expected shape {tuple(self._row_shapes[name])}, got {tuple(row.shape)}"
-                )
-
     def _check_state(self, state: Mapping[str, Tensor | int]) -> tuple[Tensor, Tensor]:
         names = ["capacity_per_env", "n_envs", "heads", "sizes", "open_runs", "runs", "generator"]
         names += [f"data.{name}" for name in self.fields]
@@ -431,6 +454,38 @@ class ReplayStore(Generic[BatchT]):
         return heads, sizes
 
 
+def by_path(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are several, each under a name of its own: ``obs.image`` and ``obs.vector``."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{part}": inner for part, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def check_row_shapes(rows: Mapping[str, Any], fields: Mapping[str, FieldSpec], lead: tuple[int, ...]) -> None:
+    """See that rows are what a store holds.
+
+    :param rows: by name
+    :param fields: what it holds
+    :param lead: the axes before those of one row
+    :raises ValueError: a field is missing, unknown, or of another shape or dtype; float64 may stand for float32
+    """
+    if rows.keys() != fields.keys():
+        raise ValueError(f"rows: {_name_difference(rows, fields)}")
+    for name, row in rows.items():
+        if not isinstance(row, Tensor):
+            raise ValueError(f"rows[{name!r}]: expected a tensor, got {type(row).__name__}")
+        expected = fields[name].dtype
+        if row.dtype is not expected and (row.dtype, expected) != (torch.float64, torch.float32):
+            raise ValueError(f"rows[{name!r}]: expected dtype {expected}, got {row.dtype}")
+        shape = (*lead, *fields[name].shape)
+        if row.shape != shape:
+            raise ValueError(f"rows[{name!r}]: expected shape {shape}, got {tuple(row.shape)}")
+
+
 def _wrap(flat: Tensor, ring: int) -> Tensor:
     """Bring indices of [-ring, ring) into [0, ring); several times faster than an integer remainder."""
     return flat + (flat < 0) * ring
@@ -457,7 +512,7 @@ def _check_at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def _check_fields(batch_type: type[DataclassInstance], fields: Mapping[str, FieldSpec]) -> None:
+def _check_fields(batch_type: type[DataclassInstance], fields: Mapping[str, Fields]) -> None:
     params = getattr(batch_type, "__dataclass_params__", None)
     if params is None or not params.frozen:
         raise ValueError(f"batch_type must be a frozen dataclass, got {batch_type!r}")

@@ -24,7 +24,6 @@ import json
 import os
 import re
 import struct
-import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -38,6 +37,7 @@ import torch
 from torch import Tensor
 
 from .errors import RESTORE, one_line, refusal
+from .replacing import replacing
 from .trees import JSON, MAX_DEPTH, dense
 
 Source: TypeAlias = "str | os.PathLike[str] | BinaryIO"
@@ -132,21 +132,11 @@ def write_archive(
     if not isinstance(path_or_file, (str, os.PathLike)):
         return _write_stream(path_or_file, manifest, members)
     path = Path(path_or_file)
-    # On Linux the main thread's native id is the process id; other threads get names of their own.
-    temporary = path.parent / f".{path.name}.tmp-{threading.get_native_id()}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb", buffering=0) as file:
+        with replacing(path, sync=True) as temporary, open(temporary, "wb", buffering=0) as file:
             _write_stream(file, manifest, members)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as err:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(err, OSError):
-            raise _write_error(path, err) from err
-        raise
-    _sync_folder(path.parent)
+    except OSError as err:
+        raise _write_error(path, err) from err
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> None:
@@ -206,16 +196,6 @@ def _write_error(path: Path, err: OSError) -> OSError:
     intact = "; the previous file is intact" if os.path.lexists(path) else ""
     message = f"cannot write {path}: {err.strerror or err}; {remedy} and save again{intact}"
     return OSError(err.errno or errno.EIO, one_line(message))
-
-
-def _sync_folder(folder: Path) -> None:
-    # The file is complete by now; file systems that cannot sync a folder only lose the rename in a power cut.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -1,31 +1,21 @@
 """What agents write to disk and read back: policies, checkpoints, experience. The format is in :mod:`.archive`."""
 
-import logging
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from ..normalization import normalizer_state
-from ..spaces import space_from_json, space_to_json
 from .archive import Archive, read_archive, write_archive
 from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
 from .errors import FileFormatError
-from .training_state import load_training_state, training_state
 from .trees import pack, unpack
 
-if TYPE_CHECKING:
-    from ..agent import ActorCriticAgent
-    from ..data import ReplayStore
-
-log = logging.getLogger("headway")
-
-A = TypeVar("A", bound="ActorCriticAgent[Any]")
 PathOrFile = Any
+NETWORKS = "networks"
 
 
 def versions() -> dict[str, str]:
@@ -41,148 +31,121 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def save_agent(agent: "ActorCriticAgent[Any]", path: PathOrFile) -> None:
-    """See :meth:`ActorCriticAgent.save`."""
-    normalizer = agent._vec_normalize_env
-    tree, tensors = pack(None if normalizer is None else normalizer_state(normalizer))
-    members = {"networks": agent.modules.state(), "normalizer": tensors}
-    write_archive(_with_suffix(path), _manifest(agent, "policy") | {"normalizer": tree}, members)
+class Stateful(Protocol):
+    """What can be put into a checkpoint."""
+
+    def state(self) -> Any:
+        """:return: nested plain data: numbers, texts, arrays, tensors, lists, tuples and dicts of them"""
+
+    def load_state(self, state: Any) -> None:
+        """Go back to what :meth:`state` returned."""
 
 
-def save_checkpoint(agent: "ActorCriticAgent[Any]", directory: Path, extra: Any, keep: int | None) -> Path:
-    """See :meth:`ActorCriticAgent.save_checkpoint`."""
+@dataclass(frozen=True)
+class Contents:
+    """What a file of an agent holds.
+
+    :param path: the file
+    :param manifest: what describes the agent
+    :param networks: weights and moments by name
+    :param parts: in a checkpoint, the state of each part; empty in a policy
+    """
+
+    path: PathOrFile
+    manifest: dict[str, Any]
+    networks: dict[str, Tensor]
+    parts: dict[str, Any]
+
+
+def write_policy(
+    path: PathOrFile, manifest: Mapping[str, Any], networks: Mapping[str, Tensor], normalizer: Mapping[str, Any] | None
+) -> None:
+    """Write a policy.
+
+    :param path: the file, or a binary stream
+    :param manifest: what describes the agent
+    :param networks: weights and moments by name
+    :param normalizer: state of a ``VecNormalize``
+    """
+    tree, tensors = pack(normalizer)
+    entries = {**manifest, "kind": "policy", "normalizer": tree}
+    write_archive(_with_suffix(path), entries, {NETWORKS: networks, "normalizer": tensors})
+
+
+def write_checkpoint(
+    directory: Path,
+    manifest: Mapping[str, Any],
+    networks: Mapping[str, Tensor],
+    parts: Mapping[str, Any],
+    keep: int | None,
+) -> Path:
+    """Write a checkpoint, one member for each part.
+
+    :param directory: of checkpoints; made if missing
+    :param manifest: what describes the agent
+    :param networks: weights and moments by name
+    :param parts: states by name
+    :param keep: how many of the newest to keep; None keeps all
+    :return: the file
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    tree, tensors = pack({"training": training_state(agent), "extra": extra})
-    members = {"networks": agent.modules.state(), "state": tensors}
-    store = getattr(agent, "store", None)
-    store_tree = None
-    if store is not None:
-        store_tree, members["store"] = pack(store.state())
-    path = checkpoint_path(directory, agent.num_timesteps)
-    write_archive(path, _manifest(agent, "checkpoint") | {"state": tree, "store": store_tree}, members)
+    packed = {name: pack(state) for name, state in parts.items()}
+    members = {NETWORKS: networks} | {name: tensors for name, (_, tensors) in packed.items()}
+    path = checkpoint_path(directory, manifest["num_timesteps"])
+    trees = {name: tree for name, (tree, _) in packed.items()}
+    write_archive(path, {**manifest, "kind": "checkpoint", "parts": trees}, members)
     if keep is not None:
         prune_checkpoints(directory, keep)
     return path
 
 
-def save_store(store: "ReplayStore[Any]", path: PathOrFile) -> None:
-    """Write experience alone."""
-    tree, tensors = pack(store.state())
-    write_archive(path, {"kind": "store", "store": tree}, {"store": tensors})
+def read(path: PathOrFile, kinds: tuple[str, ...]) -> Contents:
+    """Read a policy, or what a checkpoint holds of one.
 
-
-def load_store(store: "ReplayStore[Any]", path: PathOrFile) -> None:
-    """Read experience alone."""
-    archive = read_archive(path)
-    _expect_kind(archive, ("store", "checkpoint"), path)
-    store.load_state(unpack(archive.manifest["store"], archive.members["store"]))
-
-
-def load_agent(
-    cls: type[A], path: PathOrFile, env: Any, device: torch.device | str, overrides: Mapping[str, Any], print_info: bool
-) -> A:
-    """See :meth:`ActorCriticAgent.load`."""
+    :param path: the file, with or without its suffix, or a binary stream
+    :param kinds: that will do
+    :return: its contents, without the parts
+    :raises FileFormatError: it is broken, or of another kind
+    """
     path = _existing(path)
     archive = read_archive(path)
-    _expect_kind(archive, ("policy", "checkpoint"), path)
-    if print_info:
-        print("\n".join(f"{name}: {version}" for name, version in archive.manifest["versions"].items()))
-    return _build(cls, archive, path, env, device, dict(overrides))
+    _expect_kind(archive, kinds, path)
+    return Contents(path, archive.manifest, archive.members[NETWORKS], {})
 
 
-def resume_agent(cls: type[A], directory: Path, env: Any, device: torch.device | str, options: Mapping[str, Any]) -> A:
-    """See :meth:`ActorCriticAgent.resume`."""
+def read_newest(directory: Path) -> Contents:
+    """Read the newest checkpoint that is complete.
+
+    :param directory: of checkpoints
+    :return: its contents
+    :raises FileNotFoundError: there is none
+    :raises FileFormatError: it was written by a version that laid checkpoints out in another way
+    """
     path, archive = newest_archive(directory)
     _expect_kind(archive, ("checkpoint",), path)
-    manifest = archive.manifest
-    if env is None:
-        if manifest.get("env_id") is None or manifest["n_envs"] != 1:
-            raise ValueError(
-                f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
-                "pass env=, built as it was then"
-            )
-        env = manifest["env_id"]
-    agent = _build(cls, archive, path, env, device, dict(options))
-    if agent.n_envs != manifest["n_envs"]:
-        raise ValueError(f"{path} was saved with {manifest['n_envs']} environments, env has {agent.n_envs}")
-    if manifest["threads"] != torch.get_num_threads():
-        log.warning(
-            "saved with %d torch threads, resuming with %d: sums may round differently (torch.set_num_threads)",
-            manifest["threads"],
-            torch.get_num_threads(),
-        )
-    state = unpack(manifest["state"], archive.members["state"])
-    if manifest["store"] is not None:
-        agent.store.load_state(unpack(manifest["store"], archive.members["store"]))  # type: ignore[attr-defined]
-    load_training_state(agent, state["training"])
-    agent.resumed_extra = state["extra"]
-    return agent
-
-
-def _manifest(agent: "ActorCriticAgent[Any]", kind: str) -> dict[str, Any]:
-    return {
-        "kind": kind,
-        "class": type(agent).__name__,
-        "policy": agent.policy_name,
-        "config": agent.config.to_dict(),
-        "observation_space": space_to_json(agent.observation_space),
-        "action_space": space_to_json(agent.action_space),
-        "n_envs": agent.n_envs,
-        "env_id": agent.env_id,
-        "seed": agent.seed,
-        "num_timesteps": agent.num_timesteps,
-        "n_updates": agent._n_updates,
-        "episodes": agent._episode_num,
-        "stats_window_size": agent._stats_window_size,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
-
-
-def _build(
-    cls: type[A], archive: Archive, path: PathOrFile, env: Any, device: torch.device | str, overrides: dict[str, Any]
-) -> A:
-    """Make the agent that a file describes, and fill in its networks."""
-    manifest = archive.manifest
-    if manifest["class"] != cls.__name__:
+    trees = archive.manifest.get("parts")
+    if not isinstance(trees, dict):
         raise FileFormatError(
-            f"{path} holds a {manifest['class']} agent, not {cls.__name__}: "
-            f"use {manifest['class']}.load, or headway.agents.load for any agent"
+            f"{path} was written by an earlier version: finish the run with that version, or load its policy alone"
         )
-    plain = {name: overrides.pop(name) for name in ("seed", "verbose", "tensorboard_log") if name in overrides}
-    try:
-        # As a configuration, never as keywords: a file that names "env" there must not choose what is imported.
-        config = cls.config_class.from_dict(manifest["config"])
-        agent = cls(
-            manifest["policy"],
-            device=device,
-            config=config,
-            stats_window_size=manifest["stats_window_size"],
-            **({"seed": manifest["seed"]} | plain),
-            **overrides,
-        )
-        agent.observation_space = space_from_json(manifest["observation_space"])
-        agent.action_space = space_from_json(manifest["action_space"])
-    except (KeyError, TypeError, ValueError) as cause:
-        if overrides:
-            raise
-        raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
-    agent.n_envs = manifest["n_envs"]
-    agent.env_id = manifest["env_id"]
-    if env is not None:
-        agent.attach_env(env)
-    agent._setup_model()
-    _load_networks(agent, archive.members["networks"], path)
-    agent.num_timesteps, agent._n_updates = manifest["num_timesteps"], manifest["n_updates"]
-    agent._episode_num = manifest["episodes"]
-    return agent
+    parts = {name: unpack(tree, archive.members[name]) for name, tree in trees.items()}
+    return Contents(path, archive.manifest, archive.members[NETWORKS], parts)
 
 
-def _load_networks(agent: "ActorCriticAgent[Any]", tensors: Mapping[str, Tensor], path: PathOrFile) -> None:
-    try:
-        agent.modules.load_state(tensors)
-    except ValueError as cause:
-        raise FileFormatError(f"{path} does not fit its own configuration: {cause}") from cause
+def save_store(store: Stateful, path: PathOrFile) -> None:
+    """Write experience alone."""
+    tree, tensors = pack(store.state())
+    write_archive(path, {"kind": "store", "parts": {"store": tree}}, {"store": tensors})
+
+
+def load_store(store: Stateful, path: PathOrFile) -> None:
+    """Read experience, from a file of it or from a checkpoint."""
+    archive = read_archive(path)
+    _expect_kind(archive, ("store", "checkpoint"), path)
+    trees = archive.manifest.get("parts", {})
+    if "store" not in trees:
+        raise FileFormatError(f"{path} holds no experience that this version can read")
+    store.load_state(unpack(trees["store"], archive.members["store"]))
 
 
 def _expect_kind(archive: Archive, kinds: tuple[str, ...], path: PathOrFile) -> None:

@@ -1,6 +1,7 @@
 """Actors, critics and the temperature. Noise is an argument, never drawn inside.
 
-Shapes: ``B`` batch, ``E`` ensemble, ``D`` observation features, ``A`` action.
+Shapes: ``*stack`` members (none for a single network), ``B`` batch, ``E`` ensemble, ``D`` observation features, ``A``
+action. Observations are (*lead, B, *O), where ``lead`` broadcasts to ``stack``: (B, *O) is read by all members.
 """
 
 import math
@@ -8,8 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .stacks import Activation, StackedMLP
+from ..spaces.fields import Obs
+from .stacks import Activation, Precision, StackedMLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Bounds on a squashed Gaussian's log standard deviation, as in Stable-Baselines3."""
@@ -20,47 +23,102 @@ SATURATION = 1e-6
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class Actor(nn.Module):
-    """A policy network: features of the observation, a perceptron, a head. Base of the three heads below.
+class Head(nn.Module):
+    """Features of the observation, read by a stacked perceptron. Base of all heads below.
 
-    Actions are in the agents' own scale, [-1, 1] in every dimension.
-
-    :param features: maps observations (B, *O) to features (B, D), with an attribute ``features_dim``
+    :param features: maps observations (…, B, *O) to features (…, B, D), with an attribute ``features_dim``; shared by
+        all members
     :param outputs: numbers the head needs
     :param net_arch: widths of the hidden layers
     :param activation: the non-linearity
+    :param stack: leading axes of members
+    :param precision: of the perceptron, see :class:`StackedMLP`
+    :param beside: inputs of the perceptron beside the features
     """
 
-    def __init__(self, features: nn.Module, outputs: int, net_arch: Sequence[int], activation: Activation) -> None:
+    def __init__(
+        self,
+        features: nn.Module,
+        outputs: int,
+        net_arch: Sequence[int],
+        activation: Activation,
+        stack: Sequence[int],
+        precision: Precision,
+        beside: int = 0,
+    ) -> None:
         super().__init__()
         self.features = features
-        self.mlp = StackedMLP(1, int(features.features_dim), outputs, net_arch, activation)  # type: ignore[arg-type]
+        inputs = int(features.features_dim) + beside  # type: ignore[arg-type]
+        self.mlp = StackedMLP(stack, inputs, outputs, net_arch, activation, precision)
 
-    def head(self, obs: Tensor) -> Tensor:
-        """:return: the perceptron's outputs, (B, outputs)"""
-        return self.mlp(self.features(obs)).squeeze(0)  # type: ignore[no-any-return]
 
-    def mode(self, obs: Tensor) -> Tensor:
-        """:return: the deterministic action, (B, A)"""
+class Actor(Head):
+    """A policy network. Base of the actors below.
+
+    Continuous actions are in the agents' own scale, [-1, 1] in every dimension.
+
+    :param outputs: numbers that describe a distribution of actions
+    :param noise_dim: random numbers that an action takes; 0 where none is drawn
+    :param stack: leading axes of members
+
+    The others as :class:`Head`.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        outputs: int,
+        noise_dim: int,
+        net_arch: Sequence[int],
+        activation: Activation,
+        stack: Sequence[int],
+        precision: Precision,
+    ) -> None:
+        super().__init__(features, outputs, net_arch, activation, stack, precision)
+        self.stack = self.mlp.stack
+        self.noise_dim = noise_dim
+
+    def head(self, obs: Obs) -> Tensor:
+        """:return: the perceptron's outputs, (*stack, B, outputs)"""
+        return self.mlp(self.features(obs))  # type: ignore[no-any-return]
+
+    def mode(self, obs: Obs) -> Tensor:
+        """:return: the deterministic action, (*stack, B, A)"""
         raise NotImplementedError
+
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Draw what :meth:`sample` of an actor takes for so many rows of each member.
+
+        :param rows: B
+        :param generator: the stream to draw from, on the actor's device
+        :return: standard normal, (*stack, B, A)
+        """
+        return torch.randn(*self.stack, rows, self.noise_dim, generator=generator, device=generator.device)
 
 
 class SquashedGaussianActor(Actor):
     """tanh of a diagonal Gaussian with state-dependent mean and log standard deviation (arXiv 1812.05905, app. C)."""
 
     def __init__(
-        self, features: nn.Module, action_dim: int, net_arch: Sequence[int], activation: Activation = "relu"
+        self,
+        features: nn.Module,
+        action_dim: int,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(features, 2 * action_dim, net_arch, activation)
+        super().__init__(features, 2 * action_dim, action_dim, net_arch, activation, stack, precision)
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by reparametrisation.
 
-        :param obs: observations, (B, *O)
-        :param noise: standard normal numbers, (B, A)
-        :return: actions (B, A) in [-1, 1] and their log densities (B,), in nats
+        :param obs: observations, (*lead, B, *O)
+        :param noise: standard normal numbers, (*stack, B, A)
+        :return: actions (*stack, B, A) in [-1, 1] and their log densities (*stack, B), in nats
         """
-        mean, log_std = self.head(obs).chunk(2, -1)  # (B, A) each
+        mean, log_std = self.head(obs).chunk(2, -1)  # (*stack, B, A) each
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         actions = torch.addcmul(mean, log_std.exp(), noise).tanh()
         log_slope = torch.log1p(SATURATION - actions.square())
@@ -68,8 +126,8 @@ class SquashedGaussianActor(Actor):
         negative = torch.addcmul(log_std + log_slope, noise, noise, value=0.5)
         return actions, -negative.sum(-1) - _HALF_LOG_2PI * noise.shape[-1]
 
-    def mode(self, obs: Tensor) -> Tensor:
-        """:return: tanh of the mean, (B, A)"""
+    def mode(self, obs: Obs) -> Tensor:
+        """:return: tanh of the mean, (*stack, B, A)"""
         return self.head(obs).chunk(2, -1)[0].tanh()
 
 
@@ -86,46 +144,151 @@ class GaussianActor(Actor):
         net_arch: Sequence[int],
         activation: Activation = "tanh",
         log_std_init: float = 0.0,
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(features, action_dim, net_arch, activation)
-        self.log_std = nn.Parameter(torch.full((action_dim,), log_std_init))
+        super().__init__(features, action_dim, action_dim, net_arch, activation, stack, precision)
+        self.log_std = nn.Parameter(torch.full((*self.stack, 1, action_dim), log_std_init))
 
-    def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by reparametrisation; arguments and results as in :meth:`SquashedGaussianActor.sample`."""
         actions = self.head(obs) + self.log_std.exp() * noise
         return actions, (-0.5 * noise.square() - self.log_std - _HALF_LOG_2PI).sum(-1)
 
-    def log_prob(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """:return: log density of given actions (B, A), in nats, (B,)"""
+    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
+        """:return: log density of given actions (*stack, B, A), in nats, (*stack, B)"""
         scaled = (actions - self.head(obs)) * (-self.log_std).exp()
         return (-0.5 * scaled.square() - self.log_std - _HALF_LOG_2PI).sum(-1)
 
-    def mode(self, obs: Tensor) -> Tensor:
-        """:return: the mean, (B, A)"""
+    def entropy(self, obs: Obs) -> Tensor:
+        """:return: differential entropy, in nats, the same for all rows of (*lead, B, *O), (*stack, 1)"""
+        return (self.log_std + 0.5 + _HALF_LOG_2PI).sum(-1)
+
+    def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """:return: :meth:`log_prob` (*stack, B) and :meth:`entropy`, which broadcasts with it, (*stack, 1)"""
+        return self.log_prob(obs, actions), self.entropy(obs)
+
+    def mode(self, obs: Obs) -> Tensor:
+        """:return: the mean, (*stack, B, A)"""
         return self.head(obs)
+
+
+class CategoricalActor(Actor):
+    """Independent choices among finitely many actions, by a softmax over logits.
+
+    :param n_actions: choices of a Discrete action space, whose actions are (B,) int64; or of each dimension of a
+        MultiDiscrete one of K dimensions, whose actions are (B, K) int64. They count from 0.
+    """
+
+    columns: Tensor
+
+    def __init__(
+        self,
+        features: nn.Module,
+        n_actions: int | Sequence[int],
+        net_arch: Sequence[int],
+        activation: Activation = "tanh",
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
+    ) -> None:
+        counts = torch.as_tensor(n_actions)
+        choices = counts.flatten().tolist()
+        total, most = sum(choices), max(choices)
+        super().__init__(features, total, len(choices) * most, net_arch, activation, stack, precision)
+        self.several = counts.dim() > 0
+        # Dimensions with fewer choices are filled up from a column of impossible ones, the last.
+        starts = [sum(choices[:k]) for k in range(len(choices))]
+        columns = [
+            [start + i if i < n else total for i in range(most)] for start, n in zip(starts, choices, strict=True)
+        ]
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+
+    def log_probs(self, obs: Obs) -> Tensor:
+        """:return: log probabilities of all choices, in nats, (*stack, B, K, most choices); K = 1 for Discrete"""
+        logits = self.head(obs)
+        if not self.several:
+            return logits.log_softmax(-1).unsqueeze(-2)
+        # exp(-1e8) is 0, and so is its product with -1e8; with -inf the entropy would be NaN.
+        return F.pad(logits, (0, 1), value=-1e8)[..., self.columns].log_softmax(-1)
+
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """As :meth:`Actor.noise`.
+
+        :return: uniform in [0, 1), (*stack, B, K * most choices)
+        """
+        return torch.rand(*self.stack, rows, self.noise_dim, generator=generator, device=generator.device)
+
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions by the Gumbel-max trick.
+
+        :param obs: observations, (*lead, B, *O)
+        :param noise: uniform numbers in [0, 1), (*stack, B, K * most choices)
+        :return: actions (*stack, B) or (*stack, B, K) int64 and their log probabilities (*stack, B), in nats
+        """
+        log_probs = self.log_probs(obs)
+        gumbel = -(-noise.view_as(log_probs).log()).log()
+        chosen = (log_probs.detach() + gumbel).argmax(-1)
+        actions = chosen if self.several else chosen.squeeze(-1)
+        return actions, self._taken(log_probs, actions)
+
+    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
+        """:return: log probability of given actions (*stack, B) or (*stack, B, K), in nats, (*stack, B)"""
+        return self._taken(self.log_probs(obs), actions)
+
+    def entropy(self, obs: Obs) -> Tensor:
+        """:return: entropy, in nats, (*stack, B)"""
+        return _entropy(self.log_probs(obs))
+
+    def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """:return: :meth:`log_prob` and :meth:`entropy` in one pass, (*stack, B) each"""
+        log_probs = self.log_probs(obs)
+        return self._taken(log_probs, actions), _entropy(log_probs)
+
+    def mode(self, obs: Obs) -> Tensor:
+        """:return: the likeliest actions, (*stack, B) or (*stack, B, K) int64"""
+        likeliest = self.log_probs(obs).argmax(-1)
+        return likeliest if self.several else likeliest.squeeze(-1)
+
+    def _taken(self, log_probs: Tensor, actions: Tensor) -> Tensor:
+        chosen = actions if self.several else actions.unsqueeze(-1)
+        chosen = chosen.expand(log_probs.shape[:-1])  # actions without the stack's axes are those of all members
+        return log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum((-1, -2))
 
 
 class DeterministicActor(Actor):
     """tanh of the perceptron's output (arXiv 1802.09477)."""
 
     def __init__(
-        self, features: nn.Module, action_dim: int, net_arch: Sequence[int], activation: Activation = "relu"
+        self,
+        features: nn.Module,
+        action_dim: int,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__(features, action_dim, net_arch, activation)
+        super().__init__(features, action_dim, 0, net_arch, activation, stack, precision)
 
-    def mode(self, obs: Tensor) -> Tensor:
-        """:return: the action, (B, A)"""
+    def mode(self, obs: Obs) -> Tensor:
+        """:return: the action, (*stack, B, A)"""
         return self.head(obs).tanh()
 
 
-class Critics(nn.Module):
+class Critics(Head):
     """``E`` action-value functions Q(s, a) as one stacked network on shared features.
 
-    :param features: maps observations (B, *O) to features (B, D)
     :param action_dim: A
-    :param net_arch: widths of the hidden layers
-    :param activation: the non-linearity
     :param n_critics: E
+    :param stack: axes before E, for each of whose members there are E critics
+
+    The others as :class:`Head`.
     """
 
     def __init__(
@@ -135,71 +298,161 @@ class Critics(nn.Module):
         net_arch: Sequence[int],
         activation: Activation = "relu",
         n_critics: int = 2,
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__()
-        self.features = features
-        inputs = int(features.features_dim) + action_dim  # type: ignore[arg-type]
-        self.mlp = StackedMLP(n_critics, inputs, 1, net_arch, activation)
+        super().__init__(features, 1, net_arch, activation, (*stack, n_critics), precision, beside=action_dim)
 
-    def forward(self, obs: Tensor, actions: Tensor, *, frozen: bool = False) -> Tensor:
+    def forward(self, obs: Obs, actions: Tensor, *, frozen: bool = False) -> Tensor:
         """Evaluate all critics.
 
-        :param obs: observations, (B, *O)
-        :param actions: actions in [-1, 1], (B, A)
+        :param obs: observations, (*lead, B, *O)
+        :param actions: actions in [-1, 1], (*lead, B, A)
         :param frozen: differentiate with respect to the actions only, as an actor's loss does
-        :return: values, (E, B)
+        :return: values, (*stack, E, B)
         """
-        features = self.features(obs)
-        features = features.detach() if frozen else features
-        return self.mlp(torch.cat([features, actions], -1), frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
+        return self.mlp(self._inputs(obs, actions, frozen), frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
 
-    def first(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def first(self, obs: Obs, actions: Tensor) -> Tensor:
         """Evaluate the first critic alone, differentiating with respect to the actions only.
 
-        :param obs: observations, (B, *O)
-        :param actions: actions in [-1, 1], (B, A)
-        :return: values, (B,)
+        :param obs: observations, (*lead, B, *O)
+        :param actions: actions in [-1, 1], (*lead, B, A)
+        :return: values, (*stack, B)
         """
-        features = self.features(obs).detach()
-        return self.mlp(torch.cat([features, actions], -1), frozen=True, members=1)[0].squeeze(-1)  # type: ignore[no-any-return]
+        inputs = self._inputs(obs, actions, frozen=True)
+        return self.mlp(inputs, frozen=True, members=1).squeeze(-1).squeeze(-2)  # type: ignore[no-any-return]
+
+    def _inputs(self, obs: Obs, actions: Tensor, frozen: bool) -> Tensor:
+        features: Tensor = self.features(obs)
+        features = features.detach() if frozen else features
+        if (
+            features.shape[:-1] != actions.shape[:-1]
+        ):  # the same observations for every member, each with actions of its own
+            features = features.expand(*actions.shape[:-1], -1)
+        return _to_all(torch.cat([features, actions], -1))
 
 
-class StateCritics(nn.Module):
-    """``E`` state-value functions V(s) as one stacked network.
+class StateCritics(Head):
+    """``E`` state-value functions V(s) as one stacked network on shared features; parameters as :class:`Critics`."""
 
-    :param inputs: state features, D
-    :param net_arch: widths of the hidden layers
-    :param activation: the non-linearity
-    :param n_critics: E
+    def __init__(
+        self,
+        features: nn.Module,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        n_critics: int = 2,
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(features, 1, net_arch, activation, (*stack, n_critics), precision)
+
+    def forward(self, obs: Obs, *, frozen: bool = False) -> Tensor:
+        """Evaluate all critics.
+
+        :param obs: observations, (*lead, B, *O)
+        :param frozen: differentiate with respect to the observations only
+        :return: values, (*stack, E, B)
+        """
+        return self.mlp(_to_all(self.features(obs)), frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class Value(Head):
+    """One state-value function V(s) for each member of a stack; parameters as :class:`Head`."""
+
+    def __init__(
+        self,
+        features: nn.Module,
+        net_arch: Sequence[int],
+        activation: Activation = "tanh",
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(features, 1, net_arch, activation, stack, precision)
+
+    def forward(self, obs: Obs) -> Tensor:
+        """:return: values of observations (*lead, B, *O), (*stack, B)"""
+        return self.mlp(self.features(obs)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class QValues(Head):
+    """``E`` action-value functions Q(s, .) with a value for each of ``A`` actions.
+
+    :param n_actions: A
+
+    The others as :class:`Critics`.
     """
 
     def __init__(
-        self, inputs: int, net_arch: Sequence[int], activation: Activation = "relu", n_critics: int = 2
+        self,
+        features: nn.Module,
+        n_actions: int,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        n_critics: int = 1,
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
     ) -> None:
-        super().__init__()
-        self.mlp = StackedMLP(n_critics, inputs, 1, net_arch, activation)
+        super().__init__(features, n_actions, net_arch, activation, (*stack, n_critics), precision)
 
-    def forward(self, states: Tensor, *, frozen: bool = False) -> Tensor:
-        """Evaluate all critics.
+    def forward(self, obs: Obs) -> Tensor:
+        """:return: values of all actions in observations (*lead, B, *O), (*stack, E, B, A)"""
+        return self.mlp(_to_all(self.features(obs)))  # type: ignore[no-any-return]
 
-        :param states: (B, D)
-        :param frozen: differentiate with respect to the states only
-        :return: values, (E, B)
-        """
-        return self.mlp(states, frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
+
+def _to_all(x: Tensor) -> Tensor:
+    """:return: inputs (*lead, B, ·) for each of an ensemble, (*lead, 1, B, ·); what all read has no axes before B."""
+    return x if x.dim() == 2 else x.unsqueeze(-3)
+
+
+def orthogonal_layers_(module: nn.Module, gain: float = math.sqrt(2)) -> None:
+    """Give linear and convolutional layers, such as those of features, orthogonal weights and biases of zero.
+
+    :param module: whose layers
+    :param gain: factor on the weights
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.orthogonal_(layer.weight, gain)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def orthogonal_(head: Head, output_gain: float, hidden_gain: float = math.sqrt(2)) -> None:
+    """Initialise a head as Stable-Baselines3's ``ActorCriticPolicy`` does: orthogonal weights and biases of zero.
+
+    Each member of a stack is orthogonal by itself. Stable-Baselines3 gives actors 0.01 and values 1 as output gain.
+
+    :param head: whose perceptron, linear and convolutional features are initialised
+    :param output_gain: of the last layer
+    :param hidden_gain: of all others
+    """
+    orthogonal_layers_(head.features, hidden_gain)
+    last = len(head.mlp.weights) - 1
+    for index, (weight, bias) in enumerate(zip(head.mlp.weights, head.mlp.biases, strict=True)):
+        for member in weight.view(-1, *weight.shape[-2:]):
+            nn.init.orthogonal_(member.T, output_gain if index == last else hidden_gain)
+        nn.init.zeros_(bias)
 
 
 class Temperature(nn.Module):
     """The weight of the entropy bonus, kept positive by its logarithm.
 
     :param initial: starting value
+    :param stack: axes of members, each with a temperature of its own
     """
 
-    def __init__(self, initial: float) -> None:
+    def __init__(self, initial: float, stack: Sequence[int] = ()) -> None:
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(initial)))
+        self.stack = tuple(stack)
+        self.log_alpha = nn.Parameter(torch.full(self.stack, math.log(initial)))
 
     @property
     def alpha(self) -> Tensor:
-        """The temperature, a scalar without gradient."""
+        """The temperature without gradient, (*stack)."""
         return self.log_alpha.detach().exp()

@@ -1,132 +1,226 @@
-"""Multilayer perceptrons, stacked into ensembles.
+"""Multilayer perceptrons, stacked along any leading axes.
 
-An ensemble of ``E`` networks is one parameter tensor per layer and one ``baddbmm``, whether it is a pair of critics, a
-population of actors or a single network. Noise is an argument, never drawn inside, so that a loss is a function of its
-arguments: testable by hand, compilable, and reproducible from the agent's own generators.
+A stack of networks is one parameter tensor per layer and one ``baddbmm``, whether it is a pair of critics, a population
+of actors, a pair of critics for each of a population, or a single network. Noise is an argument, never drawn inside, so
+that a loss is a function of its arguments: testable by hand, compilable, and reproducible from the agent's own
+generators.
 
-Shapes: ``B`` batch, ``E`` ensemble, ``D`` observation features, ``A`` action, ``H`` hidden.
+Shapes: ``*stack`` members (none for a single network), ``B`` batch, ``E`` ensemble, ``D`` observation features, ``A``
+action.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Activation = Literal["relu", "tanh", "elu"]
+Precision = Literal["float32", "bfloat16"]
+
+# Whether a transformation of torch.func is at work, as torch's own Function.apply asks.
+_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
+# Whether a gradient stands for many, as with is_grads_batched and vectorised Jacobians.
+_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+_PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}
 
 
 def _activate_(x: Tensor, activation: Activation) -> Tensor:
     """Apply the non-linearity in place."""
+    half = x.dtype == torch.bfloat16
     if activation == "relu":
+        if half:  # read as integers, numbers below zero are at most -128, NaNs with a sign above: thrice as fast
+            torch.threshold_(x.view(torch.int16), -128, 0)
+            return x
         return x.relu_()
+    if half:  # torch's bf16 loops take three times as long as these conversions
+        return x.copy_(_activate_(x.float(), activation))
     return x.tanh_() if activation == "tanh" else F.elu_(x)
 
 
 def _chain_(grad: Tensor, out: Tensor, activation: Activation) -> Tensor:
     """Multiply ``grad`` in place by the derivative of the non-linearity, written in terms of its output."""
     if activation == "relu":
+        if grad.dtype == torch.bfloat16:  # the same bits read as integers, which are positive where the numbers are
+            _chain_(grad.view(torch.int16), out.view(torch.int16), activation)
+            return grad
         return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)  # type: ignore[no-any-return]
     if activation == "tanh":
         return grad.mul_(1 - out.square())
     return grad.mul_(torch.where(out > 0, 1.0, out + 1))
 
 
+def _flat(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """:return: a stack's tensor with one leading axis, or none for a single network."""
+    if tensor.dim() > 3:
+        tensor = tensor.flatten(0, -3)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _as(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """:return: the inverse of :func:`_flat`."""
+    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
+
+
+def _spread(x: Tensor, stack: torch.Size, dtype: torch.dtype) -> Tensor:
+    """:return: inputs for each member of a stack, as :func:`_flat`."""
+    x = x if x.dtype == dtype else x.to(dtype)
+    return _flat(x if x.shape[:-2] == stack else x.expand(*stack, *x.shape[-2:]), dtype)
+
+
+def _plain(x: Tensor, activation: Activation, dtype: torch.dtype, parameters: Sequence[Tensor]) -> Tensor:
+    """Evaluate a perceptron by separate operations, which every transformation of torch knows."""
+    stack = parameters[0].shape[:-2]
+    affine = torch.baddbmm if stack else torch.addmm
+    layer = _spread(x, stack, dtype)
+    flat = [_flat(parameter, dtype) for parameter in parameters]
+    for weight, bias in zip(flat[:-2:2], flat[1:-2:2], strict=True):
+        layer = _PLAIN[activation](affine(bias, layer, weight))
+    out = affine(flat[-1], layer, flat[-2])
+    return _as(out, parameters[0].dtype, (*stack, *out.shape[-2:]))
+
+
 class _StackedMLPFunction(torch.autograd.Function):
     """A whole perceptron as one node of the autograd graph.
 
     Against a chain of ``baddbmm`` and activation nodes this computes the non-linearity and its derivative in place,
-    which saves an allocation of half a megabyte per layer and direction at 2 x 256 x 256 activations. First derivatives
-    only.
+    which saves an allocation of half a megabyte per layer and direction at 2 x 256 x 256 activations. Weights are cast
+    to another type once for both directions.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: Activation, frozen: bool, *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[::2], parameters[1::2]
-        layers = [x]  # inputs of the layers
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            layers.append(_activate_(torch.baddbmm(bias, layers[-1], weight), activation))
-        ctx.activation, ctx.frozen = activation, frozen
-        ctx.save_for_backward(*layers, *weights)
-        return torch.baddbmm(biases[-1], layers[-1], weights[-1])
+    def forward(
+        ctx: Any, x: Tensor, activation: Activation, dtype: torch.dtype, frozen: bool, *given: Tensor
+    ) -> Tensor:
+        stack, own = given[0].shape[:-2], given[0].dtype
+        as_given = dtype == own and len(stack) < 2
+        parameters = given if as_given else [_flat(parameter, dtype) for parameter in given]
+        affine = torch.baddbmm if stack else torch.addmm
+        layer = _spread(x, stack, dtype)
+        layers = [layer]  # inputs of the layers
+        for k in range(0, len(parameters) - 2, 2):
+            layer = _activate_(affine(parameters[k + 1], layer, parameters[k]), activation)
+            layers.append(layer)
+        ctx.settings = activation, dtype, frozen, as_given
+        ctx.save_for_backward(x, *given, *layers, *(() if as_given else parameters[::2]))
+        out = affine(parameters[-1], layer, parameters[-2])
+        return out if as_given else _as(out, own, (*stack, *out.shape[-2:]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        depth = len(ctx.saved_tensors) // 2
-        layers, weights = ctx.saved_tensors[:depth], ctx.saved_tensors[depth:]
-        needs_x, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[3] and not ctx.frozen
-        grads: list[Tensor | None] = [None] * (2 * depth)
-        for k in reversed(range(depth)):
-            if needs_weights:
-                grads[2 * k] = torch.bmm(layers[k].transpose(1, 2), grad)
-                grads[2 * k + 1] = grad.sum(1, keepdim=True)
-            if k > 0:
-                grad = _chain_(torch.bmm(grad, weights[k].transpose(1, 2)), layers[k], ctx.activation)
-            elif needs_x:
-                grad = torch.bmm(grad, weights[0].transpose(1, 2))
-        return (grad if needs_x else None, None, None, *grads)
+        activation, dtype, frozen, as_given = ctx.settings
+        needs_x, _, _, _, *needs = ctx.needs_input_grad
+        depth = len(needs) // 2
+        x, *saved = ctx.saved_tensors
+        given, layers = saved[: 2 * depth], saved[2 * depth : 3 * depth]
+        needs = [False] * len(needs) if frozen else needs
+        if torch.is_grad_enabled() or _batched(grad):  # gradients of gradients are asked for, or many at once
+            found = _again(x, activation, dtype, given, [needs_x, *needs], grad)
+            return (found[0], None, None, None, *found[1:])
+        weights = given[::2] if as_given else saved[3 * depth :]
+        product = torch.bmm if given[0].dim() > 2 else torch.mm
+        lowest = -1 if needs_x else needs.index(True) // 2 if any(needs) else depth  # nothing below needs a gradient
+        grads: list[Tensor | None] = [None] * len(needs)
+        grad = _flat(grad, dtype)
+        for k in range(depth - 1, max(lowest, 0) - 1, -1):
+            if needs[2 * k]:
+                grads[2 * k] = product(layers[k].mT, grad)
+            if needs[2 * k + 1]:
+                grads[2 * k + 1] = grad.sum(-2, keepdim=True)
+            if k > lowest:
+                grad = product(grad, weights[k].mT)
+                if k > 0:
+                    _chain_(grad, layers[k], activation)
+        if not as_given:
+            pairs = zip(grads, given, strict=True)
+            grads = [None if found is None else _as(found, p.dtype, p.shape) for found, p in pairs]
+        if not needs_x:
+            return (None, None, None, None, *grads)
+        grad = _as(grad, x.dtype, (*given[0].shape[:-2], *grad.shape[-2:]))
+        return (grad.sum_to_size(x.shape), None, None, None, *grads)
+
+
+def _again(
+    x: Tensor, activation: Activation, dtype: torch.dtype, given: Sequence[Tensor], needs: list[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """:return: the gradients of x and of each parameter by separate operations, so that they can be differentiated."""
+    if not any(needs):
+        return [None] * len(needs)
+    with torch.enable_grad():
+        out = _plain(x, activation, dtype, given)
+    inputs = [tensor for tensor, need in zip((x, *given), needs, strict=True) if need]
+    grads = iter(torch.autograd.grad(out, inputs, grad, create_graph=torch.is_grad_enabled()))
+    return [next(grads) if need else None for need in needs]
 
 
 class StackedMLP(nn.Module):
-    """``E`` perceptrons of one architecture, evaluated together.
+    """Perceptrons of one architecture, evaluated together.
 
-    Each member is initialised as a chain of ``torch.nn.Linear`` would be. Weights lie as (E, inputs, outputs).
+    Each member is initialised as a chain of ``torch.nn.Linear`` would be. Weights lie as (*stack, inputs, outputs),
+    biases as (*stack, 1, outputs).
 
-    :param ensemble: number of members, E
+    :param stack: leading axes of members; () for a single network
     :param inputs: input features
     :param outputs: output features, linear
     :param net_arch: widths of the hidden layers
     :param activation: the non-linearity after each hidden layer
+    :param precision: "bfloat16" computes products, activations and their gradients so; weights, outputs and the
+        gradients of weights keep their own type. "float32" computes in the weights' type.
+    :raises ValueError: an activation or a precision of another name
     """
 
     def __init__(
-        self, ensemble: int, inputs: int, outputs: int, net_arch: Sequence[int], activation: Activation = "relu"
+        self,
+        stack: Sequence[int],
+        inputs: int,
+        outputs: int,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        for name, value, known in (("activation", activation, Activation), ("precision", precision, Precision)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+        self.stack = tuple(stack)
         self.activation: Activation = activation
+        self.precision: Precision = precision
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        widths = [inputs, *net_arch, outputs]
-        for fan_in, fan_out in itertools.pairwise(widths):
+        for fan_in, fan_out in itertools.pairwise([inputs, *net_arch, outputs]):
             bound = 1 / math.sqrt(fan_in)
-            self.weights.append(nn.Parameter(torch.empty(ensemble, fan_in, fan_out).uniform_(-bound, bound)))
-            self.biases.append(nn.Parameter(torch.empty(ensemble, 1, fan_out).uniform_(-bound, bound)))
-        self._link()
-
-    def _link(self) -> None:
-        # The same parameters once more, in the order of use: walking a ParameterList costs as much as a small layer.
-        self._chain = tuple(p for pair in zip(self.weights, self.biases, strict=True) for p in pair)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moving to another device or type may replace the parameters."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._link()
-        return self
+            self.weights.append(nn.Parameter(torch.empty(*self.stack, fan_in, fan_out).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(*self.stack, 1, fan_out).uniform_(-bound, bound)))
+        self._keys = [str(index) for index in range(len(self.weights))]
 
     def forward(self, x: Tensor, *, frozen: bool = False, members: int | None = None) -> Tensor:
         """Evaluate the members.
 
-        :param x: inputs, (E, B, inputs), or (B, inputs) for all members alike
+        :param x: inputs, (*lead, B, inputs), where ``lead`` broadcasts to ``stack`` as torch's axes do: (B, inputs) is
+            read by all members, (P, 1, B, inputs) by the members of each row of a stack (P, E)
         :param frozen: differentiate with respect to ``x`` only: a backward pass then skips the weights' gradients
-        :param members: evaluate only so many, from the first; all by default
-        :return: outputs, (E, B, outputs)
+        :param members: evaluate only so many of the last axis of the stack, from the first; all by default
+        :return: outputs, (*stack, B, outputs)
         """
-        parameters: Sequence[Tensor] = self._chain
+        compiling = torch.compiler.is_compiling()
+        parameters = self._chain(walk=compiling)
         if members is not None:
-            parameters = [(p.detach() if frozen else p)[:members] for p in parameters]
-        if x.dim() == 2:
-            x = x.expand(len(parameters[0]), -1, -1)
-        if torch.compiler.is_compiling():  # a compiler fuses the plain form by itself
-            return self._plain(x, [p.detach() for p in parameters] if frozen else parameters)
-        return _StackedMLPFunction.apply(x, self.activation, frozen, *parameters)  # type: ignore[no-untyped-call, no-any-return]
+            parameters = [(p.detach() if frozen else p).narrow(-3, 0, members) for p in parameters]
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else parameters[0].dtype
+        if compiling or _transformed():  # a compiler fuses the plain form by itself
+            parameters = [parameter.detach() for parameter in parameters] if frozen else parameters
+            return _plain(x, self.activation, dtype, parameters)
+        return _StackedMLPFunction.apply(x, self.activation, dtype, frozen, *parameters)  # type: ignore[no-untyped-call, no-any-return]
 
-    def _plain(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The same, as a chain of separate operations."""
-        activate = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}[self.activation]
-        *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
-        for weight, bias in hidden:
-            x = activate(torch.baddbmm(bias, x, weight))
-        return torch.baddbmm(last[1], x, last[0])
+    def _chain(self, walk: bool) -> Sequence[Tensor]:
+        """:return: the parameters in the order of use, as they are now."""
+        by_key: Any = (self.weights._parameters, self.biases._parameters)
+        if not walk:  # walking a ParameterList costs as much as a small layer
+            try:
+                return [part[key] for key in self._keys for part in by_key]
+            except KeyError:  # torch.nn.utils.parametrize put a function in a parameter's place
+                pass
+        return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]

@@ -1,17 +1,37 @@
 """Between Gymnasium's spaces and tensors."""
 
-from .actions import ActionScaler, check_action_space
+from .actions import Actions, BoxActions, ClippedActions, DiscreteActions, actions_of, check_actions, takes
 from .as_json import shown, space_from_json, space_to_json
-from .observations import ImageFeatures, Observation, ObservationCodec, VectorFeatures
+from .fields import Fields, FieldSpec, Obs, count_rows, map_obs
+from .observations import (
+    CombinedFeatures,
+    ImageFeatures,
+    NumberFeatures,
+    Observation,
+    ObservationCodec,
+    VectorFeatures,
+)
 
 __all__ = [
-    "ActionScaler",
+    "Actions",
+    "BoxActions",
+    "ClippedActions",
+    "CombinedFeatures",
+    "DiscreteActions",
+    "FieldSpec",
+    "Fields",
     "ImageFeatures",
+    "NumberFeatures",
+    "Obs",
     "Observation",
     "ObservationCodec",
     "VectorFeatures",
-    "check_action_space",
+    "actions_of",
+    "check_actions",
+    "count_rows",
+    "map_obs",
     "shown",
     "space_from_json",
     "space_to_json",
+    "takes",
 ]

@@ -13,7 +13,7 @@ def shown(space: spaces.Space[Any]) -> str:
 
 
 def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
-    """Describe a Box, Discrete or Dict space in JSON.
+    """Describe a Box, Discrete, MultiDiscrete, MultiBinary or Dict space in JSON.
 
     :param space: the space
     :return: its description, from which :func:`space_from_json` builds an equal space
@@ -24,9 +24,20 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
         return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
     if isinstance(space, spaces.Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {
+            "type": "MultiDiscrete",
+            "nvec": space.nvec.tolist(),
+            "start": space.start.tolist(),
+            "dtype": str(space.dtype),
+        }
+    if isinstance(space, spaces.MultiBinary):
+        return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
     if isinstance(space, spaces.Dict):
         return {"type": "Dict", "spaces": [[key, space_to_json(part)] for key, part in space.spaces.items()]}
-    raise ValueError(f"a {type(space).__name__} space cannot be saved: use Box, Discrete or a Dict of these")
+    raise ValueError(
+        f"a {type(space).__name__} space cannot be saved: use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict"
+    )
 
 
 def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
@@ -45,6 +56,11 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
         if kind == "Discrete":
             dtype = np.dtype(description.get("dtype", "int64"))
             return spaces.Discrete(description["n"], start=description["start"], dtype=dtype.type)
+        if kind == "MultiDiscrete":
+            dtype = np.dtype(description["dtype"])
+            return spaces.MultiDiscrete(np.array(description["nvec"]), dtype.type, start=np.array(description["start"]))
+        if kind == "MultiBinary":
+            return spaces.MultiBinary(description["n"])
         if kind == "Dict":
             return spaces.Dict([(key, space_from_json(part)) for key, part in description["spaces"]])  # order is kept
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
@@ -54,7 +70,7 @@ def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
 
 def _bound_to_json(bound: np.ndarray[Any, Any]) -> Any:
     """One number where all are equal (an image has thousands), else nested lists; infinities as strings."""
-    equal = bound.size > 0 and bool((bound == bound.flat[0]).all())
+    equal = bound.size > 0 and np.full_like(bound, bound.flat[0]).tobytes() == bound.tobytes()  # 0.0 is not -0.0 here
     return _plain(bound.flat[0].item() if equal else bound.tolist())
 
 

@@ -12,66 +12,77 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .as_json import shown
+from .fields import Fields, FieldSpec, Obs
 
 Observation = Tensor | Mapping[str, Tensor]
 
+VECTOR = "vector"
+"""Name of the field that holds all that is flattened, beside others."""
+
+FLAT = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
 
 class ObservationCodec:
-    """Turns observations of a space into one tensor per batch, the form in which they are stored and read.
+    """Turns observations of a space into the form in which they are stored and read.
 
-    Vectors and other small Boxes become (N, D) float32; Discrete becomes one-hot, as in Stable-Baselines3. A Dict of
-    these is flattened, its keys in the space's order. An image, by Stable-Baselines3's definition, keeps its shape and
-    its bytes.
+    Vectors and other Boxes of floats become (N, D) float32; Discrete and MultiDiscrete become one-hot, as in
+    Stable-Baselines3. All of these in a Dict are flattened into one tensor, in the space's order of keys. Images, by
+    Stable-Baselines3's definition, and Boxes of integers (tokens, counts) keep their shape and their dtype: each is a
+    tensor of its own. Where that makes several, an encoded observation is a dict of tensors.
 
-    :param space: a Box, a Discrete, or a Dict of these without images
+    :param space: a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these
+    :param flatten: flatten Boxes of integers too, for agents that read one vector
     :raises ValueError: any other space; the remedy is named
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], *, flatten: bool = False) -> None:
         self.space = space
-        self.is_image = isinstance(space, spaces.Box) and is_image_space(space)
-        parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-        for key, part in parts.items():
-            where = f"observation key {key!r}" if key else "the observation space"
-            if not isinstance(part, (spaces.Box, spaces.Discrete)):
+        leaves: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+        for key, leaf in leaves.items():
+            if not isinstance(leaf, FLAT):
+                where = f"observation key {key!r}" if key else "the observation space"
                 raise ValueError(
-                    f"{where} is {shown(part)}; only Box, Discrete, or a Dict of these, can be read: "
-                    "wrap the environment in gymnasium.wrappers.FlattenObservation"
+                    f"{where} is {shown(leaf)}; only Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these, "
+                    "can be read: wrap the environment in gymnasium.wrappers.FlattenObservation"
                 )
-            if key and is_image_space(part):
-                raise ValueError(
-                    f"{where} is an image inside a Dict, which no agent here reads: "
-                    "keep one of the two with gymnasium.wrappers.FilterObservation or TransformObservation"
-                )
-        self.parts: dict[str, Any] = dict(parts)
+        self.kept = {key: leaf for key, leaf in leaves.items() if _is_kept(leaf, flatten)}
+        """Parts that are tensors of their own."""
+        self.parts = {key: leaf for key, leaf in leaves.items() if key not in self.kept}
+        """Parts that are flattened into one vector."""
         self.sizes = [_size(part) for part in self.parts.values()]
-        self.shape: tuple[int, ...] = tuple(space.shape) if self.is_image and space.shape else (sum(self.sizes),)
-        self.dtype = torch.uint8 if self.is_image else torch.float32
+        self.vector = VECTOR if VECTOR not in self.kept else f"{VECTOR}_"
+        self.fields: dict[str, FieldSpec] = {
+            key: FieldSpec(leaf.shape, _dtype(leaf)) for key, leaf in self.kept.items()
+        }
+        if self.parts:
+            self.fields[self.vector] = FieldSpec((sum(self.sizes),), torch.float32)
 
-    def encode(self, obs: Observation, device: torch.device) -> Tensor:
+    @property
+    def spec(self) -> Fields:
+        """What is stored: one field, or several by name."""
+        return next(iter(self.fields.values())) if len(self.fields) == 1 else self.fields
+
+    def encode(self, obs: Observation, device: torch.device) -> Obs:
         """Encode a batch.
 
         :param obs: tensors with a leading batch axis, (N, *O), by key for a Dict space
         :param device: where the result shall be
-        :return: (N, D) float32, or (N, C, H, W) uint8 for images
+        :return: (N, D) float32, images (N, C, H, W) uint8, or integers (N, …); by name where there are several
         """
-        if self.is_image:
-            assert isinstance(obs, Tensor)
-            return obs.to(device, self.dtype)
-        columns = [obs[key] for key in self.parts] if isinstance(obs, Mapping) else [obs]
-        flat = [
-            self._encode_part(part, column.to(device))
-            for part, column in zip(self.parts.values(), columns, strict=True)
-        ]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+        given = obs if isinstance(obs, Mapping) else {"": obs}
+        encoded = {key: given[key].to(device, self.fields[key].dtype) for key in self.kept}
+        if self.parts:
+            columns = [_flattened(part, given[key].to(device)) for key, part in self.parts.items()]
+            encoded[self.vector] = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+        return encoded if len(encoded) > 1 else next(iter(encoded.values()))
 
-    def _encode_part(self, part: spaces.Space[Any], column: Tensor) -> Tensor:
-        if isinstance(part, spaces.Discrete):
-            return F.one_hot(column.long().reshape(len(column)) - int(part.start), int(part.n)).to(self.dtype)
-        return column.to(self.dtype).reshape(len(column), _size(part))
+    def numbers(self, obs: Obs) -> dict[str, Tensor]:
+        """:return: the tensors of encoded observations that hold floats, by field."""
+        given = {next(iter(self.fields)): obs} if isinstance(obs, Tensor) else obs
+        return {name: part for name, part in given.items() if part.dtype.is_floating_point}
 
     def locate(self, column: int) -> str:
-        """Name the place in the observation that a column of the encoded form came from, for error messages."""
+        """Name the place in the observation that a column of the vector came from, for error messages."""
         for (key, part), size in zip(self.parts.items(), self.sizes, strict=True):
             if column < size:
                 index = ", ".join(str(int(i)) for i in np.unravel_index(column, part.shape)) if part.shape else ""
@@ -84,12 +95,44 @@ class ObservationCodec:
 
         :return: a module with an attribute ``features_dim``
         """
-        return ImageFeatures(self.space) if self.is_image else VectorFeatures(self.shape[0])
+        if len(self.fields) > 1:
+            return CombinedFeatures({name: self._features(name, 256) for name in self.fields})
+        return self._features(next(iter(self.fields)), 512)
+
+    def _features(self, name: str, width: int) -> nn.Module:
+        """:return: what reads one field; of a Dict's images 256 features, of an image alone 512, as the peer does."""
+        if name not in self.kept:
+            return VectorFeatures(sum(self.sizes))
+        part = self.kept[name]
+        return ImageFeatures(part, width) if is_image_space(part) else NumberFeatures(_size(part))
+
+
+def _is_kept(leaf: spaces.Space[Any], flatten: bool) -> bool:
+    return is_image_space(leaf) or (isinstance(leaf, spaces.Box) and leaf.dtype.kind in "iu" and not flatten)
+
+
+def _dtype(leaf: spaces.Space[Any]) -> torch.dtype:
+    """:return: the space's own; torch can do little with unsigned numbers of more than a byte."""
+    wider = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
+    return getattr(torch, wider.get(str(leaf.dtype), str(leaf.dtype)))  # type: ignore[no-any-return]
 
 
 def _size(part: spaces.Space[Any]) -> int:
-    """:return: columns that a part of an observation takes when encoded."""
-    return int(part.n) if isinstance(part, spaces.Discrete) else int(np.prod(part.shape or ()))
+    """:return: columns that a part of an observation takes when flattened."""
+    if isinstance(part, spaces.Discrete):
+        return int(part.n)
+    return int(part.nvec.sum()) if isinstance(part, spaces.MultiDiscrete) else int(np.prod(part.shape or ()))
+
+
+def _flattened(part: spaces.Space[Any], column: Tensor) -> Tensor:
+    """:return: (N, columns) float32"""
+    if isinstance(part, spaces.Discrete):
+        return F.one_hot(column.long().reshape(len(column)) - int(part.start), int(part.n)).float()
+    if isinstance(part, spaces.MultiDiscrete):
+        digits = (column.long() - torch.as_tensor(part.start, device=column.device)).reshape(len(column), -1)
+        ones = [F.one_hot(digit, int(n)) for digit, n in zip(digits.unbind(1), part.nvec.ravel(), strict=True)]
+        return torch.cat(ones, 1).float()
+    return column.float().reshape(len(column), _size(part))
 
 
 class VectorFeatures(nn.Module):
@@ -107,18 +150,43 @@ class VectorFeatures(nn.Module):
         return obs
 
 
+class NumberFeatures(VectorFeatures):
+    """Integers (B, …) as floats (B, D)."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """:return: (B, D)"""
+        return obs.flatten(1).float()
+
+
 class ImageFeatures(nn.Module):
     """Stable-Baselines3's NatureCNN on bytes scaled to [0, 1].
 
     :param space: the image space, channels first
+    :param features_dim: how many features
     """
 
-    def __init__(self, space: spaces.Space[Any]) -> None:
+    def __init__(self, space: spaces.Space[Any], features_dim: int = 512) -> None:
         super().__init__()
         assert isinstance(space, spaces.Box)
-        self.cnn = NatureCNN(space)
-        self.features_dim = self.cnn.features_dim
+        self.cnn = NatureCNN(space, features_dim)
+        self.features_dim = features_dim
 
     def forward(self, obs: Tensor) -> Tensor:
         """:return: features of images (B, C, H, W), (B, features_dim)"""
         return self.cnn(obs.float() / 255)  # type: ignore[no-any-return]
+
+
+class CombinedFeatures(nn.Module):
+    """The features of several fields side by side.
+
+    :param extractors: by field
+    """
+
+    def __init__(self, extractors: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.extractors = nn.ModuleDict(extractors)
+        self.features_dim = sum(int(extractor.features_dim) for extractor in extractors.values())  # type: ignore[arg-type, misc]
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """:return: (B, features_dim)"""
+        return torch.cat([extractor(obs[name]) for name, extractor in self.extractors.items()], -1)

@@ -9,9 +9,9 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
-from ..envs.mean_field import MFGame, exploitability, flow
-from ..envs.mean_field.member import Encoder, Flow, check_population, encode, one_flow
-from ..envs.mean_field.n_agents import one_policy
+from ...envs.mean_field import MFGame, exploitability, flow
+from ...envs.mean_field.member import Encoder, Flow, check_population, encode, one_flow
+from ...envs.mean_field.n_agents import one_policy
 
 Model = Any
 """What acts: a Stable-Baselines3 or Headway model, or whatever has ``action_probabilities`` or ``predict``."""

@@ -1,19 +1,29 @@
-"""Members of a crowd: how they choose among the others by maximum causal entropy, and where that takes the crowd.
+"""What the members of a crowd want, by maximum causal entropy: how they choose among the others, where that takes the
+crowd, and the reward under which what was seen is likeliest.
 
+Ziebart, Bagnell, Dey: "Modeling interaction via the principle of maximum causal entropy", ICML 2010.
 Shapes: ``n`` crowds, ``N`` moves, ``d`` states; the joint shares of state and move are pi_i P_ij, (n, N, d, d).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from ..core.config import Count, Positive, Range
-from .baselines import FitConfig, moved
-from .rewards import RewardModel
+from ....envs.mean_field import Entropy, MFGame
+from ....envs.mean_field.cohorts import Trajectories
+from ...core.config import Count, Positive, Range
+from .crowd_models import Fit, FitConfig, Rollout, moved
+from .rewards import LinearReward, RewardModel, reward_model
+
+GOOD_GRADIENT = 1e-6
+"""A fit whose derivatives are all smaller has converged, however it stopped (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,3 +259,164 @@ def _better(function: Callable[[Tensor], Tensor], at: Tensor, newton: Tensor, pl
             if not left.any():
                 break
     return found
+
+
+# -- the fit -----------------------------------------------------------------------------------------------------------
+
+
+class MCEFit(Fit):
+    """What :func:`fit` found by maximum causal entropy.
+
+    :param members: with the reward found
+    :param config: of the fit
+    :param loss: mean negative log-likelihood of a move, in nats, plus the penalty
+    :param iterations: of L-BFGS
+    :param converged: whether it stopped because it could not get better
+    :param message: why it stopped
+    """
+
+    config: MCEConfig
+
+    def __init__(
+        self, members: Members, config: MCEConfig, loss: float, iterations: int, converged: bool, message: str
+    ) -> None:
+        super().__init__("mce_individual", config, len(members.times))
+        self.members, self.loss, self.iterations = members, loss, iterations
+        self.converged, self.message = converged, message
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """What was learned, by name: the reward's parameters, and the terminal value V^N as ``final``, (d,)."""
+        found = dict(self.members.reward.named_parameters()) | {"final": self.members.final}
+        return {name: part.detach().clone() for name, part in found.items()}
+
+    @torch.no_grad()
+    def reward(self, pi: Tensor, time: Tensor | float = 0.0) -> Tensor:
+        """Evaluate the reward found, without its entropy.
+
+        :param pi: crowds, (…, d)
+        :param time: share of the horizon that is over, (…, 1)
+        :return: r_ij, (…, d, d)
+        """
+        time = torch.as_tensor(time, dtype=torch.float64, device=pi.device)
+        found: Tensor = self.members.reward(pi, time)
+        return found.expand(*pi.shape, pi.shape[-1])
+
+    @torch.no_grad()
+    def response(self, flow: Tensor) -> Tensor:
+        """How members choose among a crowd that moves along a flow; a planner's crowd has none.
+
+        :param flow: (n, N + 1, d)
+        :return: P, (n, N, d, d)
+        :raises ValueError: the fit was a planner's
+        """
+        if self.config.objective == "planner":
+            raise ValueError("members of a planner's crowd do not respond to it: call rollout, or fit 'individual'")
+        return self.members.log_policy(flow[:, :-1]).exp()
+
+    @torch.no_grad()
+    def rollout(self, pi0: Tensor, step: float = 0.05, sweeps: int = 3000) -> Rollout:
+        """Predict crowds from their start alone, in the equilibrium of the reward.
+
+        :param pi0: (n, d)
+        :param step: of the damped fixed point
+        :param sweeps: of it, at most
+        :return: flow and matrices
+        :raises RuntimeError: no equilibrium was found
+        """
+        return Rollout(*self.members.settle(pi0, step, sweeps))
+
+    def log_likelihood(self, trajectories: Trajectories) -> float:
+        """:return: mean log-likelihood of the moves seen, in nats; -inf if one was seen that has no probability."""
+        with torch.no_grad():
+            if self.config.flow == "model" or self.config.objective == "planner":
+                log_p = self.rollout(trajectories.pi[:, 0]).matrices.log()
+            else:
+                log_p = self.members.log_policy(trajectories.pi[:, :-1])
+            counts = trajectories.counts
+            return float(torch.where(counts > 0, counts * log_p, 0.0).sum() / counts.sum())
+
+    def game(self, mu0: Tensor) -> MFGame:
+        """The game that members play who have this reward, for solvers and exact exploitability.
+
+        :param mu0: (1, d), or (n, 1, d) for a batch
+        :return: its actions are the next states
+        """
+        members, d = self.members, mu0.shape[-1]
+        final = members.final.detach()
+
+        @torch.no_grad()
+        def earned(t: Any, mu: Tensor) -> Tensor:
+            time = torch.as_tensor(t, dtype=torch.float64, device=mu.device) / self.horizon
+            return self.reward(mu, time.expand(*mu.shape[:-1], 1))
+
+        return MFGame(
+            name="fitted crowd",
+            S=d,
+            A=d,
+            H=self.horizon,
+            mu0=mu0,
+            r_state=lambda t, mu: torch.zeros_like(mu),
+            r_action=earned,
+            terminal=lambda mu: final.expand_as(mu),
+            legal=members.moves,
+            post=torch.arange(d, device=mu0.device).expand(d, d).contiguous(),
+            regulariser=Entropy(self.config.tau),
+        )
+
+
+def fit_mce(data: Trajectories, model: str | nn.Module, config: MCEConfig, progress: bool) -> MCEFit:
+    """See :func:`fit`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        reward = reward_model(model, data.d).to(data.pi.device)
+    own_numbers = isinstance(reward, LinearReward) and bool({"u", "drift"} & set(reward.terms))
+    moves = torch.ones(data.d, data.d, dtype=torch.bool, device=data.pi.device)
+    if config.moves == "seen" or (config.moves == "auto" and own_numbers):
+        moves = data.counts.sum((0, 1)) > 0
+        moves |= torch.diag(~moves.any(1))  # where nobody left, they stay
+    members = Members(reward, config, moves, data.horizon).to(data.pi.device)
+
+    counts, pi = data.counts, data.pi[:, :-1]
+    joint = pi.unsqueeze(-1) * data.matrices()
+
+    def loss(log_p: Tensor) -> Tensor:
+        likelihood = (counts * log_p.masked_fill(counts == 0, 0.0)).sum() / counts.sum()
+        penalty = sum((part.square().sum() for part in members.parameters() if part.requires_grad), torch.zeros(()))
+        return config.l2 * penalty - likelihood
+
+    result = _minimise(members, lambda: loss(members.log_policy(pi, joint)), config, "fit", progress)
+    if config.flow == "model" and reward.crowded:
+        crowds = Equilibrium(members, data.pi[:, 0], pi)
+        result = _minimise(members, lambda: loss(members.log_policy(crowds.solve())), config, "own flow", progress)
+        if not crowds.solved:
+            result.success, result.message = False, f"the crowd's equilibrium was not found; {result.message}"
+    return MCEFit(members, config, float(result.fun), int(result.nit), bool(result.success), str(result.message))
+
+
+def _minimise(members: Members, loss: Callable[[], Tensor], config: MCEConfig, title: str, progress: bool) -> Any:
+    """Minimise over the parameters of members, from where they are, by L-BFGS; :return: SciPy's result."""
+    parameters = [part for part in members.parameters() if part.requires_grad]
+
+    def evaluate(numbers: Any) -> Any:
+        vector = torch.from_numpy(np.ascontiguousarray(numbers)).to(members.final.device)
+        nn.utils.vector_to_parameters(vector, parameters)
+        value = loss()
+        slopes = torch.autograd.grad(value, parameters)
+        return value.item(), nn.utils.parameters_to_vector(slopes).cpu().numpy()
+
+    first: Any = nn.utils.parameters_to_vector(parameters).detach().cpu().numpy()
+    options: Any = {"maxiter": config.max_iterations, "maxfun": 20 * config.max_iterations, "maxcor": 50}
+    options |= {"ftol": 1e-15, "gtol": config.gradient_tolerance}
+    with tqdm(desc=title, unit=" iterations", disable=not progress, leave=False) as bar:
+
+        def shown(xk: Any) -> None:
+            bar.update()
+
+        result: Any = minimize(evaluate, first, jac=True, method="L-BFGS-B", options=options, callback=shown)
+    if not math.isfinite(result.fun):
+        raise ValueError(f"the fit's loss became {result.fun}: see that the model returns finite rewards")
+    _, slopes = evaluate(result.x)
+    # Close to the last digit a line search may find nothing better, and call that abnormal.
+    result.success = bool(result.success) or float(np.abs(slopes).max()) < GOOD_GRADIENT
+    return result

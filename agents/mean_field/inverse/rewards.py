@@ -9,12 +9,12 @@ Shapes: ``d`` states, ``N`` moves.
 from collections.abc import Callable, Sequence
 
 import torch
+from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...envs.mean_field.cohorts import LOG_FLOOR
-from ...envs.naming import nearest
-from .layers import perceptron
+from ....envs.mean_field.cohorts import LOG_FLOOR
+from ....envs.naming import nearest
 
 TERMS = {
     "u": "u_ij, one number for each move",
@@ -86,6 +86,17 @@ class LinearReward(RewardModel):
         for term in self.terms[1:]:
             total = total + numbers[term] * shapes[term]()
         return total
+
+
+def perceptron(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """Linear layers with tanh between them, in float64 as crowds are.
+
+    :param inputs: numbers read
+    :param hidden: widths between
+    :param outputs: numbers given
+    :return: the network, initialised as torch does
+    """
+    return nn.Sequential(*create_mlp(inputs, outputs, list(hidden), nn.Tanh)).double()
 
 
 class MLPReward(RewardModel):

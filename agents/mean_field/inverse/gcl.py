@@ -3,7 +3,7 @@
 Yang, Ye, Trivedi, Xu, Zha: "Learning deep mean field games for modeling large population behavior", ICLR 2018, arXiv
 1711.03156, after Finn, Levine, Abbeel, "Guided cost learning", 2016, arXiv 1603.00448. States are distributions pi of a
 crowd, actions its matrices of moves P, pi' = P^T pi; trajectories are thought to occur with probabilities proportional
-to exp sum_n R(pi^n, P^n). See :mod:`..mean_field_irl` for when this planner's problem is the crowd's.
+to exp sum_n R(pi^n, P^n). See :mod:`.fitting` for when this planner's problem is the crowd's.
 
 Two things differ from the authors' code. Its score of the Dirichlet policy takes digammas of alpha, not of c alpha, and
 so has a mean far from 0; here it is exact. Its samples stand for the normaliser with weight 1; here they are weighted
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...envs.mean_field.cohorts import Trajectories
-from ..core.config import Count, Fraction, Positive, Range
-from .baselines import Fit, FitConfig, Rollout
-from .heads import DirichletNet, DirichletScalar, PolicyHead, SoftmaxGaussian
+from ....envs.mean_field.cohorts import Trajectories
+from ...core.config import Count, Fraction, Positive, Range
+from .crowd_models import Fit, FitConfig, Rollout
+from .matrix_policies import DirichletNet, DirichletScalar, PolicyHead, SoftmaxGaussian
 from .rewards import LinearReward, MembersReward, PaperNetwork, PopulationReward, reward_model
 
 
@@ -360,7 +360,7 @@ def population_reward(model: str | nn.Module, d: int, tau: float) -> PopulationR
 
 
 def fit_gcl(data: Trajectories, model: str | nn.Module, config: GCLConfig, progress: bool) -> GCLFit:
-    """See :func:`..mean_field_irl.fit`."""
+    """See :func:`.fitting.fit`."""
     device = data.pi.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):  # dropout knows no other generator

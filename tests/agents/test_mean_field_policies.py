@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from headway.envs.mean_field import MFGame, best_response, exploitability, flow, make_game, solve
-from headway.envs.mean_field.member import Encoder, MeanFieldAgentBatch, MeanFieldAgentEnv, encode
-from headway.envs.mean_field.n_agents import NAgentEnv
-from headway.wrappers import BatchedVecEnv
-from headway.wrappers.mean_field import (
+from headway.agents.mean_field.policies import (
     CrowdFollowsLearner,
     NashConvCallback,
     action_probabilities,
@@ -19,6 +15,10 @@ from headway.wrappers.mean_field import (
     exploitability_of,
     tabular_policy,
 )
+from headway.envs.mean_field import MFGame, best_response, exploitability, flow, make_game, solve
+from headway.envs.mean_field.member import Encoder, MeanFieldAgentBatch, MeanFieldAgentEnv, encode
+from headway.envs.mean_field.n_agents import NAgentEnv
+from headway.wrappers import BatchedVecEnv
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import perceptron
+from .rewards import perceptron
 
 SMALLEST = 1e-20
 """Probabilities are at least so much, as in the authors' code, so that they have logarithms."""

@@ -1,0 +1,172 @@
+"""One step of the environments: taken, checked, kept, counted and logged, the same for every source of steps."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ....envs import BatchedEnv
+from ....wrappers.sb3 import row_infos
+from ..spaces import Actions, Obs, ObservationCodec, map_obs
+
+
+class NonFiniteError(ValueError):
+    """An environment returned NaN or infinity; nothing of that step was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step of N environments gave. Tensors are on the agent's device.
+
+    Two things come in two forms, the same where no ``VecNormalize`` stands between: as the environment gave it, and as
+    it was *seen*, normalised with the statistics of the moment.
+
+    :param chosen: what the agent chose, (N, …): ``actions``, and whatever else it wants kept
+    :param obs: what the step started from, (N, *O)
+    :param seen_obs: the same, as actions were chosen by it
+    :param rewards: (N,)
+    :param seen_rewards: (N,)
+    :param terminated: (N,) bool
+    :param truncated: (N,) bool; an episode that ends in both ways at once is terminated
+    :param next_obs: what the step led to, of a row that ended its final observation, (N, *O)
+    :param real: rows that are transitions, (N,) bool; None: all of them. The others only did a delayed reset.
+    :param dones: rows that ended, (N,), on the host, where callbacks and agents read it without waiting
+    :param host_rewards: ``seen_rewards`` on the host, (N,)
+    :param infos: Stable-Baselines3's dict per row
+    """
+
+    chosen: dict[str, Tensor]
+    obs: Obs
+    seen_obs: Obs
+    rewards: Tensor
+    seen_rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    next_obs: Obs
+    real: Tensor | None
+    dones: np.ndarray[Any, Any]
+    host_rewards: np.ndarray[Any, Any]
+    infos: list[dict[str, Any]]
+
+    def transitions(self) -> dict[str, Any]:
+        """:return: the fields of :class:`~headway.agents.core.data.Transitions`, (N, …)"""
+        return {
+            "obs": self.obs,
+            "actions": self.chosen["actions"],
+            "rewards": self.rewards,
+            "terminated": self.terminated,
+            "truncated": self.truncated,
+            "next_obs": self.next_obs,
+        }
+
+
+class Host(Protocol):
+    """What a step asks of an agent."""
+
+    device: torch.device
+    batched_env: BatchedEnv
+    codec: ObservationCodec
+    actions: Actions
+    n_envs: int
+    num_timesteps: int
+    env_id: str | None
+    env_is_broken: bool
+    stop_requested: bool
+
+    @property
+    def last_obs(self) -> Obs:
+        """What to act on."""
+
+    @property
+    def last_raw_obs(self) -> Obs:
+        """The same before normalisation."""
+
+    def choose(self) -> dict[str, Tensor]:
+        """Choose ``actions``, and what else is to be kept."""
+
+    def keep(self, step: Step) -> None:
+        """Store a step."""
+
+    def observe(self, obs: Obs, raw_obs: Obs | None) -> None:
+        """Take up what the environments show next."""
+
+    def count(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
+        """Count a step and the episodes that ended in it, and log when it is time."""
+
+    def end_round(self, collected: int) -> None:
+        """Set what follows a round of data."""
+
+
+def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]) -> Step:
+    """Step once, and bring the agent into a state that a checkpoint can hold: the step is kept, counted and logged.
+
+    :param host: the agent
+    :param chosen: what it chose
+    :param blank: N empty dicts, for rows of which there is nothing to say
+    :return: the step
+    :raises NonFiniteError: the environment returned NaN or infinity; nothing was kept
+    """
+    env, codec, device = host.batched_env, host.codec, host.device
+    obs, rewards, terminated, truncated, info = env.step(host.actions.to_env(chosen["actions"]).to(env.device))
+    acting_obs, next_obs = codec.encode(obs, env.device), codec.encode(info["final_obs"], env.device)
+    raw_obs, raw_rewards = info.get("raw", (None, rewards))
+    total = raw_rewards.sum() + sum(part.sum() for o in (next_obs, acting_obs) for part in codec.numbers(o).values())
+    host_rewards, dones, finite = _read(rewards, terminated | truncated, torch.isfinite(total))
+    if not finite:
+        _refuse_non_finite(host, raw_rewards, next_obs, acting_obs)
+    cut = truncated & ~terminated
+    infos = row_infos(info, dones, cut, blank)
+    step = Step(
+        chosen=chosen,
+        obs=host.last_raw_obs,
+        seen_obs=host.last_obs,
+        rewards=raw_rewards.to(device),
+        seen_rewards=rewards.to(device),
+        terminated=terminated.to(device),
+        truncated=cut.to(device),
+        next_obs=map_obs(lambda part: part.to(device), next_obs),
+        real=~info["dummy"] if "dummy" in info else None,
+        dones=dones,
+        host_rewards=host_rewards,
+        infos=infos,
+    )
+    host.keep(step)
+    host.observe(
+        map_obs(lambda part: part.to(device), acting_obs), None if raw_obs is None else codec.encode(raw_obs, device)
+    )
+    host.count(dones, infos)
+    return step
+
+
+def _read(rewards: Tensor, ended: Tensor, finite: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], bool]:
+    """Bring to the host what is needed there of every step: from a GPU in one transfer, on the CPU without a copy.
+
+    :param rewards: (N,)
+    :param ended: (N,) bool
+    :param finite: scalar bool
+    :return: the same
+    """
+    if rewards.device.type == "cpu":
+        return rewards.numpy(), ended.numpy(), bool(finite)
+    count = len(ended)
+    read = torch.cat((rewards.float(), ended.float(), finite.float().view(1))).cpu().numpy()
+    return read[:count], read[count:-1] > 0, bool(read[-1])
+
+
+def _refuse_non_finite(host: Host, rewards: Tensor, next_obs: Obs, acting_obs: Obs) -> None:
+    """Name the first number that is not finite; there is none where only the sum was too large."""
+    found = [("reward", rewards.unsqueeze(1))]
+    found += [("", part.flatten(1)) for obs in (next_obs, acting_obs) for part in host.codec.numbers(obs).values()]
+    for name, values in found:
+        bad = (~torch.isfinite(values)).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            where = name or host.codec.locate(column)
+            host.env_is_broken = True
+            raise NonFiniteError(
+                f"environment {row} ({host.env_id or 'no id'}) returned {where} = {values[row, column].item()} "
+                f"at step {host.num_timesteps + host.n_envs}: nothing of this step was stored; "
+                "mend the environment, then resume from the last checkpoint"
+            )

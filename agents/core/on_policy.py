@@ -1,0 +1,161 @@
+"""The base of agents that learn from what their present policy has just done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .agent import ActorCriticAgent
+from .config import AgentConfig, Count, Fraction, Range
+from .data import RolloutStore, Step, StepCollector, generalised_advantages
+from .loop import Part
+from .spaces import Fields, FieldSpec, map_obs
+
+SCALAR, FLAG = FieldSpec((), torch.float32), FieldSpec((), torch.bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(AgentConfig):
+    """What agents that learn on-policy add. Names and defaults are Stable-Baselines3's for PPO."""
+
+    batch_size: Count = 64
+    """Rows per gradient step; the last of an epoch may have fewer."""
+
+    n_steps: Annotated[int, Range(1, unit="steps")] = 2048
+    """Length of a round, of every environment."""
+
+    n_epochs: Count = 10
+    """Passes over a round's rows."""
+
+    gae_lambda: Fraction = 0.95
+    """Weight of longer returns in advantages: 0 looks one step ahead, 1 to the end (arXiv 1506.02438)."""
+
+    reward_scaling: Literal["off", "returns"] = "off"
+    """returns: divide rewards by the running standard deviation of discounted returns, and clip them to [-10, 10], as
+    VecNormalize does (arXiv 2005.12729 finds it to matter more than the clipped loss)."""
+
+
+C = TypeVar("C", bound=OnPolicyConfig)
+
+
+class OnPolicyAgent(ActorCriticAgent[C]):
+    """An agent that works off a round of its own newest steps, in epochs of minibatches, and forgets it.
+
+    Its configuration is an :class:`OnPolicyConfig`. It fills in :meth:`values`, and keeps ``values`` with every step.
+    """
+
+    squashes = False
+
+    def values(self, obs: Any) -> Tensor:
+        """:return: V(s) of encoded observations, as they are seen, (B,)"""
+        raise NotImplementedError
+
+    def kept(self) -> dict[str, Fields]:
+        """:return: what :meth:`explore` gives beside actions, to be kept with every step."""
+        return {"values": SCALAR, "log_probs": SCALAR}
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        fields = {"obs": self.codec.spec, "actions": self.actions.field, "rewards": SCALAR, "ended": FLAG, "real": FLAG}
+        fields |= {"advantages": SCALAR, **self.kept()}
+        self.rollout = RolloutStore(fields, n_steps=self.config.n_steps, n_envs=self.n_envs, device=self.device)
+        self.register("rollout", self.rollout)
+        self._order, self._place = torch.zeros(0, dtype=torch.int64, device=self.device), 0
+        self.register("epoch", Part(self._epoch, self._load_epoch))
+        if self.config.reward_scaling != "off":
+            self.reward_scale = ReturnScale(self.n_envs, self.config.gamma, self.device)
+            self.register("reward_scale", self.reward_scale)
+
+    def _make_collector(self) -> StepCollector:
+        return StepCollector(self, self.config.n_steps)
+
+    def keep(self, step: Step) -> None:
+        """Store a step as it was seen; what a truncated episode would have gone on to earn joins its last reward.
+
+        :param step: of all environments
+        """
+        rewards = step.seen_rewards
+        if self.config.reward_scaling != "off":
+            rewards = self.reward_scale(rewards, step.terminated | step.truncated)
+        if step.dones.any():
+            rows = torch.from_numpy(np.flatnonzero(step.dones)).to(self.device)
+            final = map_obs(lambda part: part.index_select(0, rows), step.next_obs)
+            with torch.no_grad():
+                values = self.values(final if self.normalizer is None else self.normalizer.obs(final))
+            rewards = rewards.index_add(0, rows, self.config.gamma * values * step.truncated.index_select(0, rows))
+        real = torch.ones_like(step.terminated) if step.real is None else step.real.to(self.device)
+        row = {"obs": step.seen_obs, "rewards": rewards, "ended": step.terminated | step.truncated, "real": real}
+        self.rollout.add(row | {"advantages": torch.zeros_like(rewards)} | step.chosen)
+
+    def phases(self, collected: int) -> Sequence[tuple[str, int]]:
+        """See :meth:`LearningLoop.phases`: advantages first, then ``n_epochs`` of minibatches."""
+        rollout, cfg = self.rollout, self.config
+        with torch.no_grad():
+            last_values = self.values(self.last_obs)
+        rewards, values, ended = (rollout[name] for name in ("rewards", "values", "ended"))
+        advantages = generalised_advantages(rewards, values, last_values, ended, cfg.gamma, cfg.gae_lambda)
+        rollout["advantages"].copy_(advantages)
+        explained = 1 - advantages.var() / (advantages + values).var()
+        self.metrics.add({"explained_variance": explained})
+        self._order = self._order[:0]
+        rows = int(rollout["real"].sum())
+        return self.schedule(cfg.n_epochs * -(-rows // cfg.batch_size))
+
+    def minibatch(self) -> Tensor:
+        """:return: the next rows of the epoch, (B,); a new epoch, in a new order, where the last one is through."""
+        if self._place >= len(self._order):
+            rows = self.rollout["real"].flatten().nonzero().squeeze(1)
+            order = torch.randperm(len(rows), generator=self.generators["update"], device=self.device)
+            self._order, self._place = rows[order], 0
+        self._place += self.config.batch_size
+        return self._order[self._place - self.config.batch_size : self._place]
+
+    def _epoch(self) -> dict[str, Any]:
+        return {"order": self._order, "place": self._place}
+
+    def _load_epoch(self, state: dict[str, Any]) -> None:
+        self._order, self._place = state["order"].to(self.device), state["place"]
+
+
+class ReturnScale:
+    """Rewards over the running standard deviation of discounted returns, as Stable-Baselines3's ``VecNormalize``.
+
+    :param n_envs: N
+    :param gamma: discount per step
+    :param device: where rewards are
+    """
+
+    CLIP, EPSILON = 10.0, 1e-8
+
+    def __init__(self, n_envs: int, gamma: float, device: torch.device) -> None:
+        self.gamma = gamma
+        self.returns = torch.zeros(n_envs, dtype=torch.float64, device=device)
+        self.mean, self.var = torch.zeros((), dtype=torch.float64, device=device), torch.ones_like(self.returns[0])
+        self.count = 1e-4
+
+    def __call__(self, rewards: Tensor, ended: Tensor) -> Tensor:
+        """Take up a step's rewards, and scale them.
+
+        :param rewards: (N,)
+        :param ended: (N,) bool
+        :return: (N,)
+        """
+        self.returns = self.returns * self.gamma + rewards
+        mean, var, count = self.returns.mean(), self.returns.var(correction=0), len(rewards)
+        total, delta = self.count + count, mean - self.mean
+        squares = self.var * self.count + var * count + delta.square() * self.count * count / total
+        self.mean, self.var, self.count = self.mean + delta * count / total, squares / total, total
+        self.returns = self.returns.masked_fill(ended, 0.0)
+        return (rewards / (self.var + self.EPSILON).sqrt()).clamp(-self.CLIP, self.CLIP).to(rewards.dtype)
+
+    def state(self) -> dict[str, Any]:
+        """:return: statistics and running returns."""
+        return {"returns": self.returns, "mean": self.mean, "var": self.var, "count": self.count}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state` returned."""
+        self.returns, self.mean, self.var = (state[k].to(self.returns.device) for k in ("returns", "mean", "var"))
+        self.count = state["count"]
