@@ -212,7 +212,8 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 
 
 def test_every_flag_is_in_a_test() -> None:
-    elsewhere = "resume run_dir progress vec env_device preset config compile precision delay delay_form"  # in tests of their own
+    # Those that have tests of their own, and the others.
+    elsewhere = "resume run_dir progress vec env_device preset config compile precision delay delay_form"
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     assert {*elsewhere.split(), *options.split(), *LEARNING["sac"]} == {*describe(TrainOptions), *describe(SACConfig)}
