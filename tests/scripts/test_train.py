@@ -22,7 +22,6 @@ from conftest import Command
 from headway import agents
 from headway.agents import AGENTS, SAC, SACConfig
 from headway.agents.core.config import describe
-from headway.agents.core.data.collectors import OffPolicyCollector
 from headway.agents.core.files import archive, list_checkpoints
 from headway.agents.core.logging import CSVFile
 from headway.envs import make_batched
@@ -471,8 +470,8 @@ def go_on(headway: Command, text: str) -> None:
 
 
 MOMENTS = {
-    "before the first update": (OffPolicyCollector, "_step", 15, 15, "interrupted at step 15"),
-    "in a step": (OffPolicyCollector, "_step", 33, 33, "interrupted at step 33"),
+    "before the first update": (SAC, "keep", 15, 15, "interrupted at step 15"),
+    "in a step": (SAC, "keep", 33, 33, "interrupted at step 33"),
     "in the first of three updates": (SAC, "_update", 40, 34, "interrupted at step 34"),
     "in an evaluation": (Evaluator, "evaluate", 2, 25, "interrupted at step 25"),
     "in a checkpoint": (TrainingCallback, "checkpoint", 2, 40, "interrupted at step 40"),
@@ -525,7 +524,7 @@ def test_a_signal_just_before_learning_is_not_forgotten(headway: Command, monkey
 def test_rows_torn_by_a_kill_are_written_again(headway: Command, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row can break off anywhere, and then look like one of an earlier step, or like a whole one."""
     with monkeypatch.context() as patch:
-        on_call(patch, OffPolicyCollector, "_step", 35, lambda: signal.raise_signal(signal.SIGINT))
+        on_call(patch, SAC, "keep", 35, lambda: signal.raise_signal(signal.SIGINT))
         _, out, _ = interrupt(headway)
     for name in ("progress.csv", "evaluations.csv"):
         whole = (alone / name).read_text().splitlines()[-1]
@@ -641,7 +640,7 @@ def sixteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call", "step"), [(OffPolicyCollector, "_step", 23, 368), (SAC, "_update", 55, 160)]
+    ("owner", "name", "call", "step"), [(SAC, "keep", 23, 368), (SAC, "_update", 55, 160)]
 )
 def test_a_stopped_batch_goes_on_as_if_it_had_not_been(
     headway: Command, sixteen: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, step: int
@@ -697,7 +696,7 @@ def test_a_longer_run_goes_on_from_a_complete_one(headway: Command, alone: Path)
 def test_a_longer_run_stays_longer_when_it_is_stopped(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(headway, "sac", folder="run")
     with monkeypatch.context() as patch:
-        on_call(patch, OffPolicyCollector, "_step", 5, lambda: signal.raise_signal(signal.SIGTERM))
+        on_call(patch, SAC, "keep", 5, lambda: signal.raise_signal(signal.SIGTERM))
         assert headway("train", "--resume", "run", "--total-timesteps", 90)[0] == 143
     code, out, _ = headway("train", "--resume", "run")
     assert code == 0
