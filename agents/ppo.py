@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .core.compile import compiled
 from .core.config import Count, Positive, Range
@@ -76,7 +77,9 @@ class Minibatch(NamedTuple):
     values: Tensor
     """V_old(s), (B,)"""
     advantages: Tensor
-    """(B,)"""
+    """A, (B,)"""
+    returns: Tensor
+    """R = A + V_old(s), (B,)"""
 
 
 class Networks(nn.Module):
@@ -118,21 +121,24 @@ def ppo_losses(nets: Networks, batch: Minibatch, clip_range: float, cfg: PPOConf
     features = nets.features(batch.obs)
     log_prob, entropy = nets.actor.evaluate(features, batch.actions)  # (B,), (B,) or (1,)
     values = nets.value(features)  # (B,)
-    advantages, returns = batch.advantages, batch.advantages + batch.values
+    advantages = batch.advantages
     if cfg.normalize_advantage and len(advantages) > 1:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        std, mean = torch.std_mean(advantages)
+        advantages = (advantages - mean) / (std + 1e-8)
     log_ratio = log_prob - batch.log_probs
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     policy_loss = -torch.minimum(advantages * ratio, advantages * clipped).mean()
     if cfg.clip_range_vf is not None:
         values = batch.values + (values - batch.values).clamp(-cfg.clip_range_vf, cfg.clip_range_vf)
-    value_loss = (returns - values).square().mean()
+    value_loss = F.mse_loss(values, batch.returns)
     entropy_loss = -entropy.mean()
     with torch.no_grad():
         approx_kl = (ratio - 1 - log_ratio).mean()
-        clip_fraction = ((ratio - 1).abs() > clip_range).float().mean()
-    loss = policy_loss + cfg.ent_coef * entropy_loss + cfg.vf_coef * value_loss
+        clip_fraction = (clipped != ratio).float().mean()
+    loss = torch.add(policy_loss, value_loss, alpha=cfg.vf_coef)
+    if cfg.ent_coef:
+        loss = torch.add(loss, entropy_loss, alpha=cfg.ent_coef)
     return Losses(loss, policy_loss, value_loss, entropy_loss, approx_kl, clip_fraction)
 
 
@@ -195,8 +201,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
         return [("minibatch", steps)]
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        cfg, rows = self.config, self.minibatch()
-        batch = Minibatch(*self.rollout.take(Minibatch._fields, rows))  # type: ignore[arg-type]
+        cfg, batch = self.config, Minibatch(**self.minibatch(Minibatch._fields))
         clip_range = cfg.clip_range * (self.progress_remaining if cfg.clip_range_schedule == "linear" else 1.0)
         losses = self._losses(self.nets.module, batch, clip_range, cfg)
         if cfg.target_kl is not None and float(losses.approx_kl) > 1.5 * cfg.target_kl:

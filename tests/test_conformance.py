@@ -527,8 +527,7 @@ def keeps_its_policy(agent: Agent, path: Path) -> None:
 
 @every_sight
 def test_sees(case: Case, form: str, tmp_path: Path) -> None:
-    small = {"buffer_size": 90} if "replay" in case.can else {}
-    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18, **small)
+    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18)
     keeps_its_policy(agent, tmp_path / "agent.zip")
 
 

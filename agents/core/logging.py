@@ -33,13 +33,14 @@ class Metrics:
 
         :param values: name to scalar tensor
         """
+        known = [name for name in values if name in self._sums]
+        if known:  # in one call: a scalar's own addition takes longer than its sum
+            with torch.no_grad():
+                torch._foreach_add_([self._sums[name] for name in known], [values[name] for name in known])
         for name, value in values.items():
-            if name in self._sums:
-                self._sums[name] += value.detach()
-                self._counts[name] += 1
-            else:
-                self._sums[name] = value.detach().clone()
-                self._counts[name] = 1
+            if name not in self._sums:
+                self._sums[name], self._counts[name] = value.detach().clone(), 0
+            self._counts[name] += 1
 
     def flush(self) -> dict[str, float]:
         """:return: the means since the last flush."""

@@ -60,10 +60,11 @@ class OnPolicyAgent(ActorCriticAgent[C]):
     def _setup_model(self) -> None:
         super()._setup_model()
         fields = {"obs": self.codec.spec, "actions": self.actions.field, "rewards": SCALAR, "ended": FLAG, "real": FLAG}
-        fields |= {"advantages": SCALAR, **self.kept()}
+        fields |= {"advantages": SCALAR, "returns": SCALAR, **self.kept()}
         self.rollout = RolloutStore(fields, n_steps=self.config.n_steps, n_envs=self.n_envs, device=self.device)
         self.register("rollout", self.rollout)
         self._order, self._place = torch.zeros(0, dtype=torch.int64, device=self.device), 0
+        self._ordered: dict[str, Any] = {}
         self.register("epoch", Part(self._epoch, self._load_epoch))
         if self.config.reward_scaling != "off":
             self.reward_scale = ReturnScale(self.n_envs, self.config.gamma, self.device)
@@ -88,7 +89,7 @@ class OnPolicyAgent(ActorCriticAgent[C]):
             rewards = rewards.index_add(0, rows, self.config.gamma * values * step.truncated.index_select(0, rows))
         real = torch.ones_like(step.terminated) if step.real is None else step.real.to(self.device)
         row = {"obs": step.seen_obs, "rewards": rewards, "ended": step.terminated | step.truncated, "real": real}
-        self.rollout.add(row | {"advantages": torch.zeros_like(rewards)} | step.chosen)
+        self.rollout.add(row | dict.fromkeys(("advantages", "returns"), torch.zeros_like(rewards)) | step.chosen)
 
     def phases(self, collected: int) -> Sequence[tuple[str, int]]:
         """See :meth:`LearningLoop.phases`: advantages first, then ``n_epochs`` of minibatches."""
@@ -98,26 +99,33 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         rewards, values, ended = (rollout[name] for name in ("rewards", "values", "ended"))
         advantages = generalised_advantages(rewards, values, last_values, ended, cfg.gamma, cfg.gae_lambda)
         rollout["advantages"].copy_(advantages)
-        explained = 1 - advantages.var() / (advantages + values).var()
-        self.metrics.add({"explained_variance": explained})
-        self._order = self._order[:0]
+        torch.add(advantages, values, out=rollout["returns"])
+        self.metrics.add({"explained_variance": 1 - advantages.var() / rollout["returns"].var()})
+        self._order, self._ordered = self._order[:0], {}
         rows = int(rollout["real"].sum())
         return self.schedule(cfg.n_epochs * -(-rows // cfg.batch_size))
 
-    def minibatch(self) -> Tensor:
-        """:return: the next rows of the epoch, (B,); a new epoch, in a new order, where the last one is through."""
+    def minibatch(self, fields: tuple[str, ...]) -> dict[str, Any]:
+        """Go on in the epoch; begin another, in a new order, where it is through.
+
+        :param fields: of the rollout
+        :return: their values in the next rows, (B, …)
+        """
         if self._place >= len(self._order):
             rows = self.rollout["real"].flatten().nonzero().squeeze(1)
             order = torch.randperm(len(rows), generator=self.generators["update"], device=self.device)
-            self._order, self._place = rows[order], 0
+            self._order, self._place, self._ordered = rows[order], 0, {}
+        if not self._ordered:  # once for the epoch: a minibatch is then a slice
+            self._ordered = dict(zip(fields, self.rollout.take(fields, self._order), strict=True))
+        here = slice(self._place, self._place + self.config.batch_size)
         self._place += self.config.batch_size
-        return self._order[self._place - self.config.batch_size : self._place]
+        return {name: map_obs(lambda part: part[here], values) for name, values in self._ordered.items()}
 
     def _epoch(self) -> dict[str, Any]:
         return {"order": self._order, "place": self._place}
 
     def _load_epoch(self, state: dict[str, Any]) -> None:
-        self._order, self._place = state["order"].to(self.device), state["place"]
+        self._order, self._place, self._ordered = state["order"].to(self.device), state["place"], {}
 
 
 class ReturnScale:

@@ -140,7 +140,7 @@ def losses_of(ratio: float, advantage: float, **hyper: Any) -> Any:
     with torch.no_grad():
         old = nets.actor.log_prob(obs, actions) - np.log(ratio)
         values = nets.value(obs)
-    batch = Minibatch(obs, actions, old, values - 0.5, torch.tensor([advantage]))
+    batch = Minibatch(obs, actions, old, values - 0.5, torch.tensor([advantage]), values - 0.5 + advantage)
     return ppo_losses(nets, batch, 0.2, PPOConfig(**hyper)), nets
 
 
@@ -213,8 +213,8 @@ def test_rows_that_only_did_a_delayed_reset_are_not_learnt_from() -> None:
     )
     agent = PPO("MlpPolicy", as_batched(envs), device="cpu", seed=0, n_steps=8, batch_size=16, n_epochs=1)
     seen: list[Tensor] = []
-    minibatch = agent.minibatch
-    agent.minibatch = lambda: seen.append(rows := minibatch()) or rows  # type: ignore[method-assign, func-returns-value]
+    take = agent.rollout.take
+    agent.rollout.take = lambda names, rows: seen.append(rows) or take(names, rows)  # type: ignore[method-assign, func-returns-value]
     agent.learn(16)
     assert agent.rollout["real"].tolist() == [[True, True]] * 3 + [[False, False]] + [[True, True]] * 3 + [
         [False, False]

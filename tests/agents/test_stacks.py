@@ -9,7 +9,7 @@ import pytest
 import torch
 from headway.agents.core.nets import Activation, StackedMLP
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
 from torch.nn.utils import parametrize
 
 ACTIVATIONS: list[Activation] = ["relu", "tanh", "elu"]
@@ -84,6 +84,12 @@ def test_members_start_as_torch_layers_do() -> None:
     assert weight.abs().max() <= 1 / math.sqrt(25)
     assert weight.std().item() == pytest.approx(nn.Linear(25, 7000).weight.std().item(), rel=0.02)
     assert not torch.equal(weight[0], weight[1])
+
+
+@pytest.mark.parametrize(("name", "value"), [("activation", "gelu"), ("precision", "bf16")])
+def test_unknown_names_are_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got '{value}'"):
+        StackedMLP((), 2, 1, (3,), **{name: value})  # type: ignore[arg-type]
 
 
 # -- what is not cached cannot lie -------------------------------------------------------------------------------------
@@ -215,6 +221,13 @@ def test_a_gradient_penalty_reaches_the_weights() -> None:
     assert torch.allclose(grads[0], grads[1].T, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own forward mode uses it
+def test_forward_derivatives_are_the_backward_ones() -> None:
+    torch.manual_seed(0)
+    mlp, x = StackedMLP((2,), 3, 2, (4,), "tanh").double(), torch.randn(5, 3, dtype=torch.float64)
+    assert torch.allclose(jacfwd(mlp)(x), torch.autograd.functional.jacobian(mlp, x), atol=1e-12)
+
+
 def test_many_gradients_at_once() -> None:
     torch.manual_seed(0)
     mlp, x = StackedMLP((2,), 3, 2, (4,)), torch.randn(5, 3)
@@ -294,3 +307,13 @@ def test_bfloat16_relu_keeps_what_is_not_a_number() -> None:
     assert mlp(torch.stack([negative_nan, -negative_nan]).unsqueeze(1)).isnan().all()
     values = torch.tensor([-torch.inf, -2.0, -1e-38, -0.0, 0.0, 1e-38, 3.0, torch.inf]).unsqueeze(1)
     assert torch.equal(mlp(values), values.bfloat16().relu().float())
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch's own compiler warns of is not ours
+def test_bfloat16_compiles() -> None:
+    torch.manual_seed(0)
+    mlp, x = StackedMLP((2,), 6, 3, (16,), "relu", "bfloat16"), torch.randn(9, 6)
+    compiled = torch.compile(lambda x: mlp(x), fullgraph=True)
+    grads = [torch.autograd.grad(f(x).square().sum(), [*mlp.weights]) for f in (mlp, compiled)]
+    for ours, theirs in zip(*grads, strict=True):
+        assert (ours - theirs).norm() < ROUNDING**0.5 * ours.norm()  # as above

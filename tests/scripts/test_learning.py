@@ -510,7 +510,7 @@ def test_output_folders_keep_to_their_suite(
 
 def test_good_and_bad_real_runs(headway: Command, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """A world that ends where the seed is odd: one run is trained, the other's error is in the report."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]), prepend=os.pathsep)
     suite = file(environments=[{"id": "worlds:Crash-v0"}], arms=[{"label": "SAC", "agent": "sac"}])
     code, printed, err = headway("benchmark", "learn", suite)
     out = Path("runs") / "suites" / "tiny"
@@ -531,7 +531,7 @@ def test_good_and_bad_real_runs(headway: Command, file: Callable[..., Path], mon
 
 def test_kill_and_go_on(headway: Command, file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark is killed without a chance to say so: its run saves, and then ends as if it had been left alone."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]), prepend=os.pathsep)
     flags = TINY | {"checkpoint_every": 100, "log_every": 100}
     path = file(arms=[{"label": "SAC", "agent": "sac"}], seeds=1, total_timesteps=600, eval_every=200, flags=flags)
     process = launch(["benchmark", "learn", str(path), "--out", "out"], Path("output.txt"))

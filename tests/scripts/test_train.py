@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -565,7 +566,7 @@ def test_ctrl_c_in_a_terminal_with_environments_in_processes(headway: Command, t
         text=True,
     )
     while newest(Path("run")) == 0 and process.poll() is None:
-        os.sched_yield()
+        time.sleep(0.001)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "")

@@ -14,6 +14,10 @@ NEGLIGIBLE = 1e-25
 """Moments below this are dropped: far above denormal numbers (1e-38), far below Adam's eps (1e-8) squared."""
 
 
+STATE = ("exp_avg", "exp_avg_sq", "step")
+"""What Adam keeps of a parameter, under torch's names."""
+
+
 class Optimiser(Protocol):
     """Settings from which a network's optimiser is made."""
 
@@ -112,24 +116,28 @@ class LeanAdam(torch.optim.Adam):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take up parameters, with moments of zero from the start."""
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
+        parameters = self.param_groups[-1]["params"]
+        for parameter, step in zip(parameters, torch.zeros(len(parameters), device=parameters[0].device), strict=True):
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+            self.state[parameter] = {"step": step, **moments}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step along the gradients in ``.grad``."""
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._step(group, parameters)
-
-    def _step(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
         # Looked up each time: what torch's own load_state_dict, or an owner, put there counts.
-        states = [self.state[parameter] for parameter in parameters]
-        grads: Any = [parameter.grad for parameter in parameters]
-        means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        torch._foreach_add_(steps, 1)
+        for group in self.param_groups:
+            columns: Any = [
+                (p, p.grad, *map(self.state[p].__getitem__, STATE)) for p in group["params"] if p.grad is not None
+            ]
+            if columns:
+                self._step(group, *zip(*columns, strict=True))
+
+    def _step(self, group: dict[str, Any], parameters: Any, grads: Any, means: Any, squares: Any, steps: Any) -> None:
+        counts = steps[0]._base
+        if counts is not None and counts.numel() == len(steps) and all(step._base is counts for step in steps):
+            counts += 1  # all are still the views that add_param_group made
+        else:
+            torch._foreach_add_(steps, 1)
         if parameters[0].device.type == "cpu" and steps[0].item() % SWEEP == 0:
             for moment in (*means, *squares):
                 moment.masked_fill_(moment.abs() < NEGLIGIBLE, 0.0)

@@ -12,7 +12,7 @@ action.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +60,16 @@ def _flat(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
+def _as(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """:return: the inverse of :func:`_flat`."""
+    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
+
+
 def _spread(x: Tensor, stack: torch.Size, dtype: torch.dtype) -> Tensor:
     """:return: inputs for each member of a stack, as :func:`_flat`."""
     x = x if x.dtype == dtype else x.to(dtype)
-    return _flat(x.expand(*stack, *x.shape[-2:]), dtype)
+    return _flat(x if x.shape[:-2] == stack else x.expand(*stack, *x.shape[-2:]), dtype)
 
 
 def _plain(x: Tensor, activation: Activation, dtype: torch.dtype, parameters: Sequence[Tensor]) -> Tensor:
@@ -75,7 +81,7 @@ def _plain(x: Tensor, activation: Activation, dtype: torch.dtype, parameters: Se
     for weight, bias in zip(flat[:-2:2], flat[1:-2:2], strict=True):
         layer = _PLAIN[activation](affine(bias, layer, weight))
     out = affine(flat[-1], layer, flat[-2])
-    return out.view(*stack, *out.shape[-2:]).to(parameters[0].dtype)
+    return _as(out, parameters[0].dtype, (*stack, *out.shape[-2:]))
 
 
 class _StackedMLPFunction(torch.autograd.Function):
@@ -102,7 +108,7 @@ class _StackedMLPFunction(torch.autograd.Function):
         ctx.settings = activation, dtype, frozen, as_given
         ctx.save_for_backward(x, *given, *layers, *(() if as_given else parameters[::2]))
         out = affine(parameters[-1], layer, parameters[-2])
-        return out if as_given else out.view(*stack, *out.shape[-2:]).to(own)
+        return out if as_given else _as(out, own, (*stack, *out.shape[-2:]))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -131,11 +137,11 @@ class _StackedMLPFunction(torch.autograd.Function):
                     _chain_(grad, layers[k], activation)
         if not as_given:
             pairs = zip(grads, given, strict=True)
-            grads = [None if found is None else found.to(p.dtype).view(p.shape) for found, p in pairs]
-            grad = grad.to(x.dtype)
+            grads = [None if found is None else _as(found, p.dtype, p.shape) for found, p in pairs]
         if not needs_x:
             return (None, None, None, None, *grads)
-        return (grad.view(*given[0].shape[:-2], *grad.shape[-2:]).sum_to_size(x.shape), None, None, None, *grads)
+        grad = _as(grad, x.dtype, (*given[0].shape[:-2], *grad.shape[-2:]))
+        return (grad.sum_to_size(x.shape), None, None, None, *grads)
 
 
 def _again(
@@ -164,6 +170,7 @@ class StackedMLP(nn.Module):
     :param activation: the non-linearity after each hidden layer
     :param precision: "bfloat16" computes products, activations and their gradients so; weights, outputs and the
         gradients of weights keep their own type. "float32" computes in the weights' type.
+    :raises ValueError: an activation or a precision of another name
     """
 
     def __init__(
@@ -176,6 +183,9 @@ class StackedMLP(nn.Module):
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
+        for name, value, known in (("activation", activation, Activation), ("precision", precision, Precision)):
+            if value not in get_args(known):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         self.stack = tuple(stack)
         self.activation: Activation = activation
         self.precision: Precision = precision
@@ -198,7 +208,7 @@ class StackedMLP(nn.Module):
         compiling = torch.compiler.is_compiling()
         parameters = self._chain(walk=compiling)
         if members is not None:
-            parameters = [parameter.narrow(-3, 0, members) for parameter in parameters]
+            parameters = [(p.detach() if frozen else p).narrow(-3, 0, members) for p in parameters]
         dtype = torch.bfloat16 if self.precision == "bfloat16" else parameters[0].dtype
         if compiling or _transformed():  # a compiler fuses the plain form by itself
             parameters = [parameter.detach() for parameter in parameters] if frozen else parameters

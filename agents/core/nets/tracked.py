@@ -119,18 +119,17 @@ class Tracked(Generic[M]):
 
 def _tensors(module: nn.Module, buffers: bool = False) -> list[Any]:
     """:return: a module's parameters, and buffers, each once, in torch's order; several times as fast as its walk."""
-    found: dict[Tensor, None] = {}  # by identity
+    found: list[Tensor | None] = []
     modules: list[nn.Module | None] = [module]
     while modules:
         part = modules.pop()
-        if part is None:
-            continue
-        for tensor in (*part._parameters.values(), *part._buffers.values()) if buffers else part._parameters.values():
-            if tensor is not None:
-                found[tensor] = None
-        if part._modules:
-            modules.extend(reversed(part._modules.values()))
-    return list(found)
+        if part is not None:
+            found += part._parameters.values()
+            if buffers:
+                found += part._buffers.values()
+            if part._modules:
+                modules += reversed(part._modules.values())
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
 
 
 def clip_(module: nn.Module, max_norm: float) -> None:
@@ -154,7 +153,9 @@ def clip_(module: nn.Module, max_norm: float) -> None:
     for stack, parameters in groups.items():
         grads = [p.grad for p in parameters.values() if p.grad is not None]
         if not stack:
-            nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+            if grads:  # torch.nn.utils.clip_grad_norm_ sorts them by device and type first, which takes longer
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
         elif grads:
             every = torch.cat([grad.flatten(len(stack)) for grad in grads], -1)  # (*stack, ·)
             scale = (max_norm / (torch.linalg.vector_norm(every, dim=-1) + 1e-6)).clamp(max=1.0)
