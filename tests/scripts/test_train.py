@@ -114,7 +114,8 @@ def test_progress_bar_shows_return_speed_and_time_left(headway: Command) -> None
 SMALL = {
     "ppo": shlex.split("--n-steps 16 --n-epochs 2 --clip-range 0.01"),
     "dqn": shlex.split(
-        "--env worlds:Halves-v0 --learning-starts 20 --target-update-interval 10 --train-freq 1 --exploration-fraction 0.9"
+        "--env worlds:Halves-v0 --learning-starts 20 --target-update-interval 10 --train-freq 1 "
+        "--exploration-fraction 0.9"
     ),
 }
 """What is tiny for agents that have other fields than SAC."""
