@@ -146,9 +146,20 @@ def _find_spec(env_id: str) -> EnvSpec | None:
     return gym.registry.get(name)
 
 
+_NAMED_WITH: dict[str, str] = {}
+"""The modules that stood in front of ids."""
+
+
+def full_id(env_id: str) -> str:
+    """:return: an id with the module in front that it was named with in this process, if it was with any."""
+    module = None if ":" in env_id else _NAMED_WITH.get(env_id)
+    return env_id if module is None else f"{module}:{env_id}"
+
+
 def _import(module: str, env_id: str) -> None:
     try:
         importlib.import_module(module)
+        _NAMED_WITH[env_id.rpartition(":")[2]] = module
     except ModuleNotFoundError as cause:
         raise ValueError(
             f"environment {env_id!r}: there is no module {cause.name!r}: "

@@ -1,6 +1,6 @@
 """``headway evaluate``: how good a saved policy is."""
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +51,7 @@ class EvaluateOptions(Flags):
     """Episodes to run."""
 
     env: str | None = None
-    """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in."""
+    """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in, whose module is imported."""
 
     delay: str | None = None
     """Delays of observations and of actions to evaluate behind, as for headway train; by default those of training."""
@@ -287,7 +287,7 @@ def read_policy(path: Path, name: str | None, device: str) -> Policy:
             "loading it runs whatever code it holds"
         )
     agent = agents.load(path, device=device) if cls is None else cls.load(path, device=device)
-    return Policy(path, name_of(type(agent)), agent, None if agent.env_id is None else World.of(agent.env_id))
+    return Policy(path, name_of(type(agent)), agent, None if agent.env_spec is None else World.of_spec(agent.env_spec))
 
 
 def _world_of_run(folder: Path) -> World | None:
@@ -311,7 +311,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
     if world is None:
         raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
     if options.delay is not None:
-        world = World(world.env_id, options.delay) if world.delay is None else world.under(options.delay)
+        world = replace(world, delay=options.delay) if world.delay is None else world.under(options.delay)
     if options.video is not None:
         check_drawing(world.env_id)
     deterministic = not options.stochastic

@@ -367,7 +367,6 @@ def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[Trainee, bool]:
     else:
         policy = policy_for(env.observation_space)
         agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
-    agent.env_id = str(options.world)  # with the module in front, which whoever loads the policy has not imported yet
     return agent, resumed
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import numpy as np
 import torch
 from gymnasium import Env, spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -21,6 +22,7 @@ from ...envs.naming import nearest
 from ...wrappers.batching import as_batched
 from ...wrappers.sb3 import BatchedVecEnv
 from ...wrappers.snapshot import StateNotSavable
+from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
 from .config import AgentConfig
 from .files import contents
 from .files.contents import Contents
@@ -124,7 +126,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             support_multi_env=True,
             seed=seed,
         )
-        self.env_id = None if self.env is None else _env_id(self.env)
+        self.env_spec: EnvSpec | None = None if self.env is None else spec_of(self.env)
         self.resumed_extra: Any = None
         self.env_is_broken = False
         if _init_setup_model and self.env is not None:
@@ -242,7 +244,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
                     f"the environment's {name.replace('_', ' ')} is {getattr(training_env, name)}, "
                     f"this {type(self).__name__} was trained for {getattr(self, name)}"
                 )
-        self.env, self.n_envs, self.env_id = training_env, training_env.num_envs, _env_id(training_env)
+        self.env, self.n_envs, self.env_spec = training_env, training_env.num_envs, spec_of(training_env)
         self._vec_normalize_env = unwrap_vec_normalize(training_env)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
@@ -262,6 +264,11 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self._connect_env()
         if force_reset:
             self._last_obs = None
+
+    @property
+    def env_id(self) -> str | None:
+        """The id of the environment, of one behind delays that of what is delayed; with its module, where known."""
+        return None if self.env_spec is None else inner_id(self.env_spec)
 
     # -- acting ------------------------------------------------------------------------------------------------------
 
@@ -393,6 +400,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             "action_space": space_to_json(self.action_space),
             "n_envs": self.n_envs,
             "env_id": self.env_id,
+            "env_spec": spec_to_json(self.env_spec),
             "seed": self.seed,
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
@@ -460,7 +468,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             if overrides:
                 raise
             raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
-        agent.n_envs, agent.env_id = manifest["n_envs"], manifest["env_id"]
+        agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
         if env is not None:
             agent.attach_env(env)
         agent._setup_model()
@@ -491,15 +499,23 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
 
     @classmethod
     def resume(
-        cls, directory: str | Path, env: Any = None, device: torch.device | str = "auto", **options: Any
+        cls,
+        directory: str | Path,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        *,
+        trust_env: bool = False,
+        **options: Any,
     ) -> Self:
         """Go on from the newest complete checkpoint.
 
         ``agent.learn(agent.remaining_timesteps, reset_num_timesteps=False)`` then finishes the run.
 
         :param directory: where checkpoints lie
-        :param env: an environment built as the interrupted one was; made from its id where there was one row
+        :param env: an environment built as the interrupted one was; made from its spec where that was saved, and there
+            was one row, or one batch of them
         :param device: where to load it
+        :param trust_env: import the modules that the saved spec names; otherwise they must be imported already
         :param options: ``verbose`` or ``tensorboard_log``, and what the agent lists in :attr:`arguments`
         :return: the agent
         :raises FileNotFoundError: no complete checkpoint there
@@ -508,12 +524,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         read = contents.read_newest(Path(directory))
         manifest, path = read.manifest, read.path
         if env is None and not cls.arguments:
-            if manifest.get("env_id") is None or manifest["n_envs"] != 1:
-                raise ValueError(
-                    f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
-                    "pass env=, built as it was then"
-                )
-            env = manifest["env_id"]
+            env = _saved_env(manifest, path, trust_env)
         agent = cls._from_contents(read, env, device, dict(options))
         if agent.n_envs != manifest["n_envs"]:
             raise ValueError(f"{path} was saved with {manifest['n_envs']} environments, env has {agent.n_envs}")
@@ -578,13 +589,27 @@ def _read_alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
     return bool(one == other)
 
 
-def _env_id(env: VecEnv) -> str | None:
-    """The registered id behind a vector environment, if it tells."""
-    try:
-        spec = env.get_attr("spec")[0]
-    except (AttributeError, NotImplementedError):
-        return None
-    return getattr(spec, "id", None)
+def _saved_spec(manifest: Mapping[str, Any]) -> EnvSpec | None:
+    """The spec that a file holds of its environment; earlier versions wrote a name instead."""
+    if (text := manifest.get("env_spec")) is not None:
+        return spec_from_json(text)
+    return named(manifest["env_id"]) if manifest.get("env_id") and "env_spec" not in manifest else None
+
+
+def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
+    """Make the environment that a file was saved with."""
+    spec = _saved_spec(manifest)
+    if spec is None or (manifest["n_envs"] != 1 and not is_batch(spec)):
+        raise ValueError(
+            f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
+            "pass env=, built as it was then"
+        )
+    if not trusted and (module := not_imported(spec)) is not None:
+        raise ValueError(
+            f"{path} was saved with environment {inner_id(spec)}, which needs the module {module}: pass env=, import "
+            f"{module} first, or, if you trust the file, pass trust_env=True"
+        )
+    return make_spec(spec, manifest["n_envs"])
 
 
 _ACTIVATIONS: dict[Callable[..., nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.ELU: "elu"}

@@ -32,7 +32,6 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import worlds  # noqa: F401
 
     agent = SAC("MlpPolicy", "worlds:Point-v0", net_arch=(8,), seed=0)
-    agent.env_id = "worlds:Point-v0"
     path = tmp_path_factory.mktemp("policies") / "point.zip"
     agent.save(path)
     return path
@@ -197,7 +196,6 @@ def test_a_policy_sees_the_statistics_it_was_trained_with(headway: Command) -> N
     agent = SAC("MlpPolicy", venv, net_arch=(8,), seed=0, learning_starts=10, batch_size=8)
     agent.learn(60)
     venv.obs_rms.mean, venv.obs_rms.var = np.array([0.7]), np.array([0.01])
-    agent.env_id = "worlds:Point-v0"
     agent.save("normalised.zip")
     code, out, _ = headway("evaluate", "normalised", "--episodes", 8, "--n-envs", 2)
     assert code == 0

@@ -53,7 +53,7 @@ def test_a_run_remembers_its_delays(run: Path) -> None:
     options = json.loads((run / "config.json").read_text())["options"]
     assert (options["delay"], options["delay_form"]) == ("uniform:0-2,constant:1", "dict")
     agent = agents.load(run / "final.zip")
-    assert agent.env_id == "worlds:Point-v0@dict@uniform:0-2,constant:1"
+    assert agent.env_id == "worlds:Point-v0"
     assert "action_buffer" in agent.observation_space.spaces  # type: ignore[attr-defined]
 
 

@@ -71,9 +71,12 @@ class Host(Protocol):
     actions: Actions
     n_envs: int
     num_timesteps: int
-    env_id: str | None
     env_is_broken: bool
     stop_requested: bool
+
+    @property
+    def env_id(self) -> str | None:
+        """What the environment is called."""
 
     @property
     def last_obs(self) -> Obs:
