@@ -114,7 +114,7 @@ def test_progress_bar_shows_return_speed_and_time_left(headway: Command) -> None
 SMALL = {
     "ppo": shlex.split("--n-steps 16 --n-epochs 2 --clip-range 0.01"),
     "dqn": shlex.split(
-        "--env worlds:Halves-v0 --learning-starts 20 --target-update-interval 10 --train-freq 1 "
+        "--env worlds:Halves-v0 --learning-starts 20 --learning-rate 0.05 --target-update-interval 10 --train-freq 1 "
         "--exploration-fraction 0.9"
     ),
 }
