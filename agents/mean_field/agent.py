@@ -128,8 +128,8 @@ class MemberDQN(OffPolicyAgent[Any]):
     """A learner of action values for the members of one population: what the three agents below share.
 
     Its training goes in iterations: so many whole episodes of N members side by side, and the gradient steps that they
-    bring. Each begins with an empty store, as the crowd, and rewards with it, may have changed. What the target network
-    says is computed at once for all gradient steps up to its next copy.
+    bring. Each begins with an empty store (our deviation), as the crowd, and rewards with it, may have changed. What
+    the target network says is computed at once for all gradient steps up to its next copy.
 
     :param game: the game, which ``load`` and ``resume`` have to be told too; without an environment, one is made of it
     :param population: which one its members belong to, 0 by default
@@ -192,10 +192,8 @@ class MemberDQN(OffPolicyAgent[Any]):
                 f"{type(self).__name__} reads one-hot coordinates and time, {self.places.observations.shape[1]} "
                 f"numbers in {self.game.name}, got {self.observation_space}: show it no crowd, and do not normalise"
             )
-        self.exploring = self._rounds(self.config.episodes)
-        """Environment steps of an iteration in which values are learnt."""
-        self.iteration = self.exploring
-        """Environment steps of an iteration."""
+        self.exploring = self.iteration = self._rounds(self.config.episodes)
+        """Environment steps of an iteration in which values are learnt, and all of them."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed or 0)  # the CPU's alone, not the GPUs' too
             self._make_networks()
@@ -245,9 +243,8 @@ class MemberDQN(OffPolicyAgent[Any]):
         """See :meth:`ActorCriticAgent.explore`."""
         probabilities = self._respond(obs)
         if self.num_timesteps % self.iteration < self.exploring:
-            legal = self.places.legal[self.places.find(obs)]
-            uniform = legal / legal.sum(1, keepdim=True)
-            probabilities = torch.lerp(probabilities, uniform.double(), self.config.exploration)
+            legal = self.places.legal[self.places.find(obs)].double()
+            probabilities = torch.lerp(probabilities, legal / legal.sum(1, keepdim=True), self.config.exploration)
         return {"actions": _drawn(probabilities, self.generators["collect"])}
 
     def choose(self) -> dict[str, Tensor]:
@@ -346,8 +343,7 @@ class MirrorDescentDQN(MemberDQN, config=MirrorDescentConfig):
     logarithms cut off at log 1e-6, and Q' <- Q every so often. With alpha = 1 this is online mirror descent of step
     size 1 / tau.
 
-    Deviations: many members act at once, with probabilities p, not greedily; an iteration forgets the experience of the
-    one before, whose rewards are another crowd's.
+    Deviation: many members act at once, with probabilities p, not greedily.
 
     Parameters as :class:`MemberDQN`, hyper-parameters as :class:`MirrorDescentConfig`.
     """
@@ -394,8 +390,7 @@ class AverageDQN(MemberDQN, config=AverageConfig):
     The agent acts as that network does.
 
     Deviations: the average is fitted by Adam over legal actions, and followed at the temperature at which it was
-    fitted; OpenSpiel fits by gradient descent and follows at ten times that. An iteration forgets the experience of
-    the one before, whose rewards are another crowd's.
+    fitted; OpenSpiel fits by gradient descent and follows at ten times that.
 
     Parameters as :class:`MemberDQN`, hyper-parameters as :class:`AverageConfig`.
     """
@@ -463,11 +458,7 @@ class Reservoir:
         """Keys, places and actions; what was added since the last sample is not joined yet."""
 
     def add(self, places: Tensor, actions: Tensor) -> None:
-        """Offer decisions.
-
-        :param places: (B,) int64
-        :param actions: (B,) int64
-        """
+        """Offer decisions: places and actions, (B,) int64 each."""
         keys = torch.rand(len(places), generator=self.generator, dtype=torch.float64, device=places.device)
         self._parts.append([keys, places, actions])
 
