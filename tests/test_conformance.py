@@ -127,7 +127,7 @@ CASES = (
         name="DQN",
         hyper=TINY | {"target_update_interval": 10, "train_freq": 1},
         solving=QUICK
-        | {"train_freq": 1, "target_update_interval": 20, "exploration_fraction": 0.5, "total_timesteps": 1500},
+        | {"train_freq": 1, "target_update_interval": 20, "exploration_fraction": 0.5, "total_timesteps": 600},
         moves=("discrete",),
         can=OFF_POLICY,
     ),
