@@ -5,6 +5,7 @@ Mnih et al.: "Human-level control through deep reinforcement learning", Nature 5
 Stable-Baselines3's DQN implements; a test holds ten updates of the two against each other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, final
 
@@ -58,7 +59,11 @@ class DQNConfig(OffPolicyConfig):
     """Let the network choose the action that the target network values (arXiv 1509.06461, eq. 4)."""
 
 
-def best_target(batch: Transitions, q: QValues, target_q: QValues, gamma: float, double: bool) -> Tensor:
+Q = Callable[[Obs], Tensor]
+"""Maps observations (B, *O) to values of all actions, (1, B, A): :class:`QValues`, or what looks like it."""
+
+
+def best_target(batch: Transitions, q: Q, target_q: Q, gamma: float, double: bool) -> Tensor:
     """y = r + gamma (1 - terminated) Q'(s', a*), a* = argmax_a Q'(s', a), or of Q where it is double.
 
     A truncated row bootstraps: only termination ends the sum.
@@ -78,16 +83,17 @@ def best_target(batch: Transitions, q: QValues, target_q: QValues, gamma: float,
         return batch.rewards + gamma * value
 
 
-def q_loss(q: QValues, batch: Transitions, target: Tensor) -> Tensor:
-    """Huber's loss of Q(s, a) - y: quadratic up to 1, linear from there on.
+def q_loss(q: Q, batch: Transitions, target: Tensor, error: Literal["huber", "mse"] = "huber") -> Tensor:
+    """The mean of the errors Q(s, a) - y.
 
     :param q: the network
     :param batch: transitions, B rows
     :param target: y, (B,)
+    :param error: Huber's, quadratic up to 1 and linear from there on, or the square
     :return: scalar
     """
     values = q(batch.obs).squeeze(-3).gather(1, batch.actions.unsqueeze(1)).squeeze(1)  # (B,)
-    return F.smooth_l1_loss(values, target)
+    return F.smooth_l1_loss(values, target) if error == "huber" else F.mse_loss(values, target)
 
 
 @final

@@ -89,14 +89,16 @@ def test_a_task_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         gymnasium.registry.pop("mine/Swing-v0", None)
 
 
-def test_crowds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_crowds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in blocks("python", CROWDS):
         exec(block.replace("10_000", "10").replace("4_000", "2_048").replace("1_000", "512"), names)
-    solved, uniform, batch, learnt = capsys.readouterr().out.splitlines()
+    solved, uniform, batch, learnt, loaded = capsys.readouterr().out.splitlines()
     assert 0 < float(solved.split("(")[1].split(",")[0]) < float(uniform.split("(")[1].split(",")[0])
     assert batch == "torch.Size([10])"
     assert float(learnt) > 0
+    assert loaded.split()[1].startswith(f"tensor({loaded.split()[0][:6]}")
 
 
 def test_using_batches() -> None:

@@ -1,5 +1,6 @@
 """Mean field games, learnt: deep solvers, agents' policies as crowds'; rewards from moves in :mod:`.inverse`."""
 
+from .agent import AverageDQN, BestResponseDQN, MirrorDescentDQN
 from .config import AverageConfig, BestResponseConfig, MirrorDescentConfig
 from .deep import (
     DeepHistory,
@@ -15,12 +16,15 @@ from .policies import CrowdFollowsLearner, NashConvCallback, exploitability_of, 
 
 __all__ = [
     "AverageConfig",
+    "AverageDQN",
     "BestResponseConfig",
+    "BestResponseDQN",
     "CrowdFollowsLearner",
     "DeepHistory",
     "DeepSolution",
     "Iteration",
     "MirrorDescentConfig",
+    "MirrorDescentDQN",
     "NashConvCallback",
     "average_fictitious_play",
     "deep_fictitious_play",

@@ -43,7 +43,7 @@ class MemberConfig(AgentConfig):
     choice: OpenSpiel has one at a time)."""
 
     buffer_size: Count = 40_000
-    """The newest transitions of an iteration to learn from, whole episodes, at least one."""
+    """The newest transitions of an iteration to learn from."""
 
     learning_starts: Starts = 1000
     """Transitions to collect in an iteration before the first gradient step."""

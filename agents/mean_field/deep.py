@@ -5,12 +5,13 @@ member could gain by another (exploitability), is computed exactly after every i
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import torch
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm import tqdm
@@ -18,8 +19,8 @@ from tqdm import tqdm
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow
 from ...envs.mean_field.member import MeanFieldAgentBatch
 from ...wrappers.sb3 import BatchedVecEnv
-from .config import AverageConfig, BestResponseConfig, MirrorDescentConfig
-from .dqn import Average, BestMember, Member, MirrorMember
+from .agent import AverageDQN, BestResponseDQN, MemberDQN, MirrorDescentDQN
+from .config import AverageConfig, BestResponseConfig, MemberConfig, MirrorDescentConfig
 from .policies import averaged, tabular_policy
 
 
@@ -59,6 +60,8 @@ class Options(TypedDict, total=False):
     """Show a bar; off by default."""
     on_iteration: OnIteration | None
     """Called after each."""
+    callback: MaybeCallback
+    """Stable-Baselines3 callbacks for ``learn`` of every learner, in every iteration; one that stops it ends all."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class DeepSolution(Solution):
 
     history: DeepHistory
     learners: tuple[Any, ...]
-    """What learnt, by population: networks of this package, or the agents that ``make_learner`` made."""
+    """What learnt, by population: agents of :mod:`.agent`, or those that ``make_learner`` made."""
 
 
 def deep_mirror_descent(
@@ -83,16 +86,8 @@ def deep_mirror_descent(
 ) -> DeepSolution:
     """Deep Munchausen online mirror descent (D-MOMD, arXiv 2203.11973).
 
-    Each iteration learns, from episodes against the crowd's present flow and with a network Q that goes on from the
-    last iteration's::
-
-        Q(s, a) = r + alpha tau log p(a|s) + E sum_a' p(a'|s') (Q'(s', a') - tau log p(a'|s'))
-
-    p = softmax(Q / tau) being the last policy, Q' a copy of Q, renewed every so often, and logarithms cut off at
-    log 1e-6. With alpha = 1 this is online mirror descent of step size 1 / tau.
-
-    Deviations: many members act at once, with probabilities p, not greedily; an iteration forgets the experience of the
-    one before, whose rewards are another crowd's.
+    Each iteration lets a :class:`~.agent.MirrorDescentDQN` learn against the crowd's present flow; then the crowd does
+    as it does.
 
     :param game: one game, without a regulariser
     :param config: hyper-parameters
@@ -101,10 +96,7 @@ def deep_mirror_descent(
     :return: the last policy, its flow, and exploitability on the way; after Ctrl-C, those of the last whole iteration
     :raises ValueError: a game or number that will not do, or learning that diverged
     """
-    config = config or MirrorDescentConfig()
-    members = [MirrorMember(game, p, config, s) for p, s in enumerate(_seeds(_single(game), seed))]
-    solver = _MirrorDescent(game, members)
-    return _run(solver, "deep_mirror_descent", **options)
+    return _deep("deep_mirror_descent", MirrorDescentDQN, game, config or MirrorDescentConfig(), seed, None, options)
 
 
 def deep_fictitious_play(
@@ -125,15 +117,8 @@ def deep_fictitious_play(
     :return: see :func:`deep_mirror_descent`
     :raises ValueError: a game or number that will not do, or learning that diverged
     """
-    config = config or BestResponseConfig()
-    members = [BestMember(game, p, config, s) for p, s in enumerate(_seeds(_single(game), seed))]
-
-    def respond(mu: Tensor, done: float) -> tuple[Tensor, int]:
-        steps = _learn(members, mu, done)
-        return _policies(members), steps
-
-    solver = _FictitiousPlay(game, members, respond, _weight(learning_rate))
-    return _run(solver, "deep_fictitious_play", **options)
+    weight, config = _weight(learning_rate), config or BestResponseConfig()
+    return _deep("deep_fictitious_play", BestResponseDQN, game, config, seed, weight, options)
 
 
 def average_fictitious_play(
@@ -141,13 +126,8 @@ def average_fictitious_play(
 ) -> DeepSolution:
     """Deep average-network fictitious play (D-AFP, arXiv 2203.11973).
 
-    Each iteration learns a best response to the flow of the average policy with a deep Q-network that goes on from the
-    last iteration's, puts decisions of that response into a reservoir, and fits the average policy to the reservoir by
-    cross-entropy.
-
-    Deviations: the average is fitted by Adam over legal actions, and followed at the temperature at which it was
-    fitted; OpenSpiel fits by gradient descent and follows at ten times that. An iteration forgets the experience of
-    the one before, whose rewards are another crowd's.
+    Each iteration lets an :class:`~.agent.AverageDQN` learn a best response to the crowd's present flow, and take it
+    into its average of all of them; then the crowd does as the average does.
 
     :param game: one game, without a regulariser
     :param config: hyper-parameters
@@ -156,12 +136,7 @@ def average_fictitious_play(
     :return: see :func:`deep_mirror_descent`
     :raises ValueError: a game or number that will not do, or learning that diverged
     """
-    config = config or AverageConfig()
-    seeds = _seeds(_single(game), seed, 2)
-    members = [BestMember(game, p, config, s) for p, s in enumerate(seeds[::2])]
-    averages = [Average(member, config, s) for member, s in zip(members, seeds[1::2], strict=True)]
-    solver = _AveragePlay(game, averages)
-    return _run(solver, "average_fictitious_play", **options)
+    return _deep("average_fictitious_play", AverageDQN, game, config or AverageConfig(), seed, None, options)
 
 
 def fictitious_play_with(
@@ -212,19 +187,17 @@ def fictitious_play_with(
 
     learners: list[Any] = [made(env) for env in envs]
 
-    def respond(mu: Tensor, done: float) -> tuple[Tensor, int]:
-        before = sum(learner.num_timesteps for learner in learners)
-        for p, batch in enumerate(batches):
-            batch.set_mean_field(mu)
-            if restart and done > 0:
-                before -= learners[p].num_timesteps
-                learners[p] = made(envs[p])
-            learners[p].learn(timesteps, reset_num_timesteps=False)
-        return tabular_policy(learners, game), sum(learner.num_timesteps for learner in learners) - before
+    def train(p: int, mu: Tensor, done: float, callback: MaybeCallback) -> int:
+        batches[p].set_mean_field(mu)
+        if restart and done > 0:
+            learners[p] = made(envs[p])
+        before = learners[p].num_timesteps
+        watched: dict[str, Any] = {} if callback is None else {"callback": callback}
+        learners[p].learn(timesteps, reset_num_timesteps=False, **watched)
+        return int(learners[p].num_timesteps - before)
 
-    solver = _FictitiousPlay(game, learners, respond, _weight(learning_rate))
     options.setdefault("iterations", 10)
-    return _run(solver, "fictitious_play_with", **options)
+    return _run("fictitious_play_with", game, learners, train, _weight(learning_rate), **options)
 
 
 def log_iterations(logger: Logger) -> OnIteration:
@@ -243,67 +216,47 @@ def log_iterations(logger: Logger) -> OnIteration:
     return write
 
 
-class _Solver(Protocol):
-    game: MFGame
-    policy: Tensor
-    """(n_pop, H, S, A), replaced once an iteration is whole."""
-    learners: Any
-
-    def step(self, k: int, done: float) -> int:
-        """Do iteration k, from 1, when a share of all is done; :return: environment steps."""
+Train = Callable[[int, Tensor, float, MaybeCallback], int]
+"""Trains the learner of a population in the crowd of a flow (n_pop, H + 1, S), when a share of all iterations is done,
+with callbacks; returns environment steps."""
 
 
-class _MirrorDescent:
-    def __init__(self, game: MFGame, learners: list[MirrorMember]) -> None:
-        self.game, self.learners = game, learners
-        self.policy = _policies(learners)
+def _deep(
+    name: str,
+    agent: type[MemberDQN],
+    game: MFGame,
+    config: MemberConfig,
+    seed: int,
+    weight: Callable[[int], float] | None,
+    options: Options,
+) -> DeepSolution:
+    generator = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**31 - 1, (_single(game).n_pop,), generator=generator).tolist()
+    learners = [agent(game=game, population=p, config=config, seed=s, device=game.device) for p, s in enumerate(seeds)]
 
-    def step(self, k: int, done: float) -> int:
-        steps = _learn(self.learners, flow(self.game, self.policy), done)
-        self.policy = torch.stack([member.remember() for member in self.learners])
-        return steps
+    def train(p: int, mu: Tensor, done: float, callback: MaybeCallback) -> int:
+        return learners[p].learn_against(mu, done, callback)
 
-
-class _FictitiousPlay:
-    def __init__(
-        self,
-        game: MFGame,
-        learners: Any,
-        respond: Callable[[Tensor, float], tuple[Tensor, int]],
-        weight: Callable[[int], float],
-    ) -> None:
-        self.game, self.learners, self.respond, self.weight = game, learners, respond, weight
-        self.policy = game.uniform_policy()
-
-    def step(self, k: int, done: float) -> int:
-        response, steps = self.respond(flow(self.game, self.policy), done)
-        self.policy = averaged(self.game, self.policy, response, self.weight(k))
-        return steps
-
-
-class _AveragePlay:
-    def __init__(self, game: MFGame, learners: list[Average]) -> None:
-        self.game, self.learners = game, learners
-        self.policy = _policies(learners)
-
-    def step(self, k: int, done: float) -> int:
-        steps = _learn([average.member for average in self.learners], flow(self.game, self.policy), done)
-        steps += sum(average.learn() for average in self.learners)
-        self.policy = _policies(self.learners)
-        return steps
+    return _run(name, game, learners, train, weight, **options)
 
 
 def _run(
-    solver: _Solver,
     name: str,
+    game: MFGame,
+    learners: list[Any],
+    train: Train,
+    weight: Callable[[int], float] | None,
+    *,
     iterations: int = 100,
     tolerance: float | None = None,
     progress: bool = False,
     on_iteration: OnIteration | None = None,
+    callback: MaybeCallback = None,
 ) -> DeepSolution:
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
-    game, policy, started = solver.game, solver.policy, time.perf_counter()
+    policy = tabular_policy(learners, game) if weight is None else game.uniform_policy()
+    started = time.perf_counter()
     records = [_measured(game, 0, 0, started, policy)]
     interrupted = False
     try:
@@ -311,9 +264,12 @@ def _run(
             for k in range(1, iterations + 1):
                 if tolerance is not None and records[-1].exploitability <= tolerance:
                     break
-                steps = solver.step(k, (k - 1) / iterations)
-                record = _measured(game, k, records[-1].steps + steps, started, solver.policy)
-                policy, records = solver.policy, [*records, record]
+                mu, done = flow(game, policy), (k - 1) / iterations
+                steps = sum(train(p, mu, done, callback) for p in range(game.n_pop))
+                learnt = tabular_policy(learners, game)
+                new = learnt if weight is None else averaged(game, policy, learnt, weight(k))
+                record = _measured(game, k, records[-1].steps + steps, started, new)
+                policy, records = new, [*records, record]
                 bar.update()
                 if progress:
                     bar.set_postfix(exploitability=f"{record.exploitability:.3g}")
@@ -327,7 +283,7 @@ def _run(
         policy=policy,
         flow=flow(game, policy),
         history=history,
-        learners=tuple(solver.learners),
+        learners=tuple(learners),
         interrupted=interrupted,
     )
 
@@ -336,20 +292,6 @@ def _run(
 def _measured(game: MFGame, k: int, steps: int, started: float, policy: Tensor) -> Iteration:
     exploited = float(exploitability(game, policy))
     return Iteration(k, exploited, time.perf_counter() - started, steps, policy)
-
-
-def _policies(learners: Sequence[Member[Any] | Average]) -> Tensor:
-    """:return: what they do, (n_pop, H, S, A)"""
-    return torch.stack([learner.policy() for learner in learners])
-
-
-def _learn(members: Sequence[Member[Any]], mu: Tensor, done: float) -> int:
-    """:return: environment steps done while all members learnt against a flow."""
-    steps = 0
-    for member in members:
-        member.schedule(done)
-        steps += member.learn(mu)
-    return steps
 
 
 def _weight(learning_rate: float | None) -> Callable[[int], float]:
@@ -370,9 +312,3 @@ def _single(game: MFGame) -> MFGame:
             "use headway.envs.mean_field.solve"
         )
     return game
-
-
-def _seeds(game: MFGame, seed: int, each: int = 1) -> list[int]:
-    """:return: numbers to seed with, so many for each population."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2**31 - 1, (game.n_pop * each,), generator=generator).tolist()

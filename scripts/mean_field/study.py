@@ -162,6 +162,8 @@ class Study:
             return
         if solution.interrupted:
             raise KeyboardInterrupt
+        for p, learner in enumerate(solution.learners):
+            learner.save(place / f"learner-{p}.zip")
         save_tensors(place / POLICY, {"policy": solution.policy, "flow": solution.flow})
         history = solution.history
         print(f"{name}, {_which(seed)}: NashConv {float(solution.exploitability):.6g}", end="")

@@ -72,7 +72,7 @@ def test_losses_row_by_row(double: bool) -> None:
     q, target_q = (QValues(VectorFeatures(4), 3, (8,)) for _ in range(2))
     (batch,) = batches(1, n_actions=3)
     target = best_target(batch, q, target_q, 0.9, double)
-    total = 0.0
+    total = squares = 0.0
     for i in range(BATCH):
         values = target_q(batch.next_obs[i : i + 1])[0, 0]  # type: ignore[index]
         chooser = q(batch.next_obs[i : i + 1])[0, 0] if double else values  # type: ignore[index]
@@ -80,7 +80,9 @@ def test_losses_row_by_row(double: bool) -> None:
         assert abs(target[i] - y) < 1e-5
         error = float(q(batch.obs[i : i + 1])[0, 0, batch.actions[i]] - y)  # type: ignore[index]
         total += 0.5 * error**2 if abs(error) < 1 else abs(error) - 0.5
+        squares += error**2
     assert q_loss(q, batch, target).item() == pytest.approx(total / BATCH, rel=1e-5)
+    assert q_loss(q, batch, target, "mse").item() == pytest.approx(squares / BATCH, rel=1e-5)
 
 
 def test_the_double_switch_changes_targets() -> None:

@@ -1,8 +1,9 @@
 """Deep solvers of mean field games: losses by hand, limits in which they are exact, and what they reach."""
 
+import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,39 @@ from typing import Any
 import pytest
 import torch
 from headway.agents.core.config import describe
+from headway.agents.core.data import Transitions
+from headway.agents.core.files.trees import pack
+from headway.agents.core.nets import CategoricalActor
+from headway.agents.core.spaces import VectorFeatures
 from headway.agents.mean_field import (
     AverageConfig,
+    AverageDQN,
     BestResponseConfig,
+    BestResponseDQN,
     DeepSolution,
     Iteration,
     MirrorDescentConfig,
+    MirrorDescentDQN,
+    NashConvCallback,
+    agent,
     average_fictitious_play,
     deep_fictitious_play,
     deep_mirror_descent,
-    dqn,
+    exploitability_of,
     fictitious_play_with,
     log_iterations,
+    tabular_policy,
 )
-from headway.agents.mean_field.dqn import (
-    Average,
-    Batch,
-    BestMember,
-    Episodes,
-    MirrorMember,
-    Places,
-    best_targets,
-    imitation_loss,
-    live,
-    munchausen_targets,
-    value_loss,
-)
+from headway.agents.mean_field.agent import MemberDQN, Places, Reservoir, imitation_loss, munchausen_target
 from headway.envs.mean_field import MFGame, best_response, exploitability, flow, make_game, solve
-from headway.envs.mean_field.member import MeanFieldAgentBatch
+from headway.envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
 from headway.envs.mean_field.regularisers import Entropy
+from headway.wrappers.sb3 import BatchedVecEnv
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
+from support import Stop
 from torch import Tensor
 
 TINY: dict[str, Any] = {"episodes": 20, "learning_starts": 0, "train_freq": 4, "batch_size": 16, "net_arch": (16,)}
@@ -66,113 +69,138 @@ def quiet_ring(horizon: int = 3) -> MFGame:
     return MFGame(name="quiet", S=4, A=3, H=horizon, mu0=ring.mu0, r_state=ring.r_state, legal=legal, post=ring.post)
 
 
-def five_rows() -> tuple[Batch, Tensor, Tensor, Tensor]:
+def five_rows() -> tuple[Transitions, Tensor, Tensor, Tensor]:
     """Transitions with an end, an illegal action and a very unlikely one; probabilities before and after; values."""
     generator = torch.Generator().manual_seed(0)
     prior, next_prior = (torch.rand(5, 3, generator=generator).softmax(1) for _ in range(2))
     prior[1] = torch.tensor([1e-9, 1 - 1e-9, 0.0])
     next_prior[2] = torch.tensor([0.0, 1e-8, 1 - 1e-8])
-    batch = Batch(
-        torch.arange(5),
-        torch.tensor([0, 0, 2, 1, 1]),
-        torch.randn(5, generator=generator),
-        torch.arange(5),
-        torch.tensor([False, False, False, True, False]),
-    )
+    obs, ended = torch.eye(5), torch.tensor([False, False, False, True, False])
+    rewards = torch.randn(5, generator=generator)
+    batch = Transitions(obs, torch.tensor([0, 0, 2, 1, 1]), rewards, ended, torch.zeros(5, dtype=torch.bool), obs)
     return batch, prior, next_prior, 5 * torch.randn(5, 3, generator=generator)
+
+
+def member(kind: type[MemberDQN], game: MFGame, seed: int = 0, **hyper: Any) -> Any:
+    """An agent, small and seeded."""
+    tiny = AVERAGE if kind is AverageDQN else TINY
+    return kind(game=game, seed=seed, device="cpu", **{**tiny, **hyper})
+
+
+LEARNERS = (MirrorDescentDQN, BestResponseDQN, AverageDQN)
+every_learner = pytest.mark.parametrize("kind", LEARNERS, ids=lambda kind: kind.__name__)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-def test_munchausen_targets_by_hand() -> None:
+def test_munchausen_target_by_hand() -> None:
     batch, prior, next_prior, next_q = five_rows()
     tau, alpha, gamma = 3.0, 0.9, 0.95
-    found = munchausen_targets(batch, prior, next_prior, next_q, tau, alpha, gamma)
+    found = munchausen_target(batch, prior, next_prior, next_q, tau, alpha, gamma)
     for i in range(5):
         wanted = float(batch.rewards[i]) + alpha * tau * math.log(max(float(prior[i, batch.actions[i]]), 1e-6))
-        if not batch.ended[i]:
+        if not batch.terminated[i]:
             for p, q in zip(next_prior[i].tolist(), next_q[i].tolist(), strict=True):
                 wanted += gamma * p * (q - tau * math.log(max(p, 1e-6)))
         assert float(found[i]) == pytest.approx(wanted, abs=1e-4)  # float32
     assert float(found[1]) < alpha * tau * math.log(1e-6) + 30  # the cut was reached, and no more than it
 
 
-def test_best_targets_by_hand() -> None:
-    batch, _, next_prior, next_q = five_rows()
-    legal = next_prior > 0
-    next_q[2, 0] = 100.0  # of an illegal action
-    found = best_targets(batch, legal, next_q, 0.95)
-    for i in range(5):
-        values = [q for q, may in zip(next_q[i].tolist(), legal[i].tolist(), strict=True) if may]
-        after = 0.0 if batch.ended[i] else 0.95 * max(values)
-        assert float(found[i]) == pytest.approx(float(batch.rewards[i]) + after, abs=1e-5)
-
-
-def test_losses_by_hand(ring: MFGame) -> None:
-    network = Places(ring, "coordinates").new_network((8,), "relu", 0)
-    inputs, actions, targets = torch.eye(5, 8), torch.tensor([0, 2, 1, 1, 0]), torch.randn(5)
+def test_imitation_loss_by_hand() -> None:
+    torch.manual_seed(0)
+    actor = CategoricalActor(VectorFeatures(8), 3, (8,))
+    obs, actions = torch.eye(5, 8), torch.tensor([0, 2, 1, 1, 0])
     legal = torch.tensor([[True, True, False]] * 5)
     legal[1] = torch.tensor([False, True, True])
-    outputs = network(inputs).detach()
-    squares = [(float(outputs[i, a]) - float(targets[i])) ** 2 for i, a in enumerate(actions.tolist())]
-    assert value_loss(network, inputs, actions, targets).item() == pytest.approx(sum(squares) / 5, rel=1e-5)
+    outputs = actor.head(obs).detach()
     logs = []
     for i, a in enumerate(actions.tolist()):
         total = sum(math.exp(float(outputs[i, b])) for b in range(3) if legal[i, b])
         logs.append(float(outputs[i, a]) - math.log(total))
-    assert imitation_loss(network, inputs, legal, actions).item() == pytest.approx(-sum(logs) / 5, rel=1e-5)
+    assert imitation_loss(actor, obs, legal, actions).item() == pytest.approx(-sum(logs) / 5, rel=1e-5)
+
+
+def test_best_responses_look_for_legal_actions_only() -> None:
+    """Where a wall stands, its value, made the highest, counts neither in targets nor in actions."""
+    game = quiet_ring()
+    learner = member(BestResponseDQN, game, net_arch=(), episodes=40)
+    with torch.no_grad():
+        for network in (learner.q.module, learner.q.target):
+            network.mlp.weights[0].zero_()
+            network.mlp.biases[0].copy_(torch.tensor([[1.0, 2.0, 100.0]]))
+    seen = learner.places.observations
+    assert (tabular_policy(learner, game)[0].argmax(-1) == torch.tensor([2, 2, 2, 1])).all()
+    actions, _ = learner.predict(seen.numpy(), deterministic=True)
+    assert (torch.from_numpy(actions) == learner.places.legal.long() @ torch.tensor([0, 0, 1]) + 1).all()
+    learner.learn(learner.iteration, callback=Stop(3))  # the whole round is collected, and no step taken
+    batch = learner.store.sample(200)
+    walls = learner.places.find(batch.next_obs) % 4 == 3
+    expected = batch.rewards + torch.where(batch.terminated, 0.0, torch.where(walls, 2.0, 100.0))
+    assert 0 < walls.sum() < len(walls)
+    torch.testing.assert_close(learner._targets(batch, learner.q.target), expected)
 
 
 # ---- experience ------------------------------------------------------------------------------------------------------
 
 
-def test_episodes_are_read_in_order() -> None:
-    first = Episodes(torch.arange(8).view(2, 4), torch.arange(6).view(2, 3) % 3, torch.arange(6.0).view(2, 3))
-    second = Episodes(*(part + 100 for part in first))
-    batch = first.take(torch.tensor([[0, 2, 3], [5, 1, 4]]))
-    assert batch.places.tolist() == [[0, 2, 4], [6, 1, 5]]
-    assert batch.next_places.tolist() == [[1, 3, 5], [7, 2, 6]]
-    assert batch.rewards.tolist() == [[0, 2, 3], [5, 1, 4]]
-    assert batch.actions.tolist() == [[0, 2, 0], [2, 1, 1]]
-    assert batch.ended.tolist() == [[False, True, False], [True, False, False]]
-    kept = first.newest(second, 3)
-    assert kept.places[:, 0].tolist() == [4, 100, 104]
+@pytest.mark.parametrize("name", ["crowd_modelling", "four_rooms", "predator_prey"])
+def test_places_are_found(name: str) -> None:
+    game = make_game(name, horizon=5)
+    places = Places(game, torch.device("cpu"))
+    assert torch.equal(places.find(places.observations), torch.arange(6 * game.S))
+    assert torch.equal(places.legal, game.legal.repeat(6, 1))
 
 
 def test_members_live_as_the_policy_says() -> None:
     game = make_game("four_rooms", horizon=6)
-    policy = torch.rand(1, 6, game.S, game.A, generator=torch.Generator().manual_seed(1), dtype=game.dtype) * game.legal
-    policy /= policy.sum(-1, keepdim=True)
-    member = MirrorMember(game, 0, MirrorDescentConfig(**TINY | {"episodes": 2000, "members": 2000}), 0)
-    lived = live(member.env, policy[0], member.generator)
-    times = torch.arange(7)
-    states = lived.places - times * game.S
-    seen = torch.stack([torch.bincount(states[:, t], minlength=game.S) for t in range(7)]) / 2000
+    learner = member(MirrorDescentDQN, game, episodes=2000, members=2000, exploration=0.0, train_freq=1e4)
+    policy = tabular_policy(learner, game)
+    learner.learn(learner.iteration)
     mu = flow(game, policy)[0]
-    assert (seen - mu).abs().max() < 4.5 * math.sqrt(0.25 / 2000)  # standard errors, of a thousand numbers
-    assert game.legal[states[:, :-1], lived.actions].all()
-    taken = torch.bincount(lived.actions[:, 0], minlength=game.A) / 2000
-    torch.testing.assert_close(taken, policy[0, 0, states[0, 0]].float(), atol=4.5 * math.sqrt(0.25 / 2000), rtol=0)
+    states = learner.store.sample(50_000)
+    seen = torch.bincount(learner.places.find(states.obs), minlength=7 * game.S).view(7, game.S) / 50_000 * 6
+    # Of 2000 members and of 50,000 draws, 8,333 at each time: 4.5 standard errors of both together.
+    assert (seen - mu)[:6].abs().max() < 4.5 * math.sqrt(0.25 / 2000 + 0.25 / 8333)
+    assert learner.places.legal[learner.places.find(states.obs), states.actions].all()
+    assert (states.terminated == (learner.places.find(states.next_obs) // game.S == 6)).all()
+    start = learner.places.find(states.obs) == mu[0].argmax()
+    taken = torch.bincount(states.actions[start], minlength=game.A) / start.sum()
+    chance = policy[0, 0, mu[0].argmax()].float()
+    torch.testing.assert_close(taken, chance, atol=4.5 * math.sqrt(0.25 / 2000 + 0.25 / 8333), rtol=0)
 
 
 def test_rounds_hold_what_the_buffer_holds(ring: MFGame) -> None:
     cfg = BestResponseConfig(episodes=100, members=40, buffer_size=30, learning_starts=0)
-    member = BestMember(ring, 0, cfg, 0)
-    assert member.env.num_envs == 10  # of 3 decisions each
-    assert member.learn(flow(ring, ring.uniform_policy())) == 300
+    learner = BestResponseDQN(game=ring, config=cfg, device="cpu")
+    assert learner.n_envs == 10  # of 3 decisions each
+    assert learner.learn_against(flow(ring, ring.uniform_policy()), 0.0) == learner.iteration == 300
+    assert len(learner.store) == 30
+    assert learner._n_updates == 300 // 40
 
 
-def test_reservoir_is_a_uniform_sample(ring: MFGame) -> None:
-    cfg = AverageConfig(**AVERAGE | {"reservoir_size": 500})
-    average = Average(BestMember(ring, 0, cfg, 0), cfg, 0)
+def test_reservoir_is_a_uniform_sample() -> None:
+    kept = Reservoir(500, torch.Generator().manual_seed(0))
     for start in range(0, 3000, 300):
         numbers = torch.arange(start, start + 300)
-        average._keep(numbers, numbers + 1)
-    kept = average._places
-    assert len(kept) == len(kept.unique()) == 500
-    assert torch.equal(average._actions, kept + 1)
-    assert abs(float(kept.double().mean()) - 1500) < 4 * 3000 / math.sqrt(12 * 500)  # 4 standard errors
+        kept.add(numbers, numbers + 1)
+        kept.sample(1)
+    ((_, places, actions),) = kept.state()
+    assert len(places) == len(places.unique()) == 500
+    assert torch.equal(actions, places + 1)
+    assert abs(float(places.double().mean()) - 1500) < 4 * 3000 / math.sqrt(12 * 500)  # 4 standard errors
+
+
+def test_the_average_is_shown_the_best_response(ring: MFGame) -> None:
+    learner = member(AverageDQN, ring, average_episodes=25, episodes=40, members=10)
+    learner.learn(2 * learner.iteration)
+    assert learner.iteration == (40 + 30) * 3  # 25 of them in rounds of 10 members
+    (joined,) = learner.reservoir.state()
+    places, actions = joined[1], joined[2]
+    assert len(places) == 2 * 25 * 3
+    best = learner._respond(learner.places.observations).argmax(1)  # of the second iteration, whose decisions are last
+    assert torch.equal(actions[75:], best[places[75:]])
+    assert len(learner.store) == 120
 
 
 # ---- limits that are exact -------------------------------------------------------------------------------------------
@@ -249,18 +277,18 @@ def test_weight_of_new_responses(ring: MFGame) -> None:
     torch.testing.assert_close(found.flow, wanted.flow, rtol=0, atol=1e-12)
 
 
-def test_best_member_learns_the_best_response() -> None:
+def test_best_response_is_learnt_the_best_response() -> None:
     """Without noise values are learnt to less than the gaps between actions, 0.02 and more, that are not as good."""
     game = quiet_ring()
     mu = flow(game, game.uniform_policy())
     cfg = BestResponseConfig(
         **TINY | {"inputs": "table", "net_arch": (), "episodes": 500, "exploration": 0.5, "learning_rate": 0.05}
     )
-    member = BestMember(game, 0, cfg, 0)
+    learner = BestResponseDQN(game=game, config=cfg, seed=0, device="cpu")
     for _ in range(6):
-        member.learn(mu)
+        learner.learn_against(mu, 0.0)
     response = best_response(game, mu)
-    worth = response.q_values[0].gather(-1, member.policy().argmax(-1, keepdim=True)).squeeze(-1)
+    worth = response.q_values[0].gather(-1, tabular_policy(learner, game)[0].argmax(-1, keepdim=True)).squeeze(-1)
     torch.testing.assert_close(worth, response.values[0, :-1], rtol=0, atol=0.02)
 
 
@@ -391,10 +419,12 @@ def test_iterations_are_logged(ring: MFGame, tmp_path: Path) -> None:
 
 def test_learning_rate_falls_to_zero(ring: MFGame) -> None:
     rates: list[float] = []
-    member = MirrorMember(ring, 0, MirrorDescentConfig(**TINY, learning_rate_schedule="linear"), 0)
-    for progress in (0.0, 0.5, 0.9):
-        member.schedule(progress)
-        rates.append(member.q.optimizer.param_groups[0]["lr"])
+    mu = flow(ring, ring.uniform_policy())
+    learner = member(AverageDQN, ring, learning_rate_schedule="linear", learning_rate=0.01)
+    for done in (0.0, 0.5, 0.9):
+        learner.learn_against(mu, done)
+        rates.append(learner.q.optimizer.param_groups[0]["lr"])
+        assert learner.average.optimizer.param_groups[0]["lr"] == 0.01  # no schedule lowers it
     assert rates == pytest.approx([0.01, 0.005, 0.001])
 
 
@@ -420,16 +450,16 @@ def test_every_setting_does_something(name: str, ring: MFGame, monkeypatch: pyte
     def learnt(**values: Any) -> list[Tensor]:
         given = config.from_dict(TINY | more | {"members": 5} | values)
         learners = solver(ring, given, iterations=2).learners
-        tracked = [part.q for part in learners] if name != "average" else [learners[0].network, learners[0].member.q]
+        tracked = [learners[0].q, *([learners[0].average] if name == "average" else [])]
         return [parameter.detach() for part in tracked for parameter in part.parameters]
 
     first = learnt()
     assert all(map(torch.equal, first, learnt()))
-    for field in set(describe(config)) - {"compile"}:
+    for field in set(describe(config)) - {"compile", "precision"}:  # whose tests are those of all networks
         other = learnt(**{field: OTHER[field]})
         assert not all(map(torch.equal, first, other)), field
     modes: list[str] = []
-    monkeypatch.setattr(dqn, "compiled", lambda loss, mode, device: modes.append(mode) or loss)
+    monkeypatch.setattr(agent, "compiled", lambda loss, mode, device: modes.append(mode) or loss)
     learnt(compile="max-autotune")
     assert set(modes) == {"max-autotune"}
     assert len(modes) == (2 if name == "average" else 1)
@@ -485,13 +515,129 @@ def test_bad_games_and_numbers(ring: MFGame, monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(ValueError, match=words):
             fictitious_play_with(ring, Oracle, **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(dqn, "MOST_INPUTS", 15)
-    with pytest.raises(ValueError, match="16 inputs, for 4 states at 4 times"):
-        Places(ring, "table")
+    monkeypatch.setattr(agent, "MOST_INPUTS", 15)
+    with pytest.raises(ValueError, match="16 inputs, one for each state and time; 15 fit at most"):
+        member(MirrorDescentDQN, ring, inputs="table")
+    with pytest.raises(ValueError, match=r"a member has to know its game: BestResponseDQN\(game="):
+        BestResponseDQN("MlpPolicy", "CartPole-v1")
+    aware = BatchedVecEnv(MeanFieldAgentBatch(2, ring, population_aware=True))
+    with pytest.raises(ValueError, match="reads one-hot coordinates and time, 8 numbers in crowd_modelling"):
+        BestResponseDQN("MlpPolicy", aware, game=ring)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_divergence_is_named(name: str, ring: MFGame) -> None:
-    vast = replace(ring, r_state=lambda t, mu: 1e39 * mu)  # float32 ends at 3e38
-    with pytest.raises(ValueError, match="outputs are no longer finite: lower the learning_rate"):
-        RUNS[name](vast, iterations=2)
+@every_learner
+def test_divergence_is_named(kind: type[MemberDQN], ring: MFGame) -> None:
+    learner = member(kind, ring)
+    learner.learn(learner.iteration)
+    with torch.no_grad():
+        for tracked in learner.modules:
+            tracked.module.mlp.biases[0].fill_(torch.nan)
+    for act in (lambda: tabular_policy(learner, ring), lambda: learner.learn(learner.iteration)):
+        with pytest.raises(ValueError, match="outputs are no longer finite: lower the learning_rate"):
+            act()
+
+
+# ---- files, resume, callbacks ----------------------------------------------------------------------------------------
+
+
+def same(first: MemberDQN, second: MemberDQN) -> bool:
+    """Whether networks, moments, experience, streams and what is left to do are equal, bit for bit."""
+    parts = [{n: p.state() for n, p in one.parts.items() if n != "global_streams"} for one in (first, second)]
+    for found in parts:
+        found["episodes"] = [(info["r"], info["l"]) for info in found["episodes"]["infos"]]  # without the clock
+    (tree, tensors), (other, others) = map(pack, parts)
+    tensors, others = tensors | first.modules.state(), others | second.modules.state()
+    return (
+        tree == other and tensors.keys() == others.keys() and all(torch.equal(tensors[k], others[k]) for k in tensors)
+    )
+
+
+@every_learner
+def test_a_learner_goes_on_from_its_file(kind: type[MemberDQN], ring: MFGame, tmp_path: Path) -> None:
+    learner = member(kind, ring)
+    learner.learn(learner.iteration)
+    learner.save(tmp_path / "policy")
+    loaded = kind.load(tmp_path / "policy.zip", game=ring, device="cpu")
+    assert loaded.config == learner.config
+    assert torch.equal(tabular_policy(loaded, ring), tabular_policy(learner, ring))
+    assert exploitability_of(loaded, ring) == float(exploitability(ring, tabular_policy(learner, ring)))
+    loaded.learn(loaded.iteration, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 2 * learner.iteration
+    with pytest.raises(ValueError, match="a member has to know its game"):
+        kind.load(tmp_path / "policy.zip")
+
+
+@every_learner
+@pytest.mark.parametrize("updates", [1, 9, 17, 29])
+def test_a_learner_resumes_between_two_gradient_steps(
+    kind: type[MemberDQN], updates: int, ring: MFGame, tmp_path: Path
+) -> None:
+    """Windows are of 5 gradient steps and rounds bring 7 and 8, so that stops lie inside and at the ends of windows;
+    the average's own, of which there are 20, come after 15."""
+    mu = flow(ring, ring.uniform_policy())
+    hyper: dict[str, Any] = {"members": 10, "target_update_interval": 20, "learning_rate_schedule": "linear"}
+    hyper |= {"reservoir_size": 20} if kind is AverageDQN else {}
+    whole, cut = member(kind, ring, **hyper), member(kind, ring, **hyper)
+    for done in (0.0, 0.5):
+        whole.learn_against(mu, done)
+    add = cut.metrics.add
+
+    def stopping(values: dict[str, Tensor]) -> None:
+        """What the loop calls once per gradient step."""
+        add(values)
+        if cut._n_updates == updates - 1:  # this one is counted next
+            cut.request_stop()
+
+    cut.metrics.add = stopping
+    for done in (0.0, 0.5):
+        with contextlib.suppress(KeyboardInterrupt):
+            cut.learn_against(mu, done)
+        if cut._n_updates == updates:
+            break
+    assert cut._n_updates == updates
+    assert cut.pending_updates > 0
+    cut.save_checkpoint(tmp_path)
+    resumed = kind.resume(tmp_path, game=ring, device="cpu")
+    assert same(resumed, cut)
+    resumed.learn(resumed.remaining_timesteps, log_interval=None, reset_num_timesteps=False)
+    if done == 0.0:
+        resumed.learn_against(mu, 0.5)
+    assert same(resumed, whole)
+    assert not same(resumed, cut)
+
+
+def test_a_checkpoint_is_of_one_population(tmp_path: Path) -> None:
+    game = make_game("predator_prey", size=3, horizon=4)
+    learner = member(BestResponseDQN, game, population=1)
+    assert learner.batched_env.population == 1
+    learner.learn(learner.iteration)
+    learner.save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="the checkpoint is of population 1, got 0"):
+        BestResponseDQN.resume(tmp_path, game=game)
+    assert same(BestResponseDQN.resume(tmp_path, game=game, population=1, device="cpu"), learner)
+
+
+def test_callbacks_watch_and_stop(ring: MFGame, tmp_path: Path) -> None:
+    watch, keep = NashConvCallback(ring, every=60), CheckpointCallback(3, str(tmp_path))
+    found = RUNS["mirror_descent"](ring, iterations=3, callback=[watch, keep])
+    assert [steps for steps, _ in watch.history] == [60, 120, 180]
+    assert len(list(tmp_path.glob("*.zip"))) == 3
+    assert not found.interrupted
+    stopped = RUNS["mirror_descent"](ring, iterations=3, callback=Stop(70))  # inside the second iteration, of 3 steps
+    assert stopped.interrupted
+    assert stopped.history.iterations == (0, 1)
+    assert torch.equal(stopped.policy, RUNS["mirror_descent"](ring, iterations=1).policy)
+    assert stopped.learners[0].remaining_timesteps == 40
+    other = fictitious_play_with(
+        ring, partial(A2C, "MlpPolicy", seed=0, device="cpu"), iterations=1, timesteps=50, members=2, callback=Stop(10)
+    )
+    assert other.history.steps[-1] == 10
+
+
+def test_a_member_learns_by_itself(ring: MFGame) -> None:
+    """Without a solver: iterations follow one another among the same crowd, in environments of the user's own."""
+    envs = DummyVecEnv([lambda: MeanFieldAgentEnv(ring) for _ in range(4)])
+    learner = BestResponseDQN("MlpPolicy", envs, game=ring, seed=0, device="cpu", **TINY)
+    learner.learn(2 * learner.iteration)
+    assert learner.num_timesteps == 120
+    assert learner._n_updates == 30

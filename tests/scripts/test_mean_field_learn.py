@@ -70,6 +70,7 @@ def test_learn_with_every_algorithm(headway: Command, algorithm: str, settings: 
     lines = rows(Path("run/exploitability.csv"))
     assert [line["algorithm"] for line in lines] == ["fictitious_play"] * 2 + [algorithm] * 2
     assert int(lines[-1]["steps"]) >= 20
+    assert Path("run/left_right/seed-0/learner-0.zip").exists()
     assert "exact fictitious_play" in out
 
 
