@@ -129,7 +129,7 @@ def _tensors(module: nn.Module, buffers: bool = False) -> list[Any]:
                 found += part._buffers.values()
             if part._modules:
                 modules += reversed(part._modules.values())
-    return [tensor for tensor in dict.fromkeys(found) if tensor is not None]  # tensors are equal if identical
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
 
 
 def clip_(module: nn.Module, max_norm: float) -> None:
