@@ -38,7 +38,7 @@ __all__ = [
 def load(
     path: str | Path, env: Any = None, device: torch.device | str = "auto", **overrides: Any
 ) -> ActorCriticAgent[Any]:
-    """Load a saved agent of whatever class.
+    """Load a saved agent of whatever class, if that is Headway's own or has been imported: loading imports nothing.
 
     :param path: the file
     :param env: environment to go on in; not needed to predict
@@ -51,6 +51,13 @@ def load(
     path = with_suffix if not Path(path).exists() and with_suffix.exists() else path
     name = str(read_manifest(path).get("class"))
     if name not in AGENTS:
-        raise FileFormatError(f"{path} holds a {name} agent, which is not known here: {nearest(name, AGENTS)}")
+        module, colon, cls = name.rpartition(":")
+        remedy = (
+            f"loading imports nothing by itself; import {module} first, call {cls}.load, or, on the command line, "
+            f"pass --agent {name}"
+        )
+        raise FileFormatError(
+            f"{path} holds a {name} agent, which is not known here: {remedy if colon else nearest(name, AGENTS)}"
+        )
     agent: ActorCriticAgent[Any] = AGENTS[name].load(path, env, device, **overrides)
     return agent

@@ -116,7 +116,7 @@ def _train(rest: list[str]) -> int:
             "usage: headway train AGENT --env ID [--flags]\n\n`headway train AGENT --help` lists the flags. Agents:\n"
         )
         return _agents()
-    name, arguments = ("", rest) if not rest or rest[0].startswith("-") else (rest[0].lower(), rest[1:])
+    name, arguments = ("", rest) if not rest or rest[0].startswith("-") else (rest[0], rest[1:])
     run = parse_train(name, arguments)
     if run is None:
         return 0
@@ -133,10 +133,13 @@ def _evaluate(rest: list[str]) -> int:
 
 
 def _agents() -> int:
-    from ..agents import AGENTS
+    from ..agents.core.registry import known_agents
 
-    for name, agent in sorted(AGENTS.items()):
-        print(f"  {name.lower():<8} {(agent.__doc__ or '').splitlines()[0]}")
+    agents = known_agents()
+    width = max(8, *map(len, agents))
+    for name, agent in sorted(agents.items()):
+        print(f"  {name:<{width}} {(agent.__doc__ or '').partition(chr(10))[0]}")
+    print("\nAlso module:Class for an agent of your own, and rivals: sb3:SAC, sb3:PPO, …, sb3_contrib:TQC, …")
     return 0
 
 

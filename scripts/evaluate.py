@@ -12,6 +12,7 @@ from gymnasium import Env
 from mujoco import MjModel, mj_name2id, mjtObj
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import Tensor
 
@@ -28,6 +29,8 @@ from ..envs.batched import Obs
 from ..wrappers import BatchedVecEnv, as_batched
 from ..wrappers.sb3 import to_numpy
 from .options import Flags, check_device
+from .peers import Peer, is_sb3_file, load_peer, name_of, trainable
+from .runs import read_run
 from .statistics import Summary, summarise
 from .worlds import World
 
@@ -38,6 +41,11 @@ class EvaluateOptions(Flags):
 
     path: tyro.conf.Positional[Path]
     """A saved policy, or a run folder (its best policy, or else its final one)."""
+
+    agent: str | None = None
+    """Class of the policy, for one that is not Headway's own: module:Class, which is imported; or sb3:PPO,
+    sb3_contrib:TQC, … for a file of Stable-Baselines3's, whose loading runs whatever code it holds. Name a class only
+    for a file that you trust."""
 
     episodes: Annotated[int, Range(1)] = 20
     """Episodes to run."""
@@ -170,7 +178,7 @@ def check_drawing(env_id: str) -> None:
         raise ValueError(f"--video: no film can be made of {env_id} here: {reason}")
 
 
-def record_video(agent: ActorCriticAgent[Any], env: VecEnv, path: Path, seed: int, deterministic: bool = True) -> int:
+def record_video(agent: BaseAlgorithm, env: VecEnv, path: Path, seed: int, deterministic: bool = True) -> int:
     """Record one episode.
 
     :param agent: the agent
@@ -232,6 +240,64 @@ def normalised(env: VecEnv, path: Path) -> VecEnv:
     return wrapped
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What is evaluated.
+
+    :param path: its file
+    :param name: of its class
+    :param agent: it
+    :param world: where it was trained, if that is known
+    """
+
+    path: Path
+    name: str
+    agent: BaseAlgorithm
+    world: World | None
+
+    def in_(self, env: VecEnv) -> VecEnv:
+        """:return: an environment with the statistics that the policy was trained with around it.
+
+        :raises ValueError: its spaces are not the policy's
+        """
+        if not isinstance(self.agent, ActorCriticAgent):
+            check_for_correct_spaces(env, self.agent.observation_space, self.agent.action_space)
+            return env
+        env = normalised(env, self.path)
+        self.agent.attach_env(env)
+        return env
+
+
+def read_policy(path: Path, name: str | None, device: str) -> Policy:
+    """Load a policy.
+
+    :param path: its file
+    :param name: of its class, as for ``headway train``, for somebody who trusts it; None: the file says, and nothing is
+        imported
+    :param device: where to load it
+    :return: it
+    :raises ValueError: it is broken, or of another class
+    """
+    cls = None if name is None else trainable(name)
+    if cls is not None and issubclass(cls, Peer):
+        return Policy(path, name_of(cls), load_peer(cls, path, device), _world_of_run(path.parent))
+    if cls is None and is_sb3_file(path):
+        raise ValueError(
+            f"{path} is a file of Stable-Baselines3's: name its class, as --agent sb3:PPO, if you trust it; "
+            "loading it runs whatever code it holds"
+        )
+    agent = agents.load(path, device=device) if cls is None else cls.load(path, device=device)
+    return Policy(path, name_of(type(agent)), agent, None if agent.env_id is None else World.of(agent.env_id))
+
+
+def _world_of_run(folder: Path) -> World | None:
+    """:return: the environment of a run folder; None where it is none."""
+    if not (folder / "config.json").exists():
+        return None
+    options = read_run(folder)["options"]
+    return World(options["env"], options["delay"], options["delay_form"])
+
+
 def evaluate(options: EvaluateOptions) -> Summary:
     """Run ``headway evaluate``.
 
@@ -239,21 +305,20 @@ def evaluate(options: EvaluateOptions) -> Summary:
     :return: what was printed
     """
     options.check()
-    path = policy_file(options.path)
-    agent = agents.load(path, device=options.device)
-    if options.env is None and agent.env_id is None:
+    policy = read_policy(policy_file(options.path), options.agent, options.device)
+    agent, path = policy.agent, policy.path
+    world = World.of(options.env) if options.env else policy.world
+    if world is None:
         raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
-    world = World.of(options.env or str(agent.env_id))
     if options.delay is not None:
         world = World(world.env_id, options.delay) if world.delay is None else world.under(options.delay)
     if options.video is not None:
         check_drawing(world.env_id)
     deterministic = not options.stochastic
-    said = f"{path}: {type(agent).__name__} after {agent.num_timesteps:,} steps, in {world}"
+    said = f"{path}: {policy.name} after {agent.num_timesteps:,} steps, in {world}"
     if options.delays:
-        return _evaluate_delays(options, agent, path, world, said)
-    env = normalised(evaluation_env(world, min(options.n_envs, options.episodes)), path)
-    agent.attach_env(env)
+        return _evaluate_delays(options, policy, world, said)
+    env = policy.in_(evaluation_env(world, min(options.n_envs, options.episodes)))
     print(said)
     returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic)
     env.close()
@@ -264,25 +329,22 @@ def evaluate(options: EvaluateOptions) -> Summary:
         write_csv(options.csv, ["episode", "return", "length"], episodes)
         print(f"episodes written to {options.csv}")
     if options.video is not None:
-        filmed = normalised(evaluation_env(world, 1, render=True), path)
+        filmed = policy.in_(evaluation_env(world, 1, render=True))
         frames = record_video(agent, filmed, options.video, options.seed, deterministic)
         filmed.close()
         print(f"{frames} frames written to {options.video}")
     return summary
 
 
-def _evaluate_delays(
-    options: EvaluateOptions, agent: ActorCriticAgent[Any], path: Path, world: World, said: str
-) -> Summary:
+def _evaluate_delays(options: EvaluateOptions, policy: Policy, world: World, said: str) -> Summary:
     """Evaluate one policy under several laws of delays; :return: the summary under the last."""
     worlds = [world.under(delay) for delay in options.delays]  # all of them first: a mistake in the last is told now
     print(said)
     width = max(map(len, options.delays))
     summaries = []
     for delay, changed in zip(options.delays, worlds, strict=True):
-        env = normalised(evaluation_env(changed, min(options.n_envs, options.episodes)), path)
-        agent.attach_env(env)
-        returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, not options.stochastic)
+        env = policy.in_(evaluation_env(changed, min(options.n_envs, options.episodes)))
+        returns, lengths = evaluate_agent(policy.agent, env, options.episodes, options.seed, not options.stochastic)
         env.close()
         summaries.append(summarise(returns, lengths))
         print(f"{delay:<{width}}  {summaries[-1]}", flush=True)
@@ -293,7 +355,7 @@ def _evaluate_delays(
     if options.plot is not None:
         from .plot import returns_by_delay  # takes a second to import
 
-        title = f"{type(agent).__name__} trained behind {world.delay}, in {world.env_id}"
+        title = f"{policy.name} trained behind {world.delay}, in {world.env_id}"
         returns_by_delay(options.plot, title, options.delays, summaries)
         print(f"plot: {options.plot}")
     return summaries[-1]

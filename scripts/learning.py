@@ -260,7 +260,8 @@ def _in_use(folder: Path) -> bool:
 def _begin(trial: Trial) -> "subprocess.Popen[bytes]":
     """Start a run, or go on with it."""
     known = (trial.folder / "config.json").exists()
-    command = ["train", "--resume", str(trial.folder)] if known else list(trial.command)
+    # With the agent's name, which a folder alone does not decide on.
+    command = ["train", trial.command[1], "--resume", str(trial.folder)] if known else list(trial.command)
     command += ["--threads", "1", "--no-progress"]
     trial.folder.parent.mkdir(parents=True, exist_ok=True)
     with trial.log.open("a") as log:

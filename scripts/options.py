@@ -16,13 +16,13 @@ import tyro
 import yaml
 from stable_baselines3.common.utils import get_device
 
-from ..agents import AGENTS, ActorCriticAgent
-from ..agents.core.config import AgentConfig, Config, FieldInfo, Range, describe
+from ..agents.core.config import Config, FieldInfo, Range, describe
 from ..agents.presets import preset, preset_names
 from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from ..wrappers.random_delay import Form
+from .peers import Peer, is_trusted, name_of, trainable
 from .runs import read_run
 from .worlds import World
 
@@ -166,52 +166,44 @@ EXECUTION = ("device", "threads", "progress", "video", "total_timesteps", "keep_
 class Run:
     """A resolved command.
 
-    :param agent_class: the agent
+    :param agent_class: the agent, or a :class:`~headway.scripts.peers.Peer`
     :param config: its hyper-parameters
     :param options: everything else
     """
 
-    agent_class: type[ActorCriticAgent[Any]]
-    config: AgentConfig
+    agent_class: type[Any]
+    config: Any
     options: TrainOptions
+
+    @property
+    def name(self) -> str:
+        """What the agent is called: SAC, module:Class, sb3:SAC."""
+        return name_of(self.agent_class)
 
     def values(self) -> dict[str, Any]:
         """:return: every option and hyper-parameter by name."""
-        return vars(self.options) | vars(self.config)
+        return {**vars(self.options), **vars(self.config)}
 
     def to_dict(self) -> dict[str, Any]:
         """:return: the run in JSON's terms, as ``config.json`` holds it."""
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
-        return {"agent": self.agent_class.__name__, "options": options, "config": self.config.to_dict()}
-
-
-def agent_class(name: str) -> type[ActorCriticAgent[Any]]:
-    """Look an agent up by its name on the command line.
-
-    :param name: in lower case
-    :return: its class
-    :raises ValueError: there is none; the nearest names are given
-    """
-    known = {cls.lower(): agent for cls, agent in AGENTS.items()}
-    if name not in known:
-        raise ValueError(f"there is no agent {name!r}: {nearest(name, known)}")
-    return known[name]
+        return {"agent": self.name, "options": options, "config": self.config.to_dict()}
 
 
 def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     """Parse ``headway train NAME …``.
 
-    :param name: the agent, in lower case; "" when the run to resume tells
+    :param name: the agent; "" when the run to resume tells
     :param arguments: the rest of the command line
     :return: the resolved run; None if ``--help`` was asked for, and printed
     :raises ValueError: a value, preset or file that does not fit; the message says what would
     """
-    early = early_flags(arguments, "env", "preset", "config", "resume")
+    early, name = early_flags(arguments, "env", "preset", "config", "resume"), _typed(name)
     if "resume" in early:
         return _resumed(name, Path(early["resume"]), arguments)
     if not name:
         raise ValueError("which agent? headway train AGENT --env ID (`headway agents` lists them)")
-    cls = agent_class(name)
+    cls = trainable(name)
     in_file = _file_values(early["config"], cls) if "config" in early else {}
     early = {key: str(in_file[key]) for key in ("env", "preset") if key in in_file} | early
     run = _parse(cls, arguments, _preset_values(name, early, cls) | in_file)
@@ -240,15 +232,19 @@ def early_flags(arguments: Sequence[str], *names: str) -> dict[str, str]:
     return found
 
 
-def _preset_values(name: str, early: Mapping[str, str], cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
+def _preset_values(name: str, early: Mapping[str, str], cls: type[Any]) -> dict[str, Any]:
     chosen = early.get("preset", "auto")
+    if ":" in name:
+        if chosen not in ("auto", "default"):
+            raise ValueError(f"agent {name} brings no preset {chosen!r}: give its values by --config FILE.yaml")
+        return {}
     if chosen == "auto":
         env_id = early.get("env", "").rpartition(":")[2].removeprefix("headway/")  # which are Gymnasium's, bit for bit
         chosen = env_id if env_id in preset_names(name) else "default"
     return _as_meant(preset(name, chosen, cls.config_class), cls)
 
 
-def _file_values(file: str, cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
+def _file_values(file: str, cls: type[Any]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(file).read_text()) or {}
     except FileNotFoundError as cause:
@@ -265,7 +261,7 @@ def _file_values(file: str, cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
     return _as_meant(values, cls)
 
 
-def _as_meant(values: Mapping[str, Any], cls: type[ActorCriticAgent[Any]]) -> dict[str, Any]:
+def _as_meant(values: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
     """Undo what YAML 1.1 makes of ``3e-4`` (a text), ``off`` (False) and ``none`` (a text); make paths of texts."""
     known = _fields(cls)
     return {key: _value_as_meant(value, known[key].annotation) for key, value in values.items()}
@@ -299,12 +295,12 @@ def _value_as_meant(value: Any, annotation: Any) -> Any:
     return value
 
 
-def _fields(cls: type[ActorCriticAgent[Any]]) -> dict[str, FieldInfo]:
+def _fields(cls: type[Any]) -> dict[str, FieldInfo]:
     """Every option and every hyper-parameter of an agent."""
     return {**describe(TrainOptions), **describe(cls.config_class)}
 
 
-def _flags_class(cls: type[ActorCriticAgent[Any]]) -> type:
+def _flags_class(cls: type[Any]) -> type:
     """A dataclass of them, each with its documentation, range and unit as help."""
     rows = []
     for info in _fields(cls).values():
@@ -376,32 +372,42 @@ def _first_sentence(box: str) -> str:
     return re.sub(r"^(Error parsing )?(\w*Options: )?", "", " ".join(body)).rstrip(".")
 
 
-def _run(cls: type[ActorCriticAgent[Any]], values: Mapping[str, Any]) -> Run:
-    options, config = describe(TrainOptions), describe(cls.config_class)
-    return Run(
-        cls,
-        cls.config_class.from_dict({key: value for key, value in values.items() if key in config}),
-        TrainOptions(**{key: value for key, value in values.items() if key in options}),
-    )
+def _run(cls: type[Any], values: Mapping[str, Any]) -> Run:
+    options, known = describe(TrainOptions), describe(cls.config_class)
+    config = cls.config_class.from_dict({key: value for key, value in values.items() if key in known})
+    if issubclass(cls, Peer):
+        cls.settings(config)  # a mistake in them is told now
+    return Run(cls, config, TrainOptions(**{key: value for key, value in values.items() if key in options}))
 
 
-def _parse(cls: type[ActorCriticAgent[Any]], arguments: Sequence[str], defaults: Mapping[str, Any]) -> Run | None:
+def _parse(cls: type[Any], arguments: Sequence[str], defaults: Mapping[str, Any]) -> Run | None:
     parsed = parse_flags(
         flags := _flags_class(cls),
         arguments,
-        f"headway train {cls.__name__.lower()}",
+        f"headway train {_typed(name_of(cls))}",
         default=flags(**_run(cls, defaults).values()),
         description=f"Train {cls.__name__}. {cls.__doc__.splitlines()[0] if cls.__doc__ else ''}",
     )
     return None if parsed is None else _run(cls, vars(parsed))
 
 
+def _typed(name: str) -> str:
+    """:return: an agent's name as it is written on a command line."""
+    return name if ":" in name else name.lower()
+
+
 def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run | None:
     """The run in a folder, with the few changes that leave it the same run."""
     saved = read_run(folder)
-    cls = agent_class(saved["agent"].lower())
-    if name and cls is not agent_class(name):
-        raise ValueError(f"{folder} is a run of {saved['agent'].lower()}, not {name}")
+    agent = _typed(str(saved["agent"]))
+    if not name and not is_trusted(agent):
+        raise ValueError(
+            f"{folder} is a run of {agent}, and a folder does not decide what is imported: if you trust it, name the "
+            f"agent, headway train {agent} --resume {folder}"
+        )
+    if name and name != agent:
+        raise ValueError(f"{folder} is a run of {agent}, not {name}")
+    cls = trainable(agent)
     known = _fields(cls)
     before = _as_meant({k: v for k, v in {**saved["options"], **saved["config"]}.items() if k in known}, cls)
     run = _parse(cls, arguments, before)

@@ -34,6 +34,7 @@ from ..agents.core.logging import CSVFile, run_logger
 from ..wrappers import BatchedVecEnv, Snapshot
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
+from .peers import Peer, dump_logs
 from .runs import alone, progress_bar, read_run, write_json
 from .statistics import Summary, summarise
 
@@ -74,6 +75,9 @@ def training_env(options: TrainOptions) -> VecEnv:
             raise ValueError(WORKER_ENDED) from error
         raise
 
+
+Trainee = ActorCriticAgent[Any] | Peer
+"""What is trained: an agent of Headway's kind, or a rival."""
 
 WORKER_ENDED = "an environment's process ended; its own error output says why"
 
@@ -137,8 +141,8 @@ class TrainingCallback(BaseCallback):
             self.bar.set_description_str(f"return {mean:,.1f} · ", refresh=False)
 
     @property
-    def _agent(self) -> ActorCriticAgent[Any]:
-        assert isinstance(self.model, ActorCriticAgent)
+    def _agent(self) -> Trainee:
+        assert isinstance(self.model, (ActorCriticAgent, Peer))
         return self.model
 
     def _due(self, every: int) -> bool:
@@ -154,13 +158,13 @@ class TrainingCallback(BaseCallback):
         if self.bar is not None:  # a last round may overstep the total, which tqdm would then forget
             self.bar.update(min(self.num_timesteps, self._agent._total_timesteps) - self.bar.n)
         if self._due(options.log_every):
-            self._agent.dump_logs()
+            dump_logs(self._agent)
         if self._due(options.eval_every):
             self.evaluate(options.eval_episodes)
         if self._due(options.checkpoint_every):
             self.checkpoint()
         self.busy = False
-        return True
+        return not self._agent.stop_requested
 
     def evaluate(self, episodes: int) -> Summary:
         """Evaluate the policy, log it, and keep it if it is the best so far.
@@ -178,9 +182,12 @@ class TrainingCallback(BaseCallback):
             agent.save(self.folder / "best.zip")
         return summary
 
-    def checkpoint(self) -> Path:
-        """:return: the checkpoint written."""
-        return self._agent.save_checkpoint(self.folder / "checkpoints", keep=self.run.options.keep_checkpoints)
+    def checkpoint(self) -> Path | None:
+        """:return: the checkpoint written; None: a rival's run cannot go on from one."""
+        agent = self._agent
+        if isinstance(agent, Peer):
+            return None
+        return agent.save_checkpoint(self.folder / "checkpoints", keep=self.run.options.keep_checkpoints)
 
     def close_bar(self) -> None:
         """Leave the progress bar as it stands, and the cursor below it."""
@@ -208,7 +215,7 @@ class Evaluator:
         means = [float(row["mean"]) for row in self.file.rows if int(row["step"]) > 0]
         return float(np.fmax.reduce([-np.inf, *means]))  # of numbers: NaN is not the best
 
-    def evaluate(self, agent: ActorCriticAgent[Any], episodes: int) -> Summary:
+    def evaluate(self, agent: Trainee, episodes: int) -> Summary:
         """Evaluate a policy, deterministically.
 
         :param agent: whose policy
@@ -231,7 +238,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self._agent: ActorCriticAgent[Any] | None = None
+        self._agent: Trainee | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -256,7 +263,7 @@ class Signals:
                 signal.signal(number, handler)
 
     @contextmanager
-    def asking(self, agent: ActorCriticAgent[Any]) -> Iterator[None]:
+    def asking(self, agent: Trainee) -> Iterator[None]:
         """Hand them to an agent that learns, until the context is left.
 
         :param agent: the agent
@@ -276,6 +283,8 @@ def run_folder(run: Run) -> Path:
     :raises FileExistsError: the run is a new one, and the folder exists
     """
     options, name = run.options, run.agent_class.__name__.lower()
+    if issubclass(run.agent_class, Peer):
+        name = re.sub(r"\W+", "-", run.name).lower()  # not beside Headway's own of the same name
     if options.resume is not None:
         return options.resume
     env_name = options.env.rpartition(":")[2].replace("/", "-")
@@ -346,9 +355,12 @@ def train(run: Run) -> int:
             return signals.exit_code
 
 
-def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[ActorCriticAgent[Any], bool]:
-    """Build the agent, from the newest checkpoint where the run is resumed and has one."""
+def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[Trainee, bool]:
+    """Build the agent, from the newest checkpoint where the run is resumed and has one; a rival's starts again."""
     options = run.options
+    if issubclass(run.agent_class, Peer):
+        policy = policy_for(env.observation_space)
+        return run.agent_class.build(policy, env, run.config, seed=options.seed, device=options.device), False
     resumed = options.resume is not None and bool(list_checkpoints(folder / "checkpoints"))
     if resumed:
         agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device)
@@ -359,9 +371,11 @@ def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[ActorCriticAgent[A
     return agent, resumed
 
 
-def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signals, resumed: bool) -> int:
+def _train(agent: Trainee, run: Run, folder: Path, signals: Signals, resumed: bool) -> int:
     """Everything from the first line printed to the last."""
     options, done, saved = run.options, agent.num_timesteps, read_run(folder)
+    if isinstance(agent, Peer) and saved.get("finished", 0) >= options.total_timesteps:
+        done, resumed = saved["finished"], True
     finished = resumed and saved.get("finished") == done
     if finished and options.total_timesteps <= done:
         print(f"{folder} is complete: {done:,} steps. Pass a larger --total-timesteps to train on.")
@@ -381,41 +395,49 @@ def _train(agent: ActorCriticAgent[Any], run: Run, folder: Path, signals: Signal
         evaluator.env.close()
 
 
-def _introduce(run: Run, folder: Path, agent: ActorCriticAgent[Any], resumed: bool) -> None:
+def _introduce(run: Run, folder: Path, agent: Trainee, resumed: bool) -> None:
     options = run.options
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if agent.device.type == "cpu" else ""
     where = options.env + ("" if options.delay is None else f" behind delays {options.delay} ({options.delay_form})")
-    batch = f" in one batch on {agent.batched_env.device}" if isinstance(agent.env, BatchedVecEnv) else ""
+    batch = f" in one batch on {agent.env.batched.device}" if isinstance(agent.env, BatchedVecEnv) else ""
     print(
-        f"{run.agent_class.__name__} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
+        f"{run.name} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
         f"{_count(options.n_envs, 'environment')}{batch} · {agent.device}{threads}"
     )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
     print(f"hyper-parameters: {changes or 'the defaults'}")
     print(f"run folder: {folder}   (tensorboard --logdir {shlex.quote(str(folder))})")
+    if isinstance(agent, Peer) and options.resume is not None:
+        print(STARTS_AGAIN)
     if resumed:
         print(f"resumed at step {agent.num_timesteps:,}")
+
+
+STARTS_AGAIN = "a rival's run cannot go on where it was interrupted: it starts again"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _learn(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, resumed: bool) -> int:
+def _learn(agent: Trainee, run: Run, callback: TrainingCallback, resumed: bool) -> int:
     options, signals, started = run.options, callback.signals, time.time()
-    command = f"headway train {run.agent_class.__name__.lower()} --resume {shlex.quote(str(callback.folder))}"
+    name = run.name if ":" in run.name else run.name.lower()
+    command = f"headway train {name} --resume {shlex.quote(str(callback.folder))}"
     steps = options.total_timesteps - agent.num_timesteps * resumed
     try:
         if not resumed:
             print(f"before training: {callback.evaluator.evaluate(agent, 2 * options.eval_episodes)}")
         with signals.asking(agent):
-            agent.learn(steps, callback, None, reset_num_timesteps=not resumed)
+            agent.learn(steps, callback, log_interval=None, reset_num_timesteps=not resumed)  # type: ignore[arg-type]
         callback.close_bar()
         callback.busy = True
         if not signals.received:
             _finish(agent, run, callback, time.time() - started)
             return 0
-        print(f"interrupted at step {agent.num_timesteps:,}: saved {callback.checkpoint()}\ngo on with: {command}")
+        checkpoint = callback.checkpoint()
+        print(f"interrupted at step {agent.num_timesteps:,}: {f'saved {checkpoint}' if checkpoint else STARTS_AGAIN}")
+        print(f"go on with: {command}")
         return signals.exit_code
     except BaseException as error:
         callback.close_bar()
@@ -426,13 +448,15 @@ def _learn(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, r
         raise
 
 
-def _save_what_is_whole(agent: ActorCriticAgent[Any], callback: TrainingCallback, error: BaseException) -> None:
+def _save_what_is_whole(agent: Trainee, callback: TrainingCallback, error: BaseException) -> None:
     """Save a checkpoint after an error in an environment; after one in an update there is only half a state to save.
 
     Nor is there one after an error of the callback's, a full disk say: what it had not yet done at its step would be
     missing for good. The run then goes on from the checkpoint before, and does it again.
     """
-    if isinstance(error, Exception) and agent.num_timesteps and not agent.pending_updates and not callback.busy:
+    if isinstance(agent, Peer):
+        print(STARTS_AGAIN, file=sys.stderr)
+    elif isinstance(error, Exception) and agent.num_timesteps and not agent.pending_updates and not callback.busy:
         agent.env_is_broken = True
         try:
             print(f"saved {callback.checkpoint()}", file=sys.stderr)
@@ -440,15 +464,15 @@ def _save_what_is_whole(agent: ActorCriticAgent[Any], callback: TrainingCallback
             print(f"headway: {failed}", file=sys.stderr)
 
 
-def _finish(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, seconds: float) -> None:
+def _finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float) -> None:
     from .plot import learning_curve  # takes a second to import, which --help and a mistake need not wait for
 
     options, folder = run.options, callback.folder
     callback.checkpoint()
-    agent.dump_logs()
+    dump_logs(agent)
     agent.save(folder / "final.zip")
     after = callback.evaluate(2 * options.eval_episodes)
-    curve = learning_curve(folder, f"{run.agent_class.__name__} in {options.env}, seed {options.seed}")
+    curve = learning_curve(folder, f"{run.name} in {options.env}, seed {options.seed}")
     if options.video:
         filmed = evaluation_env(options.world, 1, render=True)
         record_video(agent, filmed, folder / "final.mp4", callback.evaluator.seed)
@@ -458,4 +482,5 @@ def _finish(agent: ActorCriticAgent[Any], run: Run, callback: TrainingCallback, 
     print(f"{agent.num_timesteps:,} steps in {seconds:.0f} s, {agent._n_updates:,} gradient steps")
     names = ["final.zip", "best.zip", curve.name, "evaluations.csv", "progress.csv"] + ["final.mp4"] * options.video
     print(f"in {folder}: {', '.join(names)}")
-    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}")
+    named = f" --agent {run.name}" if ":" in run.name else ""
+    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}{named}")

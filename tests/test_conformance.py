@@ -127,7 +127,7 @@ CASES = (
         name="DQN",
         hyper=TINY | {"target_update_interval": 10, "train_freq": 1},
         solving=QUICK
-        | {"train_freq": 1, "target_update_interval": 20, "exploration_fraction": 0.5, "total_timesteps": 1500},
+        | {"train_freq": 1, "target_update_interval": 20, "exploration_fraction": 0.5, "total_timesteps": 600},
         moves=("discrete",),
         can=OFF_POLICY,
     ),
@@ -528,8 +528,7 @@ def keeps_its_policy(agent: Agent, path: Path) -> None:
 
 @every_sight
 def test_sees(case: Case, form: str, tmp_path: Path) -> None:
-    small = {"buffer_size": 90} if "replay" in case.can else {}
-    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18, **small)
+    agent = holds_when_resumed(case, lambda: case.vec(form=form), [14], tmp_path, total=18)
     keeps_its_policy(agent, tmp_path / "agent.zip")
 
 

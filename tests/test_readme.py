@@ -1,5 +1,6 @@
 """What the README and docs/environments.md show runs, with fewer steps, and what they link to exists."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CROWDS = (ROOT / "docs" / "mean-field-games.md").read_text()
 ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text()
+AGENTS_PAGE = (ROOT / "docs" / "agents.md").read_text()
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -42,6 +44,36 @@ def test_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     finally:
         gymnasium.registry.pop("Reach-v0", None)
     assert "after training" in capsys.readouterr().out
+
+
+def test_an_agent_of_your_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, use = blocks("python", AGENTS_PAGE)
+    commands, learn = blocks("bash", AGENTS_PAGE)
+    (suite,) = blocks("yaml", AGENTS_PAGE)
+    (tmp_path / "my_agents.py").write_text(module)
+    (tmp_path / "suite.yaml").write_text(
+        suite.replace("3000", "120").replace("1000", "60").replace("seeds: 2", "seeds: 1")
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    export, *lines = commands.replace("3000", "220").replace("4000", "240").splitlines()
+    assert export == "export PYTHONPATH=."
+    for line in (*lines, learn.strip()):
+        command, *arguments = line.split()
+        assert command == "headway"
+        assert main(arguments) == 0, line
+    out = capsys.readouterr().out
+    assert "220 steps in" in out
+    assert "resumed at step 220" in out
+    assert "half the action range" in out
+    assert "3 of 3 runs are finished" in out
+    names: dict[str, Any] = {}
+    exec(use.replace("300", "120").replace("100,", "20,"), names)
+    assert names["again"].num_timesteps == 140
+    assert names["action"].shape == (1,)
 
 
 def test_a_task_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
-"""The house rules that a machine can keep: arrows point down, names are listed, the wheel is whole."""
+"""The house rules that a machine can keep: arrows point down, none in circles, names are listed, the wheel is whole."""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 import tomllib
 import venv
 import zipfile
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,73 @@ def test_arrows_point_down(path: Path) -> None:
         if path.parts[:2] == ("agents", "core"):
             below = name.split(".")[0] != "agents" or name.split(".")[1] == "core"
             assert below, f"{path} is the base of agents and imports {name}"
+
+
+MODULE_OF = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+"""The file of each module, by its dotted name below ``headway``."""
+
+
+def module_of(name: str) -> str:
+    """The module that an imported name comes from, "" if it is none of these."""
+    while name and name not in MODULE_OF:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def test_no_circles() -> None:
+    """Imports that only type checkers follow count: who needs another's types cannot be read without it."""
+    graph = {name: {module_of(other) for other in imported(path)} - {"", name} for name, path in MODULE_OF.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def folder_of(path: Path) -> tuple[str, ...]:
+    """The folder within ``envs`` or ``wrappers`` that a file belongs to, with the layer; () if to none."""
+    return path.parts[:2] if path.parts[0] in ("envs", "wrappers") and len(path.parts) > 2 else ()
+
+
+def test_folders_take_nothing_from_their_sisters() -> None:
+    """What two simulators need lies beside them."""
+    taken = []
+    for path in filter(folder_of, MODULES):
+        for name in imported(path):
+            other = folder_of(MODULE_OF[module_of(name)])
+            if other[:1] == path.parts[:1] and other != folder_of(path):
+                taken.append(f"{path} imports {name}")
+    assert taken == []
+
+
+def agent_of(module: str) -> str | None:
+    """The agent, a file or a folder beside ``agents/core``, that a module belongs to."""
+    layer, _, rest = module.partition(".")
+    agent = rest.partition(".")[0]
+    return agent if layer == "agents" and agent not in ("", "core", "presets") else None
+
+
+TRAINERS = {"mean_field"}
+"""Folders of solvers, which train agents as a user does."""
+
+
+@pytest.mark.parametrize("name", [name for name in MODULE_OF if agent_of(name)])
+def test_agents_take_from_each_other_only_functions(name: str) -> None:
+    """Losses, that is: an agent is no kind of another one."""
+    module = importlib.import_module(f"headway.{name}")
+    for taken in imported(MODULE_OF[name]):
+        owner = module_of(taken)
+        if agent_of(owner) not in (None, agent_of(name), *TRAINERS) and agent_of(name) not in TRAINERS:
+            thing = getattr(importlib.import_module(f"headway.{owner}"), taken.rpartition(".")[2], None)
+            assert inspect.isfunction(thing), taken
+    for defined in vars(module).values():
+        if inspect.isclass(defined) and defined.__module__ == module.__name__:
+            bases = {agent_of(base.__module__.removeprefix("headway.")) for base in defined.__mro__}
+            assert bases <= {None, agent_of(name)}, defined
+
+
+def test_private_names_stay_at_home() -> None:
+    taken = {path: [name for name in imported(path) if name.rpartition(".")[2].startswith("_")] for path in MODULES}
+    assert {path: names for path, names in taken.items() if names} == {}
 
 
 def test_the_scan_finds_imports() -> None:

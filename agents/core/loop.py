@@ -150,6 +150,16 @@ class LearningLoop(BaseAlgorithm):
         return sum(steps for _, steps in self._pending)
 
     @property
+    def updates(self) -> int:
+        """Gradient steps taken."""
+        return int(self._n_updates)
+
+    @property
+    def total_timesteps(self) -> int:
+        """Steps that the last ``learn`` was asked for, those before it included."""
+        return int(self._total_timesteps)
+
+    @property
     def current_learning_rate(self) -> float:
         """The step size at this point of the schedule."""
         if self.config.learning_rate_schedule == "constant":

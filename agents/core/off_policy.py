@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .agent import ActorCriticAgent
 from .config import OffPolicyConfig
-from .data import ReplayStore, Step, StepCollector, Transitions
+from .data import ReplayStore, Step, StepCollector, Transitions, transition_fields
 from .files import contents
-from .spaces import FieldSpec
 
 C = TypeVar("C", bound=OffPolicyConfig)
 
@@ -34,18 +33,9 @@ class OffPolicyAgent(ActorCriticAgent[C]):
 
     def _make_store(self) -> ReplayStore[Any]:
         """:return: the store; an agent that keeps more fields overrides this."""
-        flag = FieldSpec((), torch.bool)
-        fields = {
-            "obs": self.codec.spec,
-            "actions": self.actions.field,
-            "rewards": FieldSpec((), torch.float32),
-            "terminated": flag,
-            "truncated": flag,
-            "next_obs": self.codec.spec,
-        }
         return ReplayStore(
             Transitions,
-            fields,
+            transition_fields(self.codec.spec, self.actions.field),
             capacity=self.config.buffer_size,
             n_envs=self.n_envs,
             device=self.device,

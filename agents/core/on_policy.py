@@ -70,6 +70,11 @@ class OnPolicyAgent(ActorCriticAgent[C]):
             self.reward_scale = ReturnScale(self.n_envs, self.config.gamma, self.device)
             self.register("reward_scale", self.reward_scale)
 
+    def _reset_env(self) -> None:
+        super()._reset_env()
+        self.rollout.clear()  # a round that was cut off is not followed by what comes now
+        self.collector = self._make_collector()
+
     def _make_collector(self) -> StepCollector:
         return StepCollector(self, self.config.n_steps)
 

@@ -1,6 +1,7 @@
 """Agent classes by name: Headway's own, and users', which are named with their module."""
 
 import importlib
+import sys
 from typing import Any
 
 from ...envs.naming import nearest
@@ -36,19 +37,47 @@ def find_agent(name: str) -> type[Any]:
     :return: its class
     :raises ValueError: there is none; the nearest names are given
     """
-    module, colon, _ = name.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except ImportError as cause:
-            raise ValueError(f"agent {name!r}: module {module!r} cannot be imported: {cause}") from cause
+    if ":" in name:
+        cls = find_class(name)
+        if cls not in AGENTS.values():
+            raise ValueError(f"{name} is no agent of Headway's kind: derive it from headway.agents.ActorCriticAgent")
+        return cls
     known = known_agents()
-    key = name if colon else name.lower()
-    if key not in known:
-        raise ValueError(f"there is no agent {name!r}: {nearest(key, known)}, or module:Class for one of your own")
-    return known[key]
+    if name.lower() not in known:
+        raise ValueError(f"there is no agent {name!r}: {nearest(name, known)}, or module:Class for one of your own")
+    return known[name.lower()]
+
+
+def find_class(name: str) -> type[Any]:
+    """Import a class for somebody who trusts its name.
+
+    :param name: ``module:Class``
+    :return: the class
+    :raises ValueError: there is none; the message says what is missing
+    """
+    module, _, attribute = name.rpartition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as cause:
+        raise ValueError(
+            f"agent {name!r}: there is no module {cause.name!r}: install it, or run from the folder that holds it with "
+            "PYTHONPATH=."
+        ) from cause
+    except Exception as cause:  # the module's own code: anything can happen in it
+        text = " ".join(str(cause).split())
+        raise ValueError(f"agent {name!r}: {module!r} cannot be imported: {type(cause).__name__}: {text}") from cause
+    if not isinstance(found, type):
+        classes = [key for key, value in vars(sys.modules[module]).items() if isinstance(value, type)]
+        raise ValueError(f"agent {name!r}: module {module!r} has no class {attribute!r}: {nearest(attribute, classes)}")
+    return found
 
 
 def known_agents() -> dict[str, type[Any]]:
     """:return: every agent by its name on the command line."""
-    return {name if ":" in name else name.lower(): cls for name, cls in AGENTS.items()}
+    return {command_name(cls): cls for cls in AGENTS.values()}
+
+
+def command_name(cls: type[Any]) -> str:
+    """:return: how an agent is named on the command line."""
+    name = agent_name(cls)
+    return name if ":" in name else name.lower()

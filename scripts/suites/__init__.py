@@ -1,6 +1,7 @@
 """Suites: which agents to compare in which environments, in safely read YAML whose every key and flag is checked."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
@@ -12,7 +13,8 @@ import yaml
 
 from ...agents.core.config import Count, FieldInfo, Range, describe, fits
 from ...envs.naming import nearest
-from ..options import Run, TrainOptions, agent_class, on_or_off, parse_train
+from ..options import Run, TrainOptions, on_or_off, parse_train
+from ..peers import trainable
 
 T = TypeVar("T")
 
@@ -63,7 +65,7 @@ class Arm:
     """Its name in tables and figures."""
 
     agent: str
-    """Name of the agent, as for headway train."""
+    """Name of the agent, as for headway train: sac, module:Class, or a rival such as sb3:PPO or sb3_contrib:TQC."""
 
     flags: Mapping[str, Any] = _NO_FLAGS
     """Flags of headway train: hyper-parameters, and whatever this arm wants of its environment."""
@@ -172,7 +174,7 @@ class Suite:
             "eval_episodes": self.eval_episodes,
         }
         flags = {**self.flags, **environment.flags, **arm.flags}
-        known = {**describe(TrainOptions), **describe(agent_class(arm.agent).config_class)}
+        known = {**describe(TrainOptions), **describe(trainable(arm.agent).config_class)}
         return ["train", arm.agent, *_tokens({**options, **flags}, known)]
 
     def run(self, environment: Environment, arm: Arm) -> Run:
@@ -346,5 +348,7 @@ def _tokens(flags: Mapping[str, Any], known: Mapping[str, FieldInfo]) -> list[st
             tokens.append(flag if value else f"--no-{flag[2:]}")
             continue
         value = on_or_off(value, annotation)
+        if isinstance(value, dict):  # as of --set
+            value = [f"{key}={json.dumps(part)}" for key, part in value.items()]
         tokens += [flag, *(map(str, value) if isinstance(value, list) else [str(value)])]
     return tokens

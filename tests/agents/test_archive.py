@@ -362,6 +362,14 @@ def test_round_trip_by_path_stream_and_other_zip_readers(tmp_path, small):
         assert file.comment.decode().endswith(hashlib.sha256(file.read("manifest.json")).hexdigest())
 
 
+def test_a_file_of_format_1_as_it_was_first_written():
+    """It reads as it did, and headers are a function of the content alone; JSON and safetensors may be spelt anew."""
+    stored = (Path(__file__).parent / "data" / "format-1.zip").read_bytes()
+    assert same_archive(read_archive(io.BytesIO(stored)), small_archive())
+    *members, (_, raw) = unzip(stored)[0]
+    assert sign(raw, dict(members)) == stored
+
+
 def test_read_puts_tensors_on_the_device(small):
     members = read_archive(io.BytesIO(small), device="meta").members
     assert members["policy"]["actor.0.weight"].is_meta
@@ -480,6 +488,16 @@ def test_a_flipped_bit_at_every_byte(small):
         data = bytearray(small)
         data[position] ^= 1 << rng.randrange(8)
         assert refused_or_unchanged(bytes(data), original), position  # not one byte is free
+
+
+def test_the_manifest_alone_vouches_for_all_but_the_members(small):
+    """Pruning keeps a checkpoint by its manifest, so no byte of what follows the members may be free."""
+    rng = random.Random(5)
+    for position in range(small.rindex(b"PK\3\4"), len(small)):
+        data = bytearray(small)
+        data[position] ^= 1 << rng.randrange(8)
+        with pytest.raises(FileFormatError):
+            read_manifest(io.BytesIO(data))
 
 
 def test_any_other_file():

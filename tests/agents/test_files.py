@@ -140,6 +140,16 @@ def test_a_stable_baselines_file_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["networks", "counters"])
+def test_a_member_that_is_missing_is_named(trained: Path, tmp_path: Path, name: str) -> None:
+    (checkpoint,) = list_checkpoints(trained / "checkpoints")
+    content = read_archive(checkpoint)
+    members = {key: tensors for key, tensors in content.members.items() if key != name}
+    write_archive(tmp_path / checkpoint.name, content.manifest, members)
+    with pytest.raises(FileFormatError, match=f"has no {name}"):
+        SAC.resume(tmp_path, vec(2))
+
+
 @pytest.mark.parametrize("key", ["env", "policy", "device", "policy_kwargs", "_init_setup_model"])
 def test_a_file_cannot_name_what_the_constructor_takes(trained: Path, tmp_path: Path, key: str) -> None:
     content = read_archive(trained / "policy.zip")

@@ -19,6 +19,7 @@ from peers import TOLERANCE, copy_into, gap, linears
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv
+from support import Stop
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -275,6 +276,18 @@ def test_rows_that_only_did_a_delayed_reset_are_not_learnt_from() -> None:
         [False, False]
     ]
     assert torch.cat(seen).sort().values.tolist() == [t * 2 + n for t in (0, 1, 2, 4, 5, 6) for n in range(2)]
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_round_that_was_cut_off_is_not_followed_by_another_episode(anew: bool) -> None:
+    agent = PPO("MlpPolicy", "Pendulum-v1", device="cpu", seed=0, n_steps=8, batch_size=8)
+    agent.learn(100, Stop(5))
+    assert agent.rollout.steps == 5
+    if not anew:
+        agent.set_env(gym.make("Pendulum-v1"))
+    agent.learn(8, reset_num_timesteps=anew)
+    assert agent.rollout.steps == 8
+    assert agent.updates == 10
 
 
 def test_what_is_logged_has_the_peers_names() -> None:

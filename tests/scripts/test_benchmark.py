@@ -321,3 +321,34 @@ def test_speed_of_dcac_is_measured_against_sac_on_the_same_observations(
     assert (code, "--updates must lie in [1, inf), got 0" in err) == (1, True)
     code, _, err = headway("benchmark", "speed", "--agents", "mbpo")
     assert (code, "--agents mbpo: there is no peer to time it against" in err) == (1, True)
+
+
+def test_speed_of_ppo_is_that_of_learn_for_every_minibatch_and_peer(headway: Command) -> None:
+    small = ("--rounds", 2, "--minibatches", 1024, 2048, "--threads", 1, "--json", "speed.json")
+    code, out, err = headway("benchmark", "speed", "--agents", "ppo", "--env", "InvertedPendulum-v5", *small)
+    assert (code, err) == (0, "")
+    found = json.loads(Path("speed.json").read_text())["measurements"]
+    assert [(m["agent"], m["side"]) for m in found] == [
+        (f"ppo {minibatch}", side) for minibatch in (1024, 2048) for side in ("headway", "peer", "peer on our batch")
+    ]
+    assert {m["quantity"] for m in found} == {"learn steps/s"}
+    assert [line.split()[:4] for line in out.splitlines() if "2048 " in line and "learn" in line] == [
+        ["ppo", "2048", "learn", "steps/s"]
+    ] * 2
+    code, _, err = headway("benchmark", "speed", "--agents", "ppo", "--env", "Pendulum-v1")
+    assert (code, "--env Pendulum-v1: PPO is timed in what has a batched form" in err) == (1, True)
+
+
+def test_speed_of_dqn_and_of_both_precisions(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bfloat16 would only be slower, a processor that gains is made believe."""
+    monkeypatch.setattr("headway.scripts.benchmark.WARM_UP", 140)
+    monkeypatch.setattr("headway.agents.core.nets.precision._gains", lambda device: True)
+    small = ("--rounds", 1, "--updates", 2, "--steps", 4, "--threads", 1, "--json", "speed.json")
+    precisions = ("--precision", "float32", "bfloat16", "--env", "Pendulum-v1")
+    code, out, _ = headway("benchmark", "speed", "--agents", "dqn", "td3", *precisions, *small)
+    assert code == 0
+    found = json.loads(Path("speed.json").read_text())["measurements"]
+    assert list(dict.fromkeys(m["agent"] for m in found)) == ["dqn", "td3", "td3 bfloat16"]
+    assert len(found) == 3 * 2 * 2
+    assert "CartPole-v1" in out
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -64,6 +64,7 @@ class Unlit(Point):
 
 
 gym.register("Point-v0", Point)
+gym.register("Halves-v0", Point, kwargs={"moves": "discrete"})
 gym.register("Blind-v0", Blind)
 gym.register("Unlit-v0", Unlit)
 gym.register("Wide-v0", Wide)

@@ -35,6 +35,10 @@ class RolloutStore:
         """All T steps are there."""
         return self.steps == self.n_steps
 
+    def clear(self) -> None:
+        """Begin anew with the next step; what is there can still be read."""
+        self.steps = 0
+
     @torch.no_grad()
     def add(self, rows: Mapping[str, Any]) -> None:
         """Store a step, by copy; the first after the last of T starts anew.

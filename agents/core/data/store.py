@@ -46,6 +46,13 @@ class Transitions:
     next_obs: Obs
 
 
+def transition_fields(obs: Fields, actions: FieldSpec) -> dict[str, Fields]:
+    """:return: what a store of :class:`Transitions` holds, with these observations and actions."""
+    scalar, flag = FieldSpec((), torch.float32), FieldSpec((), torch.bool)
+    flags = {"terminated": flag, "truncated": flag}
+    return {"obs": obs, "actions": actions, "rewards": scalar, **flags, "next_obs": obs}
+
+
 class ReplayStore(Generic[BatchT]):
     """A ring of the newest environment steps, one ring per environment, drawn from uniformly.
 

@@ -16,6 +16,7 @@ The checksums guard against accidents, not against forgery: whoever edits a file
 everything behind them is validated too.
 """
 
+import collections
 import contextlib
 import errno
 import hashlib
@@ -369,6 +370,7 @@ def _diagnose_members(infos: list[zipfile.ZipInfo]) -> tuple[str, str] | None:
         return "is a pickle from torch.save, which Headway does not load", "save it with Headway"
     if _MANIFEST not in names:
         return f"is a zip file of something else (has {', '.join(names[:5])}, no {_MANIFEST})", "give a Headway file"
+    counts = collections.Counter(names)
     for info, name in zip(infos, names, strict=True):
         if info.flag_bits & 1:
             return f"has the encrypted member {name!r}", RESTORE
@@ -377,6 +379,6 @@ def _diagnose_members(infos: list[zipfile.ZipInfo]) -> tuple[str, str] | None:
             return f"has the compressed member {name!r} ({sizes}), which Headway never writes", RESTORE
         if name != _MANIFEST and not (name.endswith(_SUFFIX) and _MEMBER_NAME.fullmatch(name.removesuffix(_SUFFIX))):
             return f"has the unsafe or foreign member {name!r}", RESTORE
-        if names.count(name) > 1:
+        if counts[name] > 1:
             return f"has the member {name!r} twice", RESTORE
     return None

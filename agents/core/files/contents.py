@@ -110,7 +110,7 @@ def read(path: PathOrFile, kinds: tuple[str, ...]) -> Contents:
     path = _existing(path)
     archive = read_archive(path)
     _expect_kind(archive, kinds, path)
-    return Contents(path, archive.manifest, archive.members[NETWORKS], {})
+    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), {})
 
 
 def read_newest(directory: Path) -> Contents:
@@ -128,8 +128,8 @@ def read_newest(directory: Path) -> Contents:
         raise FileFormatError(
             f"{path} was written by an earlier version: finish the run with that version, or load its policy alone"
         )
-    parts = {name: unpack(tree, archive.members[name]) for name, tree in trees.items()}
-    return Contents(path, archive.manifest, archive.members[NETWORKS], parts)
+    parts = {name: unpack(tree, _member(archive, name, path)) for name, tree in trees.items()}
+    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), parts)
 
 
 def save_store(store: Stateful, path: PathOrFile) -> None:
@@ -145,7 +145,13 @@ def load_store(store: Stateful, path: PathOrFile) -> None:
     trees = archive.manifest.get("parts", {})
     if "store" not in trees:
         raise FileFormatError(f"{path} holds no experience that this version can read")
-    store.load_state(unpack(trees["store"], archive.members["store"]))
+    store.load_state(unpack(trees["store"], _member(archive, "store", path)))
+
+
+def _member(archive: Archive, name: str, path: PathOrFile) -> dict[str, Tensor]:
+    if name not in archive.members:
+        raise FileFormatError(f"{path} has no {name}, which every file of its kind has")
+    return archive.members[name]
 
 
 def _expect_kind(archive: Archive, kinds: tuple[str, ...], path: PathOrFile) -> None:
