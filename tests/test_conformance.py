@@ -134,7 +134,8 @@ CASES = (
     Case(
         name="PPO",
         hyper={"net_arch": [16, 16], "batch_size": 12, "n_steps": 8, "n_epochs": 2},
-        solving={"total_timesteps": 3000, "n_steps": 64, "gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0},
+        solving={"total_timesteps": 3000, "n_steps": 64, "gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0}
+        | {"ent_coef": 0.05},
         moves=("box", "discrete", "multidiscrete"),
         round=8,
         can=frozenset({"on_policy", "normalised", "exact_resume"}),

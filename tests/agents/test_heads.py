@@ -5,23 +5,24 @@ import pytest
 import torch
 from headway.agents.core.nets import (
     Actor,
-    CategoricalActor,
+    ActorValue,
+    Categorical,
     Critics,
     DeterministicActor,
-    GaussianActor,
+    Gaussian,
     Head,
     QValues,
     SquashedGaussianActor,
     StateCritics,
     Temperature,
-    Value,
     orthogonal_,
 )
 from headway.agents.core.nets.heads import SATURATION
 from headway.agents.core.spaces import VectorFeatures
 from stable_baselines3 import PPO
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, Normal, TanhTransform, TransformedDistribution
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 
 def test_frozen_and_partial_evaluation() -> None:
@@ -67,16 +68,36 @@ def test_squashed_gaussian_is_finite_where_tanh_saturates() -> None:
 
 def test_gaussian_density_and_modes() -> None:
     torch.manual_seed(0)
-    obs, noise = torch.randn(6, 3), torch.randn(6, 2)
-    gaussian = GaussianActor(VectorFeatures(3), 2, (8,), log_std_init=-0.5)
-    actions, log_prob = gaussian.sample(obs, noise)
-    expected = Independent(Normal(gaussian.mode(obs), gaussian.log_std.exp()), 1).log_prob(actions)
+    mean, noise, gaussian = torch.randn(6, 2), torch.randn(6, 2), Gaussian(2, log_std_init=-0.5)
+    actions, log_prob = gaussian.sample(mean, noise)
+    expected = Independent(Normal(gaussian.mode(mean), gaussian.log_std.exp()), 1).log_prob(actions)
     assert torch.allclose(log_prob, expected, atol=1e-5)
-    assert torch.allclose(gaussian.log_prob(obs, actions), expected, atol=1e-5)
+    assert torch.allclose(gaussian.evaluate(mean, actions)[0], expected, atol=1e-5)
     for actor in (DeterministicActor(VectorFeatures(3), 2, (8,)), SquashedGaussianActor(VectorFeatures(3), 2, (8,))):
-        mode = actor.mode(obs)
+        mode = actor.mode(torch.randn(6, 3))
         assert mode.shape == (6, 2)
         assert (mode.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("stack", [(), (3,), (3, 2)])
+def test_gaussian_gradients_are_its_equations(stack: tuple[int, ...]) -> None:
+    """First and second derivatives against finite differences; actions are shared by all members."""
+    torch.manual_seed(0)
+    gaussian, mean = Gaussian(2, stack=stack).double(), torch.randn(*stack, 5, 2).double().requires_grad_()
+    actions = torch.randn(5, 2).double().requires_grad_()
+    log_std = (0.3 * torch.randn(*stack, 1, 2)).double().requires_grad_()
+
+    def density(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(gaussian, {"log_std": log_std}, (mean, actions))
+        return found
+
+    gaussian.forward = lambda mean, actions: gaussian.evaluate(mean, actions)[0]  # type: ignore[method-assign]
+    assert torch.autograd.gradcheck(density, (mean, log_std, actions))
+    assert torch.autograd.gradgradcheck(density, (mean, log_std, actions))
+    if not stack:  # a transformation of torch.func takes the plain form
+        rows = torch.func.vmap(torch.func.grad(lambda m: density(m[None], log_std, actions[:1]).sum()))(mean)
+        (whole,) = torch.autograd.grad(density(mean, log_std, actions[:1].expand(5, 2)).sum(), [mean])
+        assert torch.allclose(rows, whole)
 
 
 def test_temperature_is_positive_and_free_of_gradient() -> None:
@@ -88,56 +109,51 @@ def test_temperature_is_positive_and_free_of_gradient() -> None:
 
 def test_gaussian_entropy_is_torchs() -> None:
     torch.manual_seed(0)
-    actor, obs, actions = (
-        GaussianActor(VectorFeatures(3), 2, (8,), log_std_init=0.3),
-        torch.randn(6, 3),
-        torch.randn(6, 2),
-    )
-    log_prob, entropy = actor.evaluate(obs, actions)
-    expected = Independent(Normal(actor.mode(obs), actor.log_std.exp()), 1)
+    gaussian, mean, actions = Gaussian(2, log_std_init=0.3), torch.randn(6, 2), torch.randn(6, 2)
+    log_prob, entropy = gaussian.evaluate(mean, actions)
+    expected = Independent(Normal(mean, gaussian.log_std.exp()), 1)
     assert torch.allclose(log_prob, expected.log_prob(actions), atol=1e-5)
     assert torch.allclose(entropy.expand(6), expected.entropy(), atol=1e-5)
-    assert torch.equal(entropy, actor.entropy(obs))
-
-
-def categorical(choices: int | list[int], stack: tuple[int, ...] = ()) -> CategoricalActor:
-    torch.manual_seed(0)
-    return CategoricalActor(VectorFeatures(3), choices, (8,), stack=stack)
 
 
 def test_categorical_density_is_torchs() -> None:
-    actor, obs = categorical(5), torch.randn(6, 3)
-    expected = Categorical(logits=actor.head(obs))
-    actions, log_prob = actor.sample(obs, actor.noise(6, torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    policy, logits = Categorical(5), torch.randn(6, 5)
+    expected = TorchCategorical(logits=logits)
+    actions, log_prob = policy.sample(logits, policy.noise(6, torch.Generator().manual_seed(0)))
     assert actions.shape == (6,)
     assert actions.dtype == torch.int64
     assert torch.allclose(log_prob, expected.log_prob(actions), atol=1e-6)
-    assert torch.allclose(actor.log_prob(obs, actions), log_prob)
-    assert torch.allclose(actor.entropy(obs), expected.entropy(), atol=1e-6)
-    assert all(map(torch.equal, actor.evaluate(obs, actions), (log_prob, actor.entropy(obs))))
-    assert torch.equal(actor.mode(obs), expected.probs.argmax(-1))
+    evaluated = policy.evaluate(logits, actions)
+    assert torch.equal(evaluated[0], log_prob)
+    assert torch.allclose(evaluated[1], expected.entropy(), atol=1e-6)
+    assert torch.equal(policy.mode(logits), expected.probs.argmax(-1))
 
 
 def test_several_choices_are_independent_ones() -> None:
-    actor, obs = categorical([4, 2, 3]), torch.randn(6, 3)
-    expected = [Categorical(logits=logits) for logits in actor.head(obs).split([4, 2, 3], -1)]
-    actions, log_prob = actor.sample(obs, actor.noise(6, torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    policy, logits = Categorical([4, 2, 3]), torch.randn(6, 9, requires_grad=True)
+    expected = [TorchCategorical(logits=part) for part in logits.split([4, 2, 3], -1)]
+    actions, log_prob = policy.sample(logits, policy.noise(6, torch.Generator().manual_seed(0)))
     assert actions.shape == (6, 3)
     assert (actions.amax(0) < torch.tensor([4, 2, 3])).all()
     sums = [sum(part.log_prob(a) for part, a in zip(expected, actions.unbind(1), strict=True))]
     sums.append(sum(part.entropy() for part in expected))
-    assert all(map(torch.allclose, actor.evaluate(obs, actions), sums))
+    evaluated = policy.evaluate(logits, actions)
+    assert all(map(torch.allclose, evaluated, sums))
     assert torch.allclose(log_prob, sums[0])
-    grads = torch.autograd.grad(actor.entropy(obs).sum(), list(actor.parameters()))
-    assert all(torch.isfinite(found).all() for found in grads)
-    assert torch.equal(actor.mode(obs), torch.stack([part.probs.argmax(-1) for part in expected], -1))
+    (grad,) = torch.autograd.grad(evaluated[1].sum(), [logits])
+    assert torch.isfinite(grad).all()
+    assert torch.equal(policy.mode(logits), torch.stack([part.probs.argmax(-1) for part in expected], -1))
 
 
 @pytest.mark.parametrize("choices", [4, [4, 2]])
 def test_categorical_samples_have_the_probabilities(choices: int | list[int]) -> None:
-    actor, obs, rows = categorical(choices), torch.randn(1, 3).expand(20_000, 3), 20_000
-    actions, _ = actor.sample(obs, actor.noise(rows, torch.Generator().manual_seed(0)))
-    probabilities = actor.log_probs(obs[:1]).exp().squeeze(0)  # (K, most)
+    torch.manual_seed(0)
+    policy, rows = Categorical(choices), 20_000
+    logits = torch.randn(1, policy.outputs).expand(rows, -1)
+    actions, _ = policy.sample(logits, policy.noise(rows, torch.Generator().manual_seed(0)))
+    probabilities = policy.log_probs(logits[:1]).exp().squeeze(0)  # (K, most)
     for k, column in enumerate(actions.view(rows, -1).unbind(1)):
         shares = column.bincount(minlength=4) / rows
         assert (shares - probabilities[k]).abs().max() < 5 * (0.25 / rows) ** 0.5  # five standard errors at most
@@ -146,20 +162,19 @@ def test_categorical_samples_have_the_probabilities(choices: int | list[int]) ->
 def test_values_of_states_and_of_every_action() -> None:
     torch.manual_seed(0)
     obs = torch.randn(6, 3)
-    assert Value(VectorFeatures(3), (8,))(obs).shape == (6,)
+    assert [part.shape for part in ActorValue(VectorFeatures(3), Categorical(4), (8,))(obs)] == [(6, 4), (6,)]
     assert StateCritics(VectorFeatures(3), (8,))(obs).shape == (2, 6)
     assert QValues(VectorFeatures(3), 4, (8,))(obs).shape == (1, 6, 4)
 
 
 HEADS: dict[str, Callable[..., Head]] = {
     "squashed": lambda features, **kw: SquashedGaussianActor(features, 2, (8,), **kw),
-    "gaussian": lambda features, **kw: GaussianActor(features, 2, (8,), **kw),
+    "gaussian": lambda features, **kw: ActorValue(features, Gaussian(2, stack=kw.get("stack", ())), (8,), **kw),
     "deterministic": lambda features, **kw: DeterministicActor(features, 2, (8,), **kw),
-    "categorical": lambda features, **kw: CategoricalActor(features, 4, (8,), **kw),
-    "several": lambda features, **kw: CategoricalActor(features, [4, 2], (8,), **kw),
+    "categorical": lambda features, **kw: ActorValue(features, Categorical(4, stack=kw.get("stack", ())), (8,), **kw),
+    "several": lambda features, **kw: ActorValue(features, Categorical([4, 2], stack=kw.get("stack", ())), (8,), **kw),
     "critics": lambda features, **kw: Critics(features, 2, (8,), **kw),
     "states": lambda features, **kw: StateCritics(features, (8,), **kw),
-    "value": lambda features, **kw: Value(features, (8,), **kw),
     "q": lambda features, **kw: QValues(features, 4, (8,), n_critics=2, **kw),
 }
 
@@ -168,15 +183,14 @@ def outputs(head: Any, obs: Tensor, noise: Tensor | None, actions: Tensor) -> li
     """All that a head says."""
     if isinstance(head, Critics):
         return [head(obs, actions), head.first(obs, actions), head(obs, actions, frozen=True)]
+    if isinstance(head, ActorValue):
+        said, values = head(obs)
+        middle = torch.full_like(head.policy.noise(said.shape[-2], torch.Generator()), 0.5)
+        drawn, _ = head.policy.sample(said, middle)
+        return [said, values, head.policy.mode(said), *head.policy.evaluate(said, drawn)]
     if not isinstance(head, Actor):
         return [head(obs)]
-    found = [head.mode(obs)]
-    if noise is not None:
-        drawn, log_prob = head.sample(obs, noise)  # type: ignore[attr-defined]
-        found += [drawn, log_prob]
-        if hasattr(head, "evaluate"):
-            found += [*head.evaluate(obs, drawn), head.log_prob(obs, drawn)]
-    return found
+    return [head.mode(obs), *(() if noise is None else head.sample(obs, noise))]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -214,8 +228,8 @@ def test_orthogonal_start_is_the_peers() -> None:
         "value": [*peer.mlp_extractor.value_net, peer.value_net],
     }
     heads: dict[str, Head] = {
-        "actor": GaussianActor(VectorFeatures(3), 1, (64, 64)),
-        "value": Value(VectorFeatures(3), (64, 64)),
+        "actor": DeterministicActor(VectorFeatures(3), 1, (64, 64)),
+        "value": Head(VectorFeatures(3), 1, (64, 64), "tanh", (), "float32"),
     }
     for name, gain in (("actor", 0.01), ("value", 1.0)):
         linears = [layer for layer in layers[name] if isinstance(layer, nn.Linear)]

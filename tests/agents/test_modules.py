@@ -11,13 +11,12 @@ from headway.agents.core.nets import (
     Adam,
     Critics,
     DeterministicActor,
-    GaussianActor,
+    Gaussian,
     LeanAdam,
     Optimiser,
     StackedMLP,
     Tracked,
     TrackedModules,
-    Value,
     clip_,
 )
 from headway.agents.core.nets.optimisers import NEGLIGIBLE, SWEEP
@@ -293,7 +292,7 @@ def with_grads(module: nn.Module, seed: int = 0) -> None:
 
 @pytest.mark.parametrize("stack", [(3,), (2, 3)])
 def test_each_member_of_a_stack_is_clipped_by_its_own_norm(stack: tuple[int, ...]) -> None:
-    module = nn.ModuleList([StackedMLP(stack, 4, 2, (5,)), GaussianActor(VectorFeatures(2), 2, (3,), stack=stack)])
+    module = nn.ModuleList([StackedMLP(stack, 4, 2, (5,)), Gaussian(2, stack=stack)])
     with_grads(module)
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     with torch.no_grad():
@@ -311,7 +310,7 @@ def test_each_member_of_a_stack_is_clipped_by_its_own_norm(stack: tuple[int, ...
 
 
 def test_a_plain_network_is_clipped_as_torch_does() -> None:
-    joint = nn.ModuleList([GaussianActor(VectorFeatures(2), 2, (3,)), Value(VectorFeatures(2), (3,)), nn.Linear(2, 2)])
+    joint = nn.ModuleList([StackedMLP((), 2, 2, (3,)), Gaussian(2), nn.Linear(2, 2)])
     same = deepcopy(joint)
     with_grads(joint)
     with_grads(same)

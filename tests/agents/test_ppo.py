@@ -1,5 +1,6 @@
 """PPO: closed forms, and whole rounds against Stable-Baselines3's, with the same weights, draws and orders."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -9,10 +10,10 @@ import stable_baselines3 as sb3
 import torch
 from headway.agents import PPO, PPOConfig
 from headway.agents.core.data import generalised_advantages
-from headway.agents.core.nets import CategoricalActor, Value
+from headway.agents.core.nets import ActorValue, Categorical, Gaussian
 from headway.agents.core.on_policy import ReturnScale
 from headway.agents.core.spaces import VectorFeatures
-from headway.agents.ppo import Minibatch, Networks, ppo_losses
+from headway.agents.ppo import Minibatch, ppo_losses
 from headway.wrappers import as_batched
 from peers import TOLERANCE, copy_into, gap, linears
 from stable_baselines3.common.monitor import Monitor
@@ -54,8 +55,8 @@ def test_whole_rounds_are_the_peers(env_id: str, hyper: dict[str, Any], monkeypa
     shared = {"n_steps": STEPS, "n_epochs": EPOCHS, "batch_size": BATCH, "seed": 0, "device": "cpu", **hyper}
     ours, peer = PPO("MlpPolicy", envs(env_id), **shared), sb3.PPO("MlpPolicy", envs(env_id), **shared)
     nets = ours.nets.module
-    copy_into(nets.actor.mlp, 0, layers(peer, actor=True))
-    copy_into(nets.value.mlp, 0, layers(peer, actor=False))
+    copy_into(nets.mlp, 0, layers(peer, actor=True))
+    copy_into(nets.mlp, 1, layers(peer, actor=False))
 
     rng = np.random.default_rng(1)
     count, total = ROWS * STEPS, ROUNDS * STEPS
@@ -68,11 +69,11 @@ def test_whole_rounds_are_the_peers(env_id: str, hyper: dict[str, Any], monkeypa
     ours_drawn, peers_drawn, ours_orders, peers_orders = iter(drawn), iter(drawn), iter(orders), iter(orders)
     if discrete:
         monkeypatch.setattr(
-            nets.actor, "sample", lambda obs, noise: (a := next(ours_drawn), nets.actor.log_prob(obs, a))
+            nets.policy, "sample", lambda outputs, noise: (a := next(ours_drawn), nets.policy.evaluate(outputs, a)[0])
         )
         monkeypatch.setattr("torch.distributions.Categorical.sample", lambda self: next(peers_drawn))
     else:
-        monkeypatch.setattr(nets.actor, "noise", lambda rows, generator: next(ours_drawn))
+        monkeypatch.setattr(nets.policy, "noise", lambda rows, generator: next(ours_drawn))
         monkeypatch.setattr(
             "torch.distributions.Normal.rsample", lambda self, *a: self.loc + self.scale * next(peers_drawn)
         )
@@ -95,23 +96,30 @@ def test_whole_rounds_are_the_peers(env_id: str, hyper: dict[str, Any], monkeypa
         assert torch.allclose(mine, torch.from_numpy(theirs).view(mine.shape), atol=1e-4), name
     # The same updates were left out, where the policy had moved too far.
     assert len(list(ours_orders)) == len(list(peers_orders))
-    assert gap(nets.actor.mlp, 0, layers(peer, actor=True)) < TOLERANCE * ROUNDS
-    assert gap(nets.value.mlp, 0, layers(peer, actor=False)) < TOLERANCE * ROUNDS
+    assert gap(nets.mlp, 0, layers(peer, actor=True)) < TOLERANCE * ROUNDS
+    assert gap(nets.mlp, 1, layers(peer, actor=False)) < TOLERANCE * ROUNDS
+    assert not nets.mlp.weights[-1][1, :, 1:].any()  # what nothing reads stays as it began
     if not discrete:
-        assert (nets.actor.log_std.flatten() - peer.policy.log_std).abs().max() < TOLERANCE * ROUNDS
-        assert nets.actor.log_std.abs().max() > 1e-3  # it moved
+        assert (nets.policy.log_std.flatten() - peer.policy.log_std).abs().max() < TOLERANCE * ROUNDS
+        assert nets.policy.log_std.abs().max() > 1e-3  # it moved
 
 
 def test_initial_weights_are_the_peers_kind() -> None:
     ours, peer = (cls("MlpPolicy", "Pendulum-v1", device="cpu", seed=0) for cls in (PPO, sb3.PPO))
     nets = ours.nets.module
-    for mlp, actor in ((nets.actor.mlp, True), (nets.value.mlp, False)):
-        for weight, bias, layer in zip(mlp.weights, mlp.biases, layers(peer, actor), strict=True):
-            ours_values, theirs = torch.linalg.svdvals(weight), torch.linalg.svdvals(layer.weight)
+    for member, actor in ((0, True), (1, False)):
+        for weight, bias, layer in zip(nets.mlp.weights, nets.mlp.biases, layers(peer, actor), strict=True):
+            ours_values, theirs = torch.linalg.svdvals(weight[member]), torch.linalg.svdvals(layer.weight)
             assert torch.allclose(ours_values, theirs, atol=1e-5)  # all equal to the gain
-            assert not bias.any()
+            assert not bias[member].any()
     plain = PPO("MlpPolicy", "Pendulum-v1", device="cpu", ortho_init=False).nets.module
-    assert plain.actor.mlp.biases[0].any()
+    assert plain.mlp.biases[0].any()
+
+
+def test_a_value_is_of_gain_one_beside_more_actions_than_hidden_units() -> None:
+    nets = ActorValue(VectorFeatures(3), Categorical(9), (4,), stack=(2,))
+    nets.orthogonal_()
+    assert torch.allclose(nets.mlp.weights[-1][:, 1].norm(dim=(-2, -1)), torch.ones(2))
 
 
 def test_advantages_by_their_definition() -> None:
@@ -136,11 +144,11 @@ def test_advantages_by_their_definition() -> None:
 
 def losses_of(ratio: float, advantage: float, **hyper: Any) -> Any:
     """The losses of one row whose action is now ``ratio`` times as likely as it was."""
-    nets = Networks(VectorFeatures(1), CategoricalActor(VectorFeatures(1), 2, (4,)), Value(VectorFeatures(1), (4,)))
+    nets = ActorValue(VectorFeatures(1), Categorical(2), (4,))
     obs, actions = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
-        old = nets.actor.log_prob(obs, actions) - np.log(ratio)
-        values = nets.value(obs)
+        outputs, values = nets(obs)
+        old = nets.policy.evaluate(outputs, actions)[0] - np.log(ratio)
     batch = Minibatch(obs, actions, old, values - 0.5, torch.tensor([advantage]), values - 0.5 + advantage)
     return ppo_losses(nets, batch, 0.2, PPOConfig(**hyper)), nets
 
@@ -155,7 +163,7 @@ def test_the_ratio_is_clipped_where_it_would_pay(ratio: float, advantage: float,
     assert losses.clip_fraction == float(abs(ratio - 1) > 0.2)
     assert losses.approx_kl.item() == pytest.approx(ratio - 1 - np.log(ratio), abs=1e-5)
     losses.policy_gradient_loss.backward()
-    moved = max(float(p.grad.abs().max()) for p in nets.actor.parameters() if p.grad is not None)
+    moved = max(float(p.grad.abs().max()) for p in nets.parameters() if p.grad is not None)
     assert (moved > 0) == (counted == ratio)
 
 
@@ -163,6 +171,53 @@ def test_the_ratio_is_clipped_where_it_would_pay(ratio: float, advantage: float,
 def test_values_are_clipped_around_the_old_ones(clip: float | None, counted: float) -> None:
     losses, _ = losses_of(1.0, 2.0, clip_range_vf=clip)  # the value has moved by 0.5, its target is 2 above the old one
     assert losses.value_loss.item() == pytest.approx((2.0 - counted) ** 2, rel=1e-5)
+
+
+def as_torch_finds_it(nets: ActorValue, batch: Minibatch, clip: float, cfg: PPOConfig) -> Tensor:
+    """The loss by operations that torch differentiates itself."""
+    outputs, values = nets(batch.obs)
+    log_prob, entropy = nets.policy.evaluate(outputs, batch.actions)
+    ratio, scaled = (log_prob - batch.log_probs).exp(), batch.advantages
+    if cfg.normalize_advantage:
+        scaled = (scaled - scaled.mean()) / (scaled.std() + 1e-8)
+    policy = -torch.minimum(scaled * ratio, scaled * ratio.clamp(1 - clip, 1 + clip)).mean()
+    if cfg.clip_range_vf is not None:
+        values = batch.values + (values - batch.values).clamp(-cfg.clip_range_vf, cfg.clip_range_vf)
+    value = torch.nn.functional.mse_loss(values, batch.returns)
+    return policy + cfg.vf_coef * value - cfg.ent_coef * entropy.mean()
+
+
+@pytest.mark.parametrize("hyper", [{}, {"clip_range_vf": 0.3, "ent_coef": 0.1, "normalize_advantage": False}])
+@pytest.mark.parametrize("discrete", [True, False])
+def test_gradients_in_closed_form_are_torchs(hyper: dict[str, Any], discrete: bool) -> None:
+    torch.manual_seed(0)
+    rows, cfg = 40, PPOConfig(**hyper)
+    nets = ActorValue(VectorFeatures(3), Categorical(4) if discrete else Gaussian(2), (8,)).double()
+    actions = torch.randint(4, (rows,)) if discrete else torch.randn(rows, 2).double()
+    obs, advantages, returns, moved = torch.randn(rows, 3).double(), *torch.randn(3, rows).double()
+    with torch.no_grad():
+        outputs, values = nets(obs)
+        old = nets.policy.evaluate(outputs, actions)[0] + 0.3 * moved  # some ratios are clipped, some not; so values
+    batch = Minibatch(obs, actions, old, values + 0.3 * moved, advantages, returns)
+    losses, expected = ppo_losses(nets, batch, 0.2, cfg), as_torch_finds_it(nets, batch, 0.2, cfg)
+    assert 0 < losses.clip_fraction < 1
+    assert losses.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    parameters = list(nets.parameters())
+    ours, torchs = (torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (losses.loss, expected))
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-14) for a, b in zip(ours, torchs, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch's own compiler warns of is not ours
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_compiled_losses_are_the_same(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Captured as a graph and differentiated as one, but not compiled to C++, which takes long.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    agents = [
+        PPO("MlpPolicy", env_id, seed=0, device="cpu", n_steps=16, batch_size=8, n_epochs=2, compile=mode).learn(16)
+        for mode in ("off", "default")
+    ]
+    for ours, compiled in zip(*(agent.nets.module.parameters() for agent in agents), strict=True):
+        assert torch.allclose(ours, compiled, atol=TOLERANCE)
 
 
 def test_scaled_rewards_are_the_peers_normalised_ones() -> None:

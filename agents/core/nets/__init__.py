@@ -1,17 +1,16 @@
 """Networks, and what trains them."""
 
+from .distributions import Categorical, Gaussian
 from .heads import (
     Actor,
-    CategoricalActor,
+    ActorValue,
     Critics,
     DeterministicActor,
-    GaussianActor,
     Head,
     QValues,
     SquashedGaussianActor,
     StateCritics,
     Temperature,
-    Value,
     orthogonal_,
     orthogonal_layers_,
 )
@@ -24,11 +23,12 @@ __all__ = [
     "SGD",
     "Activation",
     "Actor",
+    "ActorValue",
     "Adam",
-    "CategoricalActor",
+    "Categorical",
     "Critics",
     "DeterministicActor",
-    "GaussianActor",
+    "Gaussian",
     "Head",
     "LeanAdam",
     "Optimiser",
@@ -40,7 +40,6 @@ __all__ = [
     "Temperature",
     "Tracked",
     "TrackedModules",
-    "Value",
     "check_precision",
     "clip_",
     "orthogonal_",

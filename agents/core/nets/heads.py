@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..spaces.fields import Obs
+from .distributions import HALF_LOG_2PI, Categorical, Gaussian
 from .stacks import Activation, Precision, StackedMLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -19,8 +19,6 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 SATURATION = 1e-6
 """Added to the slope of tanh inside its logarithm, as in Stable-Baselines3: keeps it finite where tanh rounds to 1."""
-
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class Head(nn.Module):
@@ -124,141 +122,11 @@ class SquashedGaussianActor(Actor):
         log_slope = torch.log1p(SATURATION - actions.square())
         # The sum over dimensions of -noise^2 / 2 - log_std - log(2 pi) / 2 - log_slope, in few operations.
         negative = torch.addcmul(log_std + log_slope, noise, noise, value=0.5)
-        return actions, -negative.sum(-1) - _HALF_LOG_2PI * noise.shape[-1]
+        return actions, -negative.sum(-1) - HALF_LOG_2PI * noise.shape[-1]
 
     def mode(self, obs: Obs) -> Tensor:
         """:return: tanh of the mean, (*stack, B, A)"""
         return self.head(obs).chunk(2, -1)[0].tanh()
-
-
-class GaussianActor(Actor):
-    """A diagonal Gaussian with state-dependent mean and one learned log standard deviation per action dimension.
-
-    Not squashed: the environment's side clips, as in Stable-Baselines3's PPO.
-    """
-
-    def __init__(
-        self,
-        features: nn.Module,
-        action_dim: int,
-        net_arch: Sequence[int],
-        activation: Activation = "tanh",
-        log_std_init: float = 0.0,
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
-    ) -> None:
-        super().__init__(features, action_dim, action_dim, net_arch, activation, stack, precision)
-        self.log_std = nn.Parameter(torch.full((*self.stack, 1, action_dim), log_std_init))
-
-    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions by reparametrisation; arguments and results as in :meth:`SquashedGaussianActor.sample`."""
-        actions = self.head(obs) + self.log_std.exp() * noise
-        return actions, (-0.5 * noise.square() - self.log_std - _HALF_LOG_2PI).sum(-1)
-
-    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
-        """:return: log density of given actions (*stack, B, A), in nats, (*stack, B)"""
-        scaled = (actions - self.head(obs)) * (-self.log_std).exp()
-        return (-0.5 * scaled.square() - self.log_std - _HALF_LOG_2PI).sum(-1)
-
-    def entropy(self, obs: Obs) -> Tensor:
-        """:return: differential entropy, in nats, the same for all rows of (*lead, B, *O), (*stack, 1)"""
-        return (self.log_std + 0.5 + _HALF_LOG_2PI).sum(-1)
-
-    def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """:return: :meth:`log_prob` (*stack, B) and :meth:`entropy`, which broadcasts with it, (*stack, 1)"""
-        return self.log_prob(obs, actions), self.entropy(obs)
-
-    def mode(self, obs: Obs) -> Tensor:
-        """:return: the mean, (*stack, B, A)"""
-        return self.head(obs)
-
-
-class CategoricalActor(Actor):
-    """Independent choices among finitely many actions, by a softmax over logits.
-
-    :param n_actions: choices of a Discrete action space, whose actions are (B,) int64; or of each dimension of a
-        MultiDiscrete one of K dimensions, whose actions are (B, K) int64. They count from 0.
-    """
-
-    columns: Tensor
-
-    def __init__(
-        self,
-        features: nn.Module,
-        n_actions: int | Sequence[int],
-        net_arch: Sequence[int],
-        activation: Activation = "tanh",
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
-    ) -> None:
-        counts = torch.as_tensor(n_actions)
-        choices = counts.flatten().tolist()
-        total, most = sum(choices), max(choices)
-        super().__init__(features, total, len(choices) * most, net_arch, activation, stack, precision)
-        self.several = counts.dim() > 0
-        # Dimensions with fewer choices are filled up from a column of impossible ones, the last.
-        starts = [sum(choices[:k]) for k in range(len(choices))]
-        columns = [
-            [start + i if i < n else total for i in range(most)] for start, n in zip(starts, choices, strict=True)
-        ]
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-
-    def log_probs(self, obs: Obs) -> Tensor:
-        """:return: log probabilities of all choices, in nats, (*stack, B, K, most choices); K = 1 for Discrete"""
-        logits = self.head(obs)
-        if not self.several:
-            return logits.log_softmax(-1).unsqueeze(-2)
-        # exp(-1e8) is 0, and so is its product with -1e8; with -inf the entropy would be NaN.
-        return F.pad(logits, (0, 1), value=-1e8)[..., self.columns].log_softmax(-1)
-
-    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
-        """As :meth:`Actor.noise`.
-
-        :return: uniform in [0, 1), (*stack, B, K * most choices)
-        """
-        return torch.rand(*self.stack, rows, self.noise_dim, generator=generator, device=generator.device)
-
-    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions by the Gumbel-max trick.
-
-        :param obs: observations, (*lead, B, *O)
-        :param noise: uniform numbers in [0, 1), (*stack, B, K * most choices)
-        :return: actions (*stack, B) or (*stack, B, K) int64 and their log probabilities (*stack, B), in nats
-        """
-        log_probs = self.log_probs(obs)
-        gumbel = -(-noise.view_as(log_probs).log()).log()
-        chosen = (log_probs.detach() + gumbel).argmax(-1)
-        actions = chosen if self.several else chosen.squeeze(-1)
-        return actions, self._taken(log_probs, actions)
-
-    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
-        """:return: log probability of given actions (*stack, B) or (*stack, B, K), in nats, (*stack, B)"""
-        return self._taken(self.log_probs(obs), actions)
-
-    def entropy(self, obs: Obs) -> Tensor:
-        """:return: entropy, in nats, (*stack, B)"""
-        return _entropy(self.log_probs(obs))
-
-    def evaluate(self, obs: Obs, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """:return: :meth:`log_prob` and :meth:`entropy` in one pass, (*stack, B) each"""
-        log_probs = self.log_probs(obs)
-        return self._taken(log_probs, actions), _entropy(log_probs)
-
-    def mode(self, obs: Obs) -> Tensor:
-        """:return: the likeliest actions, (*stack, B) or (*stack, B, K) int64"""
-        likeliest = self.log_probs(obs).argmax(-1)
-        return likeliest if self.several else likeliest.squeeze(-1)
-
-    def _taken(self, log_probs: Tensor, actions: Tensor) -> Tensor:
-        chosen = actions if self.several else actions.unsqueeze(-1)
-        chosen = chosen.expand(log_probs.shape[:-1])  # actions without the stack's axes are those of all members
-        return log_probs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).sum(-1)
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    return -(log_probs.exp() * log_probs).sum((-1, -2))
 
 
 class DeterministicActor(Actor):
@@ -359,23 +227,53 @@ class StateCritics(Head):
         return self.mlp(_to_all(self.features(obs)), frozen=frozen).squeeze(-1)  # type: ignore[no-any-return]
 
 
-class Value(Head):
-    """One state-value function V(s) for each member of a stack; parameters as :class:`Head`."""
+class ActorValue(Head):
+    """A policy and a state-value function of one architecture, whose perceptrons are evaluated as a stack of two.
+
+    The value's perceptron has as many outputs as the policy's: the first is the value; the others are never read, and
+    their weights begin and stay at zero.
+
+    :param policy: the distribution that the policy's perceptron describes
+    :param stack: axes before these two, for each of whose members there are both
+
+    The others as :class:`Head`.
+    """
 
     def __init__(
         self,
         features: nn.Module,
+        policy: Gaussian | Categorical,
         net_arch: Sequence[int],
         activation: Activation = "tanh",
         *,
         stack: Sequence[int] = (),
         precision: Precision = "float32",
     ) -> None:
-        super().__init__(features, 1, net_arch, activation, stack, precision)
+        super().__init__(features, policy.outputs, net_arch, activation, (*stack, 2), precision)
+        self.policy = policy
+        self._silence()
 
-    def forward(self, obs: Obs) -> Tensor:
-        """:return: values of observations (*lead, B, *O), (*stack, B)"""
-        return self.mlp(self.features(obs)).squeeze(-1)  # type: ignore[no-any-return]
+    @torch.no_grad()
+    def _silence(self) -> None:
+        for tensor in (self.mlp.weights[-1], self.mlp.biases[-1]):
+            tensor[..., 1, :, 1:] = 0.0
+
+    def forward(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Evaluate both.
+
+        :param obs: observations, (*lead, B, *O)
+        :return: what describes the distribution, (*stack, B, outputs), and values, (*stack, B)
+        """
+        outputs, values = self.mlp(_to_all(self.features(obs))).unbind(-3)
+        return outputs, values[..., 0]
+
+    @torch.no_grad()
+    def orthogonal_(self) -> None:
+        """Begin as Stable-Baselines3's PPO does: orthogonal; gain 0.01 at the policy's end, 1 at the value's."""
+        orthogonal_(self, output_gain=0.01)
+        for last in self.mlp.weights[-1].view(-1, *self.mlp.weights[-1].shape[-2:])[1::2]:
+            nn.init.orthogonal_(last[:, :1].T)
+        self._silence()
 
 
 class QValues(Head):

@@ -22,7 +22,7 @@ Activation = Literal["relu", "tanh", "elu"]
 Precision = Literal["float32", "bfloat16"]
 
 # Whether a transformation of torch.func is at work, as torch's own Function.apply asks.
-_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
+transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # Whether a gradient stands for many, as with is_grads_batched and vectorised Jacobians.
 _batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 _PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}
@@ -49,7 +49,7 @@ def _chain_(grad: Tensor, out: Tensor, activation: Activation) -> Tensor:
             return grad
         return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)  # type: ignore[no-any-return]
     if activation == "tanh":
-        return grad.mul_(1 - out.square())
+        return torch.ops.aten.tanh_backward.grad_input(grad, out, grad_input=grad)  # type: ignore[no-any-return]
     return grad.mul_(torch.where(out > 0, 1.0, out + 1))
 
 
@@ -210,7 +210,7 @@ class StackedMLP(nn.Module):
         if members is not None:
             parameters = [(p.detach() if frozen else p).narrow(-3, 0, members) for p in parameters]
         dtype = torch.bfloat16 if self.precision == "bfloat16" else parameters[0].dtype
-        if compiling or _transformed():  # a compiler fuses the plain form by itself
+        if compiling or transformed():  # a compiler fuses the plain form by itself
             parameters = [parameter.detach() for parameter in parameters] if frozen else parameters
             return _plain(x, self.activation, dtype, parameters)
         return _StackedMLPFunction.apply(x, self.activation, dtype, frozen, *parameters)  # type: ignore[no-untyped-call, no-any-return]

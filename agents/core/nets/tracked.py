@@ -41,6 +41,8 @@ class Tracked(Generic[M]):
         self.module = module.requires_grad_(False) if frozen else module
         self.target = deepcopy(module).requires_grad_(False) if target else None
         self.max_grad_norm = max_grad_norm
+        self.joint_norm = False
+        """Clip all gradients by one norm, also where they belong to members of a stack; an agent may set it."""
         self.optimiser: Optimiser = Adam() if optimiser is None else optimiser
         own = self.optimiser.learning_rate
         self.learning_rate = learning_rate if own is None else own
@@ -77,7 +79,10 @@ class Tracked(Generic[M]):
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
         if self.max_grad_norm is not None:
-            clip_(self.module, self.max_grad_norm)
+            if self.joint_norm:
+                clip_jointly_([grad for grad in grads if grad is not None], self.max_grad_norm)
+            else:
+                clip_(self.module, self.max_grad_norm)
         optimizer.step()
 
     def _current(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
@@ -152,15 +157,25 @@ def clip_(module: nn.Module, max_norm: float) -> None:
             modules.append((child, stack if isinstance(child, nn.ParameterList) else ()))
     for stack, parameters in groups.items():
         grads = [p.grad for p in parameters.values() if p.grad is not None]
-        if not stack:
-            if grads:  # torch.nn.utils.clip_grad_norm_ sorts them by device and type first, which takes longer
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-                torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        if not stack and grads:
+            clip_jointly_(grads, max_norm)
         elif grads:
             every = torch.cat([grad.flatten(len(stack)) for grad in grads], -1)  # (*stack, ·)
             scale = (max_norm / (torch.linalg.vector_norm(every, dim=-1) + 1e-6)).clamp(max=1.0)
             for grad in grads:
                 grad.mul_(scale.view(*stack, *[1] * (grad.dim() - len(stack))))
+
+
+def clip_jointly_(grads: list[Tensor], max_norm: float) -> None:
+    """Clip the Euclidean norm of all gradients together in place, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+    That sorts them by device and type first, which takes longer than to clip those of a small network.
+
+    :param grads: of one type, on one device
+    :param max_norm: the limit
+    """
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 class TrackedModules:
