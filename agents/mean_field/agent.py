@@ -24,7 +24,7 @@ from ...wrappers.sb3 import BatchedVecEnv
 from ..core.compile import compiled
 from ..core.data import Step, StepCollector, Transitions
 from ..core.loop import Part
-from ..core.nets import Adam, CategoricalActor, Head
+from ..core.nets import Adam, Head
 from ..core.off_policy import OffPolicyAgent
 from ..dqn import best_target, q_loss
 from .config import AverageConfig, BestResponseConfig, MemberConfig, MirrorDescentConfig
@@ -61,7 +61,7 @@ def munchausen_target(
     return batch.rewards + alpha * temperature * log_taken + gamma * next_values
 
 
-def imitation_loss(actor: CategoricalActor, obs: Tensor, legal: Tensor, actions: Tensor) -> Tensor:
+def imitation_loss(actor: "Logits", obs: Tensor, legal: Tensor, actions: Tensor) -> Tensor:
     """-E[log p(a|s)], with p a softmax over legal actions.
 
     :param actor: the logits of p
@@ -70,7 +70,7 @@ def imitation_loss(actor: CategoricalActor, obs: Tensor, legal: Tensor, actions:
     :param actions: a, (B,)
     :return: scalar
     """
-    return F.cross_entropy(actor.head(obs).masked_fill(~legal, -torch.inf), actions)
+    return F.cross_entropy(actor(obs).masked_fill(~legal, -torch.inf), actions)
 
 
 class Places:
@@ -95,12 +95,20 @@ class Places:
         return (obs * self._strides).sum(-1).long()  # type: ignore[no-any-return]
 
 
-class Values(Head):
+class Logits(Head):
+    """A number for each action."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """:return: of all actions in observations (B, D), (B, A)"""
+        return self.mlp(self.features(obs))  # type: ignore[no-any-return]
+
+
+class Values(Logits):
     """Values of all actions, by one network without an axis for others, which takes a few percent less time."""
 
     def forward(self, obs: Tensor) -> Tensor:
         """:return: values of all actions in observations (B, D), (1, B, A)"""
-        return self.mlp(self.features(obs)).unsqueeze(0)  # type: ignore[no-any-return]
+        return super().forward(obs).unsqueeze(0)
 
 
 class TableFeatures(nn.Module):
@@ -408,14 +416,14 @@ class AverageDQN(MemberDQN, config=AverageConfig):
     def _make_networks(self) -> None:
         super()._make_networks()
         cfg = self.config
-        network = CategoricalActor(self._features(), self.actions.size, **cfg.perceptron)
+        network = Logits(self._features(), self.actions.size, stack=(), **cfg.perceptron)
         self.average = self.track("average", network, optimiser=Adam(learning_rate=cfg.average_learning_rate))
         self.average.max_grad_norm = cfg.average_max_grad_norm
 
     def action_probabilities(self, observations: Tensor) -> Tensor:
         """:return: how the average acts on observations (B, D), (B, A) float64, 0 where illegal"""
         obs = observations.to(self.device)
-        return self._masked(self.average.module.head(obs), obs).softmax(1)
+        return self._masked(self.average.module(obs), obs).softmax(1)
 
     def keep(self, step: Step) -> None:
         """See :meth:`OffPolicyAgent.keep`; decisions of the best response go into the reservoir."""

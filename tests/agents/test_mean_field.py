@@ -13,7 +13,6 @@ import torch
 from headway.agents.core.config import describe
 from headway.agents.core.data import Transitions
 from headway.agents.core.files.trees import pack
-from headway.agents.core.nets import CategoricalActor
 from headway.agents.core.spaces import VectorFeatures
 from headway.agents.mean_field import (
     AverageConfig,
@@ -34,7 +33,7 @@ from headway.agents.mean_field import (
     log_iterations,
     tabular_policy,
 )
-from headway.agents.mean_field.agent import MemberDQN, Places, Reservoir, imitation_loss, munchausen_target
+from headway.agents.mean_field.agent import Logits, MemberDQN, Places, Reservoir, imitation_loss, munchausen_target
 from headway.envs.mean_field import MFGame, best_response, exploitability, flow, make_game, solve
 from headway.envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
 from headway.envs.mean_field.regularisers import Entropy
@@ -109,11 +108,11 @@ def test_munchausen_target_by_hand() -> None:
 
 def test_imitation_loss_by_hand() -> None:
     torch.manual_seed(0)
-    actor = CategoricalActor(VectorFeatures(8), 3, (8,))
+    actor = Logits(VectorFeatures(8), 3, (8,), "relu", (), "float32")
     obs, actions = torch.eye(5, 8), torch.tensor([0, 2, 1, 1, 0])
     legal = torch.tensor([[True, True, False]] * 5)
     legal[1] = torch.tensor([False, True, True])
-    outputs = actor.head(obs).detach()
+    outputs = actor(obs).detach()
     logs = []
     for i, a in enumerate(actions.tolist()):
         total = sum(math.exp(float(outputs[i, b])) for b in range(3) if legal[i, b])
