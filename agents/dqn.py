@@ -120,6 +120,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         cfg = self.config
         network = QValues(self.codec.features(), self.actions.size, **cfg.perceptron)
         self.q = self.track("q", network, target=True)
+        self.q.joint_norm = True  # of a stack of one
         self._target = compiled(best_target, cfg.compile, self.device)
         self._loss = compiled(q_loss, cfg.compile, self.device)
 

@@ -1,5 +1,6 @@
 """One step of the environments: taken, checked, kept, counted and logged, the same for every source of steps."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,11 +114,16 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
     """
     env, codec, device = host.batched_env, host.codec, host.device
     obs, rewards, terminated, truncated, info = env.step(host.actions.to_env(chosen["actions"]).to(env.device))
-    acting_obs, next_obs = codec.encode(obs, env.device), codec.encode(info["final_obs"], env.device)
+    acting_obs = codec.encode(obs, env.device)
+    same = info["final_obs"] is obs  # as where no row ended
+    next_obs = acting_obs if same else codec.encode(info["final_obs"], env.device)
     raw_obs, raw_rewards = info.get("raw", (None, rewards))
-    total = raw_rewards.sum() + sum(part.sum() for o in (next_obs, acting_obs) for part in codec.numbers(o).values())
-    host_rewards, dones, finite = _read(rewards, terminated | truncated, torch.isfinite(total))
-    if not finite:
+    total = raw_rewards.sum()
+    for shown in (acting_obs,) if same else (acting_obs, next_obs):
+        for part in codec.numbers(shown).values():
+            total = total + part.sum()
+    host_rewards, dones, total_read = _read(rewards, terminated | truncated, total)
+    if not math.isfinite(total_read):
         _refuse_non_finite(host, raw_rewards, next_obs, acting_obs)
     cut = truncated & ~terminated
     infos = row_infos(info, dones, cut, blank)
@@ -143,19 +149,19 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
     return step
 
 
-def _read(rewards: Tensor, ended: Tensor, finite: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], bool]:
+def _read(rewards: Tensor, ended: Tensor, total: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], float]:
     """Bring to the host what is needed there of every step: from a GPU in one transfer, on the CPU without a copy.
 
     :param rewards: (N,)
     :param ended: (N,) bool
-    :param finite: scalar bool
+    :param total: scalar
     :return: the same
     """
     if rewards.device.type == "cpu":
-        return rewards.numpy(), ended.numpy(), bool(finite)
+        return rewards.numpy(), ended.numpy(), float(total)
     count = len(ended)
-    read = torch.cat((rewards.float(), ended.float(), finite.float().view(1))).cpu().numpy()
-    return read[:count], read[count:-1] > 0, bool(read[-1])
+    read = torch.cat((rewards.float(), ended.float(), total.float().view(1))).cpu().numpy()
+    return read[:count], read[count:-1] > 0, float(read[-1])
 
 
 def _refuse_non_finite(host: Host, rewards: Tensor, next_obs: Obs, acting_obs: Obs) -> None:

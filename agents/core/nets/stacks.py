@@ -84,6 +84,24 @@ def _plain(x: Tensor, activation: Activation, dtype: torch.dtype, parameters: Se
     return _as(out, parameters[0].dtype, (*stack, *out.shape[-2:]))
 
 
+def _through(
+    x: Tensor, activation: Activation, dtype: torch.dtype, given: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+    """Evaluate a perceptron in place, without gradients.
+
+    :return: its outputs, the inputs of its layers, and its parameters as they were computed with
+    """
+    stack, own = given[0].shape[:-2], given[0].dtype
+    as_given = dtype == own and len(stack) < 2
+    parameters = given if as_given else [_flat(parameter, dtype) for parameter in given]
+    affine = torch.baddbmm if stack else torch.addmm
+    layers = [_spread(x, stack, dtype)]
+    for k in range(0, len(parameters) - 2, 2):
+        layers.append(_activate_(affine(parameters[k + 1], layers[-1], parameters[k]), activation))
+    out = affine(parameters[-1], layers[-1], parameters[-2])
+    return out if as_given else _as(out, own, (*stack, *out.shape[-2:])), layers, parameters
+
+
 class _StackedMLPFunction(torch.autograd.Function):
     """A whole perceptron as one node of the autograd graph.
 
@@ -96,19 +114,10 @@ class _StackedMLPFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, activation: Activation, dtype: torch.dtype, frozen: bool, *given: Tensor
     ) -> Tensor:
-        stack, own = given[0].shape[:-2], given[0].dtype
-        as_given = dtype == own and len(stack) < 2
-        parameters = given if as_given else [_flat(parameter, dtype) for parameter in given]
-        affine = torch.baddbmm if stack else torch.addmm
-        layer = _spread(x, stack, dtype)
-        layers = [layer]  # inputs of the layers
-        for k in range(0, len(parameters) - 2, 2):
-            layer = _activate_(affine(parameters[k + 1], layer, parameters[k]), activation)
-            layers.append(layer)
-        ctx.settings = activation, dtype, frozen, as_given
-        ctx.save_for_backward(x, *given, *layers, *(() if as_given else parameters[::2]))
-        out = affine(parameters[-1], layer, parameters[-2])
-        return out if as_given else _as(out, own, (*stack, *out.shape[-2:]))
+        out, layers, parameters = _through(x, activation, dtype, given)
+        ctx.settings = activation, dtype, frozen, parameters is given
+        ctx.save_for_backward(x, *given, *layers, *(() if parameters is given else parameters[::2]))
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -213,6 +222,8 @@ class StackedMLP(nn.Module):
         if compiling or transformed():  # a compiler fuses the plain form by itself
             parameters = [parameter.detach() for parameter in parameters] if frozen else parameters
             return _plain(x, self.activation, dtype, parameters)
+        if not torch.is_grad_enabled():
+            return _through(x, self.activation, dtype, parameters)[0]
         return _StackedMLPFunction.apply(x, self.activation, dtype, frozen, *parameters)  # type: ignore[no-untyped-call, no-any-return]
 
     def _chain(self, walk: bool) -> Sequence[Tensor]:

@@ -132,7 +132,7 @@ def _flattened(part: spaces.Space[Any], column: Tensor) -> Tensor:
         digits = (column.long() - torch.as_tensor(part.start, device=column.device)).reshape(len(column), -1)
         ones = [F.one_hot(digit, int(n)) for digit, n in zip(digits.unbind(1), part.nvec.ravel(), strict=True)]
         return torch.cat(ones, 1).float()
-    return column.float().reshape(len(column), _size(part))
+    return column.float().flatten(1) if column.dim() > 1 else column.float().unsqueeze(1)
 
 
 class VectorFeatures(nn.Module):
