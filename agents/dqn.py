@@ -119,8 +119,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
     def _build(self) -> None:
         cfg = self.config
         network = QValues(self.codec.features(), self.actions.size, **cfg.perceptron)
-        self.q = self.track("q", network, target=True)
-        self.q.joint_norm = True  # of a stack of one
+        self.q = self.track("q", network, target=True, joint_norm=True)
         self._target = compiled(best_target, cfg.compile, self.device)
         self._loss = compiled(q_loss, cfg.compile, self.device)
 

@@ -193,8 +193,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
         nets = ActorValue(self.codec.features(), policy, **cfg.perceptron)
         if cfg.ortho_init:
             nets.orthogonal_()
-        self.nets = self.track("policy", nets, optimiser=Adam(eps=cfg.adam_eps))
-        self.nets.joint_norm = True
+        self.nets = self.track("policy", nets, optimiser=Adam(eps=cfg.adam_eps), joint_norm=True)
         self._losses = compiled(ppo_losses, cfg.compile, self.device)
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:

@@ -216,7 +216,14 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.normalizer = None if normalizer is None else BatchNormalizer(normalizer, self.codec, self.device)
 
     def track(
-        self, name: str, module: M, *, target: bool = False, optimiser: Optimiser | None = None, frozen: bool = False
+        self,
+        name: str,
+        module: M,
+        *,
+        target: bool = False,
+        optimiser: Optimiser | None = None,
+        frozen: bool = False,
+        joint_norm: bool = False,
     ) -> Tracked[M]:
         """Register a network: optimiser, target, clipping, device, files and ``policy`` follow.
 
@@ -225,10 +232,17 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param target: keep a slowly following copy
         :param optimiser: what moves it; None: Adam. One without a rate of its own has the configuration's.
         :param frozen: it is never moved
+        :param joint_norm: ``max_grad_norm`` is of all its gradients together, not of each member of a stack
         :return: the handle that trains it
         """
         return self.modules.add(
-            name, module, optimiser=optimiser, target=target, frozen=frozen, max_grad_norm=self.config.max_grad_norm
+            name,
+            module,
+            optimiser=optimiser,
+            target=target,
+            frozen=frozen,
+            max_grad_norm=self.config.max_grad_norm,
+            joint_norm=joint_norm,
         )
 
     def attach_env(self, env: Any) -> None:

@@ -26,6 +26,7 @@ class Tracked(Generic[M]):
     :param target: keep a target copy
     :param frozen: do not train any of it
     :param max_grad_norm: clip the gradient's Euclidean norm, see :func:`clip_`
+    :param joint_norm: clip by one norm of all gradients, also where they belong to members of a stack
     """
 
     def __init__(
@@ -37,12 +38,12 @@ class Tracked(Generic[M]):
         target: bool = False,
         frozen: bool = False,
         max_grad_norm: float | None = None,
+        joint_norm: bool = False,
     ) -> None:
         self.module = module.requires_grad_(False) if frozen else module
         self.target = deepcopy(module).requires_grad_(False) if target else None
         self.max_grad_norm = max_grad_norm
-        self.joint_norm = False
-        """Clip all gradients by one norm, also where they belong to members of a stack; an agent may set it."""
+        self.joint_norm = joint_norm
         self.optimiser: Optimiser = Adam() if optimiser is None else optimiser
         own = self.optimiser.learning_rate
         self.learning_rate = learning_rate if own is None else own
@@ -198,6 +199,7 @@ class TrackedModules:
         target: bool = False,
         frozen: bool = False,
         max_grad_norm: float | None = None,
+        joint_norm: bool = False,
     ) -> Tracked[M]:
         """Register a network.
 
@@ -207,6 +209,7 @@ class TrackedModules:
         :param target: keep a target copy
         :param frozen: do not train any of it
         :param max_grad_norm: clip the gradient's Euclidean norm, see :func:`clip_`
+        :param joint_norm: clip by one norm of all gradients
         :return: the handle through which the agent trains it
         """
         tracked = Tracked(
@@ -216,6 +219,7 @@ class TrackedModules:
             target=target,
             frozen=frozen,
             max_grad_norm=max_grad_norm,
+            joint_norm=joint_norm,
         )
         self._tracked[name] = tracked
         return tracked
