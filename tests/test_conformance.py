@@ -134,8 +134,8 @@ CASES = (
     Case(
         name="PPO",
         hyper={"net_arch": [16, 16], "batch_size": 12, "n_steps": 8, "n_epochs": 2},
-        solving={"total_timesteps": 3000, "n_steps": 64, "gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0}
-        | {"ent_coef": 0.05},
+        solving={"total_timesteps": 6000, "n_steps": 64, "gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0}
+        | {"ent_coef": 0.02, "learning_rate_schedule": "linear"},
         moves=("box", "discrete", "multidiscrete"),
         round=8,
         can=frozenset({"on_policy", "normalised", "exact_resume"}),
@@ -668,7 +668,7 @@ def test_experience_alone_can_be_saved(case: Case, tmp_path: Path) -> None:
 def test_a_file_of_another_class_is_refused(case: Case, tmp_path: Path) -> None:
     agent = case.make()
     agent.save(tmp_path / "a")
-    other = next(cls for cls in AGENTS.values() if cls is not type(agent))
+    other = next(cls for name, cls in AGENTS.items() if cls is not type(agent) and ":" not in name)
     with pytest.raises(FileFormatError, match=f"holds a {case.name} agent, not {other.__name__}"):
         other.load(tmp_path / "a")
     agent.save_checkpoint(tmp_path / "ck")

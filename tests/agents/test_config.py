@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-@pytest.mark.parametrize("agent", AGENTS.values())
+@pytest.mark.parametrize("agent", [agent for name, agent in AGENTS.items() if ":" not in name])
 def test_every_field_is_documented(agent: type) -> None:
     for info in describe(agent.config_class).values():  # type: ignore[attr-defined]
         assert info.doc.endswith("."), info.name

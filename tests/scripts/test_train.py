@@ -276,7 +276,7 @@ def test_every_flag_is_in_a_test() -> None:
 
 def test_help_gives_default_range_and_unit_of_every_field(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    for name, agent in AGENTS.items():
+    for name, agent in [(name, agent) for name, agent in AGENTS.items() if ":" not in name]:  # not those of other tests
         code, out, err = headway("train", name.lower(), "--help")
         assert (code, err) == (0, "")
         text = re.sub(r"[\s│]", "", out)
