@@ -4,6 +4,7 @@ What an agent does by itself runs for each; what the loop, the collectors, the f
 agent (:func:`an_agent_that`), or for one of each source of data (``EACH_SOURCE``).
 """
 
+import importlib
 import io
 import itertools
 import pickle
@@ -230,6 +231,7 @@ def observations(agent: Agent, n: int) -> Any:
 @pytest.fixture
 def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every way of unpickling raise."""
+    importlib.import_module("torch._dynamo")  # torch's optimisers would, and its classes inherit from pickle's
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a pickle was about to be loaded")
