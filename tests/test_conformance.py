@@ -518,6 +518,20 @@ def test_resumed_with_normalised_rows(case: Case, tmp_path: Path) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in agent.modules.state().values())
 
 
+@every_agent_that("exact_resume")
+def test_resumed_in_bfloat16(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "headway.agents.core.agent.check_precision", lambda *_: None
+    )  # faster here or not
+    agent = holds_when_resumed(case, case.vec, [14], tmp_path, total=40, precision="bfloat16")
+    assert all(tensor.dtype is not torch.bfloat16 for tensor in agent.modules.state().values())
+    exact = case.make().learn(40)
+    assert any(not torch.equal(t, exact.modules.state()[name]) for name, t in agent.modules.state().items())
+    agent.save(tmp_path / "a")
+    monkeypatch.undo()  # a policy predicts on any processor
+    assert case.agent.load(tmp_path / "a").config.precision == "bfloat16"
+
+
 def keeps_its_policy(agent: Agent, path: Path) -> None:
     """Assert that a saved agent predicts what the agent does, and that its weights are numbers."""
     assert all(torch.isfinite(tensor).all() for tensor in agent.modules.state().values())
