@@ -520,9 +520,7 @@ def test_resumed_with_normalised_rows(case: Case, tmp_path: Path) -> None:
 
 @every_agent_that("exact_resume")
 def test_resumed_in_bfloat16(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "headway.agents.core.agent.check_precision", lambda *_: None
-    )  # faster here or not
+    monkeypatch.setattr("headway.agents.core.agent.check_precision", lambda *_: None)  # faster here or not
     agent = holds_when_resumed(case, case.vec, [14], tmp_path, total=40, precision="bfloat16")
     assert all(tensor.dtype is not torch.bfloat16 for tensor in agent.modules.state().values())
     exact = case.make().learn(40)
