@@ -300,7 +300,7 @@ def speed(options: SpeedOptions) -> list[Measurement]:
             print(note.format(options=options))
     _print_table(measurements)
     if options.json is not None:
-        write_json(options.json, {**origin(), "command": sys.argv, "measurements": in_json(measurements)})
+        write_json(options.json, {**origin(), "measurements": in_json(measurements)})
     return measurements
 
 

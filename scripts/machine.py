@@ -30,6 +30,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def command_line() -> str:
+    """:return: the command of this process, without the paths of this machine: those below the working folder are
+    relative to it, of all others the name stays."""
+    return shlex.join(["headway", *map(_portable, sys.argv[1:])])
+
+
+def _portable(argument: str) -> str:
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    return flag + equals + (str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name)
+
+
 def origin() -> dict[str, Any]:
     """:return: machine, versions and command line, as files say of themselves."""
-    return {"machine": machine(), "versions": versions(), "command": shlex.join(["headway", *sys.argv[1:]])}
+    return {"machine": machine(), "versions": versions(), "command": command_line()}

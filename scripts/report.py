@@ -12,7 +12,7 @@ from typing import Any
 
 from ..agents.core.files.replacing import replacing
 from .plot import learning_curves
-from .results import SCORES, TOGETHER, Comparison, Result, Score, compare, list_trials, pairs, read_result
+from .results import SCORES, TOGETHER, Comparison, Result, Score, Trial, compare, list_trials, pairs, read_result
 from .runs import read_run
 from .statistics import RESAMPLES, Estimate
 from .suites import Suite
@@ -92,12 +92,14 @@ class Report:
             "folder": trial.folder.relative_to(self.out).as_posix(),
         }
 
+    def _command(self, trial: Trial) -> str:
+        """:return: a run's command, its folder relative to that of the suite."""
+        folder = trial.folder.relative_to(self.out).as_posix()
+        return shlex.join(["headway", *(folder if part == str(trial.folder) else part for part in trial.command)])
+
     def json(self) -> str:
         """:return: everything, for programs; null stands where there is no number."""
-        runs = [
-            self._row(r) | {"command": shlex.join(["headway", *r.trial.command]), "problem": r.problem}
-            for r in self.results
-        ]
+        runs = [self._row(r) | {"command": self._command(r.trial), "problem": r.problem} for r in self.results]
         content = {
             "suite": self.suite.to_dict(),
             "commands": list(self.commands),

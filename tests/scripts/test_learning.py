@@ -17,6 +17,7 @@ import yaml
 from conftest import Command
 from headway.scripts import learning, runs
 from headway.scripts.learning import COMMANDS, SUITE
+from headway.scripts.machine import command_line
 from headway.scripts.results import Trial, area_under_curve, compare, final_score, list_trials, read_result
 from headway.scripts.suites import Suite, parse_seeds, read_suite, suite_names
 from kill_resume import launch
@@ -554,3 +555,10 @@ def test_kill_and_go_on(headway: Command, file: Callable[..., Path], monkeypatch
     (trial,) = list_trials(suite, Path("alone"))
     assert headway(*trial.command, "--threads", 1, "--no-progress")[0] == 0
     assert rows(trial.folder / "evaluations.csv") == rows(folder / "evaluations.csv")
+
+
+def test_published_commands_hold_no_paths_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["x", "plot", str(tmp_path / "runs" / "a"), "--out=/elsewhere/b c", "--json", "/elsewhere/d.json", "-1"]
+    monkeypatch.setattr("sys.argv", given)
+    assert command_line() == "headway plot runs/a '--out=b c' --json d.json -1"
