@@ -384,3 +384,11 @@ def test_files_of_single_networks_as_stacks_of_one_are_read() -> None:
     old = {name: torch.randn(1, *tensor.shape) for name, tensor in modules.state().items() if "step" not in name}
     modules.load_state(modules.state() | old)
     assert all(torch.equal(modules.state()[name], tensor[0]) for name, tensor in old.items())
+
+
+def test_hooks_around_a_lean_step_are_refused() -> None:
+    """Its steps are not wrapped, so a hook would never be called."""
+    optimizer = LeanAdam([nn.Parameter(torch.zeros(1))], 1e-2)
+    for register in (optimizer.register_step_pre_hook, optimizer.register_step_post_hook):
+        with pytest.raises(NotImplementedError, match="no hooks"):
+            register(lambda *_: None)

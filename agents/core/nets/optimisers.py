@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -86,7 +86,8 @@ class LeanAdam(torch.optim.Adam):
     """torch's fused Adam, and its state, without what surrounds it at each step.
 
     With a dozen small parameters, torch's own ``step`` spends more time on sorting tensors by device than on Adam. Here
-    all go to the kernel in one call. Parameters without gradient are left alone, as by torch's optimisers.
+    all go to the kernel in one call. Parameters without gradient are left alone, as by torch's optimisers. Hooks around
+    steps are refused: torch's wrapper that calls them takes longer than such a step itself.
 
     On a CPU, moments that have decayed below ``NEGLIGIBLE`` are set to zero every ``SWEEP`` steps. They belong to units
     that no longer get gradients, decay on into denormal numbers, and made Adam take three to five times as long; a
@@ -131,6 +132,14 @@ class LeanAdam(torch.optim.Adam):
             ]
             if columns:
                 self._step(group, *zip(*columns, strict=True))
+
+    step.hooked = True  # type: ignore[attr-defined]  # so torch.optim.Optimizer leaves it unwrapped
+
+    def register_step_pre_hook(self, hook: Any) -> NoReturn:
+        """:raises NotImplementedError: always."""
+        raise NotImplementedError("LeanAdam calls no hooks around its steps: override the agent's update instead")
+
+    register_step_post_hook = register_step_pre_hook
 
     def _step(self, group: dict[str, Any], parameters: Any, grads: Any, means: Any, squares: Any, steps: Any) -> None:
         counts = steps[0]._base
