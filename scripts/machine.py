@@ -1,8 +1,10 @@
 """What something was made on, and by what."""
 
+import functools
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,28 @@ def machine() -> dict[str, Any]:
     }
 
 
+SOURCE = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def commit(root: Path = SOURCE) -> str | None:
+    """Describe the source tree that this process runs.
+
+    :param root: its folder
+    :return: its commit as ``git describe`` names it, "-dirty" at its end where files differ from it; None of an
+        installed package, of which the version says all
+    """
+    if not (root / ".git").exists():  # of a repository around an environment, say, git would describe that
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # not in the way of other gits
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):  # no git
+        return None
+    return described.stdout.strip() or None
+
+
 def command_line() -> str:
     """:return: the command of this process, without the paths of this machine: those below the working folder are
     relative to it, of all others the name stays."""
@@ -45,5 +69,5 @@ def _portable(argument: str) -> str:
 
 
 def origin() -> dict[str, Any]:
-    """:return: machine, versions and command line, as files say of themselves."""
-    return {"machine": machine(), "versions": versions(), "command": command_line()}
+    """:return: machine, versions, commit and command line, as files say of themselves."""
+    return {"machine": machine(), "versions": versions(), "commit": commit(), "command": command_line()}

@@ -31,15 +31,14 @@ from ..agents.core.files import list_checkpoints
 from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
+from ..agents.core.seeds import spawn_seed
 from ..wrappers import BatchedVecEnv, Snapshot
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
+from .machine import commit
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
 from .peers import Peer, dump_logs
 from .runs import alone, progress_bar, read_run, write_json
 from .statistics import Summary, summarise
-
-EVALUATION_SEED = 1_000_000
-"""Distance between the seeds of training and evaluation episodes, so that they are never the same."""
 
 
 def training_env(options: TrainOptions) -> VecEnv:
@@ -205,7 +204,7 @@ class Evaluator:
 
     def __init__(self, run: Run, folder: Path, keep_until: int) -> None:
         options = run.options
-        self.seed = options.seed + EVALUATION_SEED
+        self.seed = spawn_seed(options.seed, "evaluation")
         self.env = evaluation_env(options.world, min(options.eval_episodes, 8), threads=options.threads)
         self.file = CSVFile(folder / "evaluations.csv", key="step", keep_until=keep_until)
 
@@ -310,7 +309,9 @@ def make_folder(run: Run, folder: Path) -> None:
     :param folder: where
     :raises FileExistsError: it exists
     """
-    content = run.to_dict() | {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions()}
+    seeds = {purpose: spawn_seed(run.options.seed, purpose) for purpose in ("environments", "evaluation")}
+    about = {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions(), "commit": commit()}
+    content = run.to_dict() | about | {"seeds": seeds}
     try:
         with replacing(folder) as temporary:
             temporary.mkdir()
@@ -346,6 +347,8 @@ def train(run: Run) -> int:
             if isinstance(env, BatchedVecEnv):  # what auto has chosen, so that a resumed run stays there
                 run = replace(run, options=replace(options, env_device=str(env.batched.device)))
             agent, resumed = _make_agent(run, folder, env)
+            if not resumed:  # an agent's own seed would make row i of run s row 0 of run s + i
+                env.seed(spawn_seed(options.seed, "environments"))
             if options.resume is None:
                 make_folder(run, folder)
                 stack.enter_context(alone(folder, "training"))

@@ -32,6 +32,7 @@ from .nets import Optimiser, Tracked, TrackedModules, check_precision
 from .normalization import BatchNormalizer, load_normalizer_state, normalizer_state
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
+from .seeds import spawn_seed
 from .spaces import (
     Obs,
     ObservationCodec,
@@ -372,7 +373,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             self.observe(obs, raw)
         elif self.env is not None and self.num_timesteps:
             log.warning("the checkpoint holds no environment state: the episode it was saved in is restarted")
-            self.env.seed((self.seed or 0) + self.num_timesteps)
+            self.env.seed(spawn_seed(self.seed or 0, "restart", self.num_timesteps))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)

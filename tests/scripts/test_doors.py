@@ -19,12 +19,12 @@ from conftest import Command
 from headway import agents
 from headway.agents import AGENTS, FileFormatError
 from headway.agents.core.registry import find_agent
+from headway.agents.core.seeds import spawn_seed
 from headway.scripts.evaluate import evaluate_agent, evaluation_env
 from headway.scripts.options import parse_train
 from headway.scripts.peers import name_of, trainable
 from headway.scripts.results import list_trials
 from headway.scripts.suites import Suite
-from headway.scripts.train import EVALUATION_SEED
 from headway.scripts.worlds import World
 
 TINY = shlex.split("--env worlds:Point-v0 --total-timesteps 60 --eval-episodes 1 --eval-every 25 --log-every 20")
@@ -194,11 +194,13 @@ def test_a_rival_is_what_it_is_by_itself(rival: Path) -> None:
     env = World("worlds:Point-v0").single()
     kwargs: dict[str, Any] = {"net_arch": [8], "activation_fn": torch.nn.ReLU}
     alone = stable_baselines3.PPO("MlpPolicy", env, n_steps=16, batch_size=8, policy_kwargs=kwargs, seed=0)
+    assert alone.env is not None
+    alone.env.seed(spawn_seed(0, "environments"))
     alone.learn(60)
     saved = stable_baselines3.PPO.load(rival / "final.zip")
     pairs = zip(alone.policy.parameters(), saved.policy.parameters(), strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
-    returns, _ = evaluate_agent(alone, evaluation_env(World("worlds:Point-v0"), 1), 2, EVALUATION_SEED)
+    returns, _ = evaluate_agent(alone, evaluation_env(World("worlds:Point-v0"), 1), 2, spawn_seed(0, "evaluation"))
     assert float(rows(rival / "evaluations.csv")[-1]["mean"]) == pytest.approx(np.mean(returns))
 
 

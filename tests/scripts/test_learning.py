@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import yaml
 from conftest import Command
 from headway.scripts import learning, runs
 from headway.scripts.learning import COMMANDS, SUITE
-from headway.scripts.machine import command_line
+from headway.scripts.machine import command_line, commit
 from headway.scripts.results import Trial, area_under_curve, compare, final_score, list_trials, read_result
 from headway.scripts.suites import Suite, parse_seeds, read_suite, suite_names
 from kill_resume import launch
@@ -555,6 +556,23 @@ def test_kill_and_go_on(headway: Command, file: Callable[..., Path], monkeypatch
     (trial,) = list_trials(suite, Path("alone"))
     assert headway(*trial.command, "--threads", 1, "--no-progress")[0] == 0
     assert rows(trial.folder / "evaluations.csv") == rows(folder / "evaluations.csv")
+
+
+def test_the_commit_is_that_of_the_source_tree(tmp_path: Path) -> None:
+    """Not of a repository around it: an environment inside of somebody's project, say."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("1")
+    (tmp_path / "inside").mkdir()
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
+    clean = commit(tmp_path)
+    assert clean is not None
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    assert commit(tmp_path / "inside") is None
+    commit.cache_clear()
+    (tmp_path / "file").write_text("2")
+    assert commit(tmp_path) == f"{clean}-dirty"
 
 
 def test_published_commands_hold_no_paths_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 import yaml
@@ -29,6 +31,7 @@ from headway.agents.core.logging import CSVFile, Metrics
 from headway.agents.core.registry import known_agents
 from headway.envs import make_batched
 from headway.scripts import cli, runs
+from headway.scripts.machine import commit
 from headway.scripts.options import TrainOptions, parse_train, simulated_on
 from headway.scripts.train import Evaluator, TrainingCallback
 from kill_resume import being_written, differences, newest
@@ -79,6 +82,7 @@ def test_a_run_leaves_what_it_says(headway: Command, tmp_path: Path, with_figure
     config = json.loads((folder / "config.json").read_text())
     assert (config["agent"], config["options"]["seed"], config["config"]["batch_size"]) == ("SAC", 0, 8)
     assert config["versions"]["torch"] == torch.__version__
+    assert config["commit"] == commit()
     assert [row["step"] for row in rows(folder / "evaluations.csv")] == ["0", "25", "50", "60"]
     assert [row["episodes"] for row in rows(folder / "evaluations.csv")] == ["2", "1", "1", "2"]
     logged = [row["time/total_timesteps"] for row in rows(folder / "progress.csv") if row["train/n_updates"]]
@@ -802,6 +806,31 @@ def test_a_longer_run_stays_longer_when_it_is_stopped(headway: Command, monkeypa
     code, out, _ = headway("train", "--resume", "run")
     assert code == 0
     assert "90 steps in " in out
+
+
+def test_runs_of_neighbouring_seeds_share_no_start(headway: Command) -> None:
+    """Nor do their evaluations; a run evaluates at the same starts each time, and says which."""
+    seeds = gym.make("worlds:Witness-v0").unwrapped.seeds  # type: ignore[attr-defined]
+    flags = shlex.split("--env worlds:Witness-v0 --total-timesteps 60 --n-envs 3 --eval-episodes 1 --eval-every 25")
+    of_agents = {
+        "sac": ["--net-arch", "8", "--learning-starts", "60"],
+        "sb3:PPO": ["--set", "n_steps=16", "batch_size=48"],
+    }
+    seen = []
+    for agent, seed in itertools.product(of_agents, range(3)):
+        seeds.clear()
+        folder = f"{agent[:3]}{seed}"
+        code, _, err = headway(
+            "train", agent, *flags, *of_agents[agent], "--seed", seed, "--run-dir", folder, "--no-progress"
+        )
+        assert code == 0, err
+        seen.append(set(seeds))
+    assert seen[:3] == seen[3:]  # rivals meet the same
+    assert all(len(starts) == 5 for starts in seen)  # three rows, twice the two episodes before and after
+    assert len(set().union(*seen)) == 15
+    config = json.loads(Path("sac1/config.json").read_text())
+    assert {config["seeds"]["environments"] + row for row in range(3)} < seen[1]
+    assert {config["seeds"]["evaluation"] + episode for episode in range(2)} < seen[1]
 
 
 # ---- what goes wrong on the way --------------------------------------------------------------------------------------

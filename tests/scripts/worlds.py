@@ -1,6 +1,6 @@
 """Registers small environments, as a user's own module would: ``--env worlds:Point-v0``."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -36,6 +36,16 @@ class Sick(Point):
         return obs, reward, terminated, truncated, info
 
 
+class Witness(Point):
+    """A point that remembers with which seeds it was reset."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.seeds.extend([] if seed is None else [seed])
+        return super().reset(seed=seed, options=options)
+
+
 class Wide(Point):
     """A point with a second, useless dimension: another observation space."""
 
@@ -68,6 +78,7 @@ gym.register("Halves-v0", Point, kwargs={"moves": "discrete"})
 gym.register("Blind-v0", Blind)
 gym.register("Unlit-v0", Unlit)
 gym.register("Wide-v0", Wide)
+gym.register("Witness-v0", Witness)
 gym.register("NaNObservation-v0", Sick, kwargs={"what": "", "value": np.nan})
 gym.register("InfiniteReward-v0", Sick, kwargs={"what": "reward", "value": np.inf})
 gym.register("NaNClock-v0", Sick, kwargs={"what": "clock", "value": np.nan, "form": "dict"})
