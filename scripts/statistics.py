@@ -10,6 +10,16 @@ import numpy as np
 RESAMPLES = 10_000
 """Bootstrap samples behind an interval."""
 
+COVERAGE = {2: 0.50, 3: 0.75, 4: 0.87, 5: 0.90, 6: 0.91, 7: 0.92, 8: 0.93}
+"""How often a 95 % interval of an IQM holds the true one, by the number of normal values that it is drawn from; from 8 on
+93 to 94 % (4,000 simulated samples each). Of up to four values it is their least and greatest, between which the middle
+of any symmetric law lies with 1 - 2 ** (1 - N)."""
+
+
+def coverage(count: int) -> float:
+    """:return: how often an interval from so many values holds what it is of, where 95 % is meant; NaN of one value."""
+    return COVERAGE[min(count, max(COVERAGE))] if count > 1 else np.nan
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -19,8 +29,8 @@ class Summary:
     :param mean: their mean
     :param std: their standard deviation
     :param iqm: mean of the middle half (arXiv 2108.13264)
-    :param low: lower end of the IQM's 95 % percentile-bootstrap interval
-    :param high: its upper end
+    :param low: lower end of the IQM's 95 % percentile-bootstrap interval; NaN of one episode
+    :param high: its upper end, or NaN
     :param length: mean episode length, in steps
     """
 
@@ -33,9 +43,12 @@ class Summary:
     length: float
 
     def __str__(self) -> str:
+        if self.episodes == 1:
+            return f"return {self.mean:.1f}   length {self.length:.0f}   1 episode"
+        level = 0.95 if self.episodes >= max(COVERAGE) else coverage(self.episodes)
         return (
-            f"return {self.mean:.1f} ± {self.std:.1f}   IQM {self.iqm:.1f} [{self.low:.1f}, {self.high:.1f}] (95 %)   "
-            f"length {self.length:.0f}   {self.episodes} episode{'' if self.episodes == 1 else 's'}"
+            f"return {self.mean:.1f} ± {self.std:.1f}   IQM {self.iqm:.1f} [{self.low:.1f}, {self.high:.1f}] "
+            f"({100 * level:.0f} %)   length {self.length:.0f}   {self.episodes} episodes"
         )
 
 
@@ -81,11 +94,9 @@ def summarise(
     values = np.asarray(returns, dtype=np.float64)
     if not len(values):
         raise ValueError("no episodes to summarise: at least one must finish")
-    drawn = np.random.default_rng(seed).choice(values, (resamples, len(values)))
-    low, high = _interval(interquartile_mean(drawn))
-    iqm = float(interquartile_mean(values))
+    iqm = estimate_iqm([values], seed=seed, resamples=resamples)
     mean, std = float(values.mean()), float(values.std())
-    return Summary(len(values), mean, std, iqm, float(low), float(high), float(np.mean(lengths)))
+    return Summary(len(values), mean, std, iqm.value, iqm.low, iqm.high, float(np.mean(lengths)))
 
 
 def estimate_iqm(scores: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from toys import Point, vec
 
 SUMMARY = (
-    r"return (-?[\d.]+) ± ([\d.]+)   IQM (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] \(95 %\)   length (\d+)   (\d+) episode"
+    r"return (-?[\d.]+) ± ([\d.]+)   IQM (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] \(\d\d %\)   length (\d+)   (\d+) episode"
 )
 
 
@@ -258,13 +258,15 @@ def test_summary_by_hand() -> None:
     assert result.std == pytest.approx(np.sqrt(12.5))
     assert 1 <= result.low <= 2.5 <= result.high <= 10
     assert str(result).startswith("return 4.0 ± 3.5   IQM 2.5 [")
-    assert str(result).endswith("length 25   4 episodes")
+    assert str(result).endswith("] (87 %)   length 25   4 episodes")  # what an interval of four is worth
+    assert "(95 %)" in str(summarise(list(range(8)), [1] * 8))
 
 
 def test_summary_of_one_and_of_none() -> None:
     one = summarise([-3.25], [7])
-    assert (one.mean, one.std, one.iqm, one.low, one.high) == (-3.25, 0, -3.25, -3.25, -3.25)
-    assert str(one).endswith("1 episode")
+    assert (one.mean, one.std, one.iqm) == (-3.25, 0, -3.25)
+    assert np.isnan([one.low, one.high]).all()
+    assert str(one) == "return -3.2   length 7   1 episode"
     with pytest.raises(ValueError, match="no episodes"):
         summarise([], [])
 
