@@ -24,7 +24,7 @@ from ..agents.core.config import Range
 from ..agents.core.files.replacing import replacing
 from ..envs import make
 from .machine import cores, origin
-from .options import Flags
+from .options import Flags, flag_of
 from .report import Report
 from .results import EXIT, Trial, list_trials, pairs, read_result
 from .runs import alone, locked, progress_bar
@@ -84,6 +84,7 @@ def learn(options: LearnOptions) -> int:
         if not (out / SUITE).exists():
             raise FileNotFoundError(f"--report-only: {out} holds no runs of a suite; choose another --out")
         return 0 if _report(recorded, out) else 1
+    _check_folders(recorded, out)
     for environment in suite.environments:
         make(environment.id).close()  # so that an id that is wrong is answered now rather than in every log
     out.mkdir(parents=True, exist_ok=True)
@@ -133,6 +134,31 @@ def _recorded(suite: Suite, out: Path) -> Suite:
     return suite.changed(seeds=tuple(dict.fromkeys((*earlier.seeds, *suite.seeds))))
 
 
+def _check_folders(suite: Suite, out: Path) -> None:
+    """Refuse runs that are not the suite's, and to go on with arms that would be made of unlike runs.
+
+    :raises ValueError: there are such
+    """
+    trials = list_trials(suite, out)
+    for trial in trials:
+        if contradictions := trial.contradictions():
+            raise ValueError(
+                f"{trial.folder} is not the suite's run of {trial}: {'; '.join(contradictions)}; "
+                "move it away, or choose another --out"
+            )
+    waiting = {(trial.environment, trial.arm) for trial in trials if not trial.about}
+    now = {(e.label, a.label): suite.run(e, a).config.to_dict() for e, a in pairs(suite)}
+    for trial in trials:
+        if (arm := (trial.environment, trial.arm)) in waiting:
+            before = trial.about.get("config", {})
+            changed = [f"{flag_of(k)} {before[k]}, now {v}" for k, v in now[arm].items() if before.get(k, v) != v]
+            if changed:
+                raise ValueError(
+                    f"{trial.folder} was trained with {'; '.join(changed)}: a preset or a default has changed, and "
+                    "runs that are still to be started would differ from it; choose another --out"
+                )
+
+
 def _record(suite: Suite, out: Path, options: LearnOptions) -> None:
     """Write down what is going to be run, and on what."""
     with replacing(out / SUITE) as temporary:
@@ -163,6 +189,12 @@ def _report(suite: Suite, out: Path) -> bool:
     for result in report.results:
         if result.status == "failed":
             print(f"failed: {result.trial}, see {result.trial.log}", file=sys.stderr)
+        if result.status == "foreign":
+            what = result.problem.replace("\n", "; ")
+            print(f"left out: {result.trial}, {result.trial.folder} holds another run: {what}", file=sys.stderr)
+    for environment, arm, what, seeds in report.unlike:
+        values = "; ".join(f"{value} (seeds {', '.join(map(str, of))})" for value, of in seeds.items())
+        print(f"runs of {arm} in {environment} differ: {what} {values}", file=sys.stderr)
     return finished == len(report.results)
 
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -57,10 +58,19 @@ def commit(root: Path = SOURCE) -> str | None:
 def command_line() -> str:
     """:return: the command of this process, without the paths of this machine: those below the working folder are
     relative to it, of all others the name stays."""
-    return shlex.join(["headway", *map(_portable, sys.argv[1:])])
+    return shlex.join(["headway", *map(portable, sys.argv[1:])])
 
 
-def _portable(argument: str) -> str:
+def without_folders(text: str) -> str:
+    """:return: a text, such as the end of a log, in which absolute paths are but the names of their files; those of
+    packages begin with the package."""
+    for known in (re.escape(f"{SOURCE.parent}/"), r"/[^\s\"']*/site-packages/", r"(?<![\w:/.~-])/(?:[\w.+@~-]+/)+"):
+        text = re.sub(known, "", text)
+    return text
+
+
+def portable(argument: str) -> str:
+    """:return: an argument of a command line, without folders of this machine."""
     flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     path = Path(value)
     if not path.is_absolute():

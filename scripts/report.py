@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.core.files.replacing import replacing
-from .plot import learning_curves
-from .results import SCORES, TOGETHER, Comparison, Result, Score, Trial, compare, list_trials, pairs, read_result
-from .runs import read_run
-from .statistics import RESAMPLES, Estimate
+from .machine import portable, without_folders
+from .peers import trainable
+from .plot import learning_curves, read_columns
+from .results import (
+    SCORES,
+    TOGETHER,
+    UNRELATED,
+    Comparison,
+    Result,
+    Score,
+    Trial,
+    compare,
+    differences,
+    list_trials,
+    pairs,
+    read_result,
+)
+from .statistics import COVERAGE, RESAMPLES, Estimate, coverage
 from .suites import Suite
 
 Row = Mapping[str, Any]
@@ -71,6 +85,8 @@ class Report:
         }
         if any(result.counts for result in self.results):
             writers["learning_curves.png"] = lambda path: learning_curves(panels, path)
+        if curves := [row for result in self.results for row in _curve(result.trial)]:
+            writers["curves.csv"] = lambda path: path.write_text(_csv(curves))
         for name, write in writers.items():
             with replacing(self.out / name, suffix=Path(name).suffix) as temporary:
                 write(temporary)
@@ -95,15 +111,21 @@ class Report:
     def _command(self, trial: Trial) -> str:
         """:return: a run's command, its folder relative to that of the suite."""
         folder = trial.folder.relative_to(self.out).as_posix()
-        return shlex.join(["headway", *(folder if part == str(trial.folder) else part for part in trial.command)])
+        parts = (folder if part == str(trial.folder) else portable(part) for part in trial.command)
+        return shlex.join(["headway", *parts])
 
     def json(self) -> str:
         """:return: everything, for programs; null stands where there is no number."""
-        runs = [self._row(r) | {"command": self._command(r.trial), "problem": r.problem} for r in self.results]
+        runs = [
+            self._row(r)
+            | {"command": self._command(r.trial), "problem": without_folders(r.problem), **_made_with(r.trial)}
+            for r in self.results
+        ]
         content = {
             "suite": self.suite.to_dict(),
             "commands": list(self.commands),
             "versions": self._versions(),
+            "differences": [dict(zip(("environment", "arm", "what", "seeds"), d, strict=True)) for d in self.unlike],
             "comparisons": [_flat(comparison) for comparison in self.comparisons],
             "runs": runs,
         }
@@ -114,7 +136,13 @@ class Report:
         parts = [f"# {self.suite.name}", self.suite.description, self._completeness(), *self.scores()]
         if any(result.counts for result in self.results):
             parts += ["## Learning curves", "![Learning curves](learning_curves.png)"]
-        return "\n\n".join([part for part in parts if part] + self._conditions() + self._every_run()) + "\n"
+        parts += [*self._differences(), *self._conditions(), *self._every_run()]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    @property
+    def unlike(self) -> list[tuple[str, str, str, dict[str, list[int]]]]:
+        """What differs within arms, as :func:`.results.differences` finds it."""
+        return differences(self.results)
 
     def _completeness(self) -> str:
         counted = sum(result.counts for result in self.results)
@@ -124,7 +152,22 @@ class Report:
                 f"**Only {text[:-1]}**; the others failed, are not complete or have no finite score (see “Every run”). "
                 "What an arm does when it does not fail may flatter it."
             )
+        if self.unlike:
+            text += " **Runs of one arm are not alike**: see “What differs within an arm”."
+        ours = {result.trial.folder for result in self.results}
+        if others := sorted(f.parent for f in self.out.glob("*/*/s*/config.json") if f.parent not in ours):
+            names = ", ".join(f"`{folder.relative_to(self.out).as_posix()}`" for folder in others)
+            text += f" Not the suite's, and left out: {names}."
         return text
+
+    def _differences(self) -> list[str]:
+        if not self.unlike:
+            return []
+        rows = [
+            [*where, "; ".join(f"{value}: seeds {', '.join(map(str, of))}" for value, of in seeds.items())]
+            for *where, seeds in self.unlike
+        ]
+        return ["## What differs within an arm", _table(["environment", "arm", "what", "values"], rows)]
 
     def scores(self) -> list[str]:
         """:return: the tables that compare the arms, with headings."""
@@ -139,9 +182,10 @@ class Report:
             found = [comparison for comparison in self.comparisons if comparison.score == score]
             parts += [f"## {title}", meanings[score]]
             arms = [arm.label for arm in suite.arms]
-            parts.append(_pivot("IQM over runs [95 % interval]", found, arms, lambda c: _quantity(c.iqm)))
+            level = _level(len(suite.seeds))
+            parts.append(_pivot(f"IQM over runs [{level}]", found, arms, lambda c: _quantity(c.iqm)))
             if others := [arm for arm in arms if arm != suite.baseline]:
-                title = f"P(better than {suite.baseline}) [95 % interval]"
+                title = f"P(better than {suite.baseline}) [{level}]"
                 parts.append(_pivot(title, found, others, lambda c: _chance(c.improvement)))
         return parts
 
@@ -156,8 +200,8 @@ class Report:
         text = (
             "IQM is the mean of the middle half of the runs: a quarter of their number, rounded down, is put aside at "
             "either end (of 3 runs none, of 5 one). Intervals are 95 % percentile intervals of a bootstrap with "
-            f"{RESAMPLES:,} samples that draws runs with replacement within each environment; with few runs such "
-            "intervals come out too narrow. P is the chance that a run scores higher than one of the baseline in the "
+            f"{RESAMPLES:,} samples that draws runs with replacement within each environment. "
+            f"{_narrow(len(suite.seeds))}P is the chance that a run scores higher than one of the baseline in the "
             f"same environment, a tie counting half{', averaged over environments' * has_together}; 0.5 is even. "
             f"{together * has_together}Definitions: Agarwal et al., arXiv 2108.13264."
         )
@@ -168,7 +212,9 @@ class Report:
         arms = [[arm.label, f"`{shlex.join(['headway', *suite.command(e, arm)])}`"] for e, arm in pairs(suite)]
         schedule = (
             f"Seeds: {seeds}. Every {suite.eval_every:,} steps, {suite.eval_episodes} deterministic episodes from "
-            "seeded starts are run; before training and after it, twice as many."
+            "seeded starts are run; before training and after it, twice as many. The seeds of a run's environments and "
+            "evaluations are spawned from its own: arms of one seed meet the same starts, runs of two seeds share "
+            "none. All settings of every run are in `results.json`, all evaluations in `curves.csv`."
         )
         return [
             "## How it was measured",
@@ -176,8 +222,21 @@ class Report:
             _table(["environment", "id", "steps per run", "low reference", "high reference"], environments),
             schedule,
             _table(["arm", "command, without seed and folder"], arms),
+            *self._settings(),
             *self._origins(),
         ]
+
+    def _settings(self) -> list[str]:
+        """What presets, files and flags made of the defaults, of the first run of each arm."""
+        rows = []
+        for environment, arm in pairs(self.suite):
+            about = next((r.trial.about for r in self._of(environment.label, arm.label) if r.trial.about), {})
+            defaults = trainable(arm.agent).config_class().to_dict()
+            changes = [f"{k}={v}" for k, v in about.get("config", {}).items() if k not in defaults or defaults[k] != v]
+            if about:
+                rows.append([environment.label, arm.label, ", ".join(changes) or "the defaults"])
+        header = ["environment", "arm", "settings besides the defaults, presets' among them"]
+        return [_table(header, rows)] if rows else []
 
     def _origins(self) -> list[str]:
         lines = [
@@ -191,9 +250,9 @@ class Report:
     def _versions(self) -> list[dict[str, str]]:
         found = []
         for result in self.results:
-            if (result.trial.folder / "config.json").exists():
-                versions = read_run(result.trial.folder).get("versions", {})
-                if versions not in found:
+            if about := result.trial.about:
+                commit = {"commit": about["commit"]} if about.get("commit") else {}
+                if (versions := about.get("versions", {}) | commit) not in found:
                     found.append(versions)
         return found
 
@@ -208,8 +267,53 @@ class Report:
         for result in self.results:
             if result.problem:
                 log = result.trial.log.relative_to(self.out).as_posix()
-                parts += [f"### {result.trial}: failed", f"The end of `{log}`:", f"```\n{result.problem}\n```"]
+                what = f"The end of `{log}`" if result.status == "failed" else "Its folder holds another run"
+                text = without_folders(result.problem)
+                parts += [f"### {result.trial}: {result.status}", f"{what}:", f"```\n{text}\n```"]
         return parts
+
+
+def _curve(trial: Trial) -> list[Row]:
+    """Every evaluation of a run, in the columns that all have."""
+    path = trial.folder / "evaluations.csv"
+    if not path.exists():
+        return []
+    names = ("step", "mean", "std", "length", "episodes")
+    present = path.read_text().partition("\n")[0].split(",")
+    columns = {name: read_columns(path, name)[0] for name in names if name in present}
+    where = {"environment": trial.environment, "arm": trial.arm, "seed": trial.seed}
+    counts = ("step", "episodes")
+    return [
+        where | {name: int(c[i]) if name in counts else _or_none(float(c[i])) for name, c in columns.items()}
+        for i in range(len(columns["step"]))
+    ]
+
+
+def _made_with(trial: Trial) -> Row:
+    """The resolved settings of a run, presets included, versions and commit."""
+    about = trial.about
+    options = {name: value for name, value in about.get("options", {}).items() if name not in UNRELATED}
+    names = ("agent", "config", "versions", "commit", "seeds")
+    return {"settings": {"options": options} | {name: about[name] for name in names if name in about}}
+
+
+def _level(runs: int) -> str:
+    """What an interval of so many runs is called in the head of a table."""
+    few = f", in truth {100 * coverage(runs):.0f} %" if 1 < runs < max(COVERAGE) else ""
+    return f"95 % interval{few}"
+
+
+def _narrow(runs: int) -> str:
+    """What is to be said of intervals from so many runs."""
+    if not 1 < runs < max(COVERAGE):
+        return ""
+    what = "are the least and the greatest of them and " if runs < 5 else ""
+    chance = 2 / math.comb(2 * runs, runs)
+    return (
+        f"Such intervals from {runs} runs {what}hold the true value in about {100 * coverage(runs):.0f} % of cases, "
+        "not in 95 % (of normal scores). An interval of P that is 0.00 or 1.00 at both ends says that the runs of two arms "
+        f"did not mix, which {runs} against {runs} that are alike would do with probability {chance:.2g}. "
+    )
 
 
 def _flat(comparison: Comparison) -> dict[str, Any]:

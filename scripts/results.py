@@ -1,14 +1,16 @@
 """Results of a suite, read from the folders of its runs: scores and comparisons."""
 
+import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from .options import EXECUTION, flag_of
 from .plot import read_columns
 from .runs import read_run
 from .statistics import Estimate, estimate_improvement, estimate_iqm
@@ -36,6 +38,7 @@ class Trial:
     :param steps: its length
     :param folder: where it is kept
     :param command: what follows ``headway`` to start it
+    :param settings: what the suite says of it, by the names of ``config.json``, the agent's among them
     """
 
     environment: str
@@ -44,6 +47,7 @@ class Trial:
     steps: int
     folder: Path
     command: tuple[str, ...]
+    settings: Mapping[str, Any] = field(compare=False)
 
     def __str__(self) -> str:
         return f"{self.environment} · {self.arm} · seed {self.seed}"
@@ -68,6 +72,24 @@ class Trial:
         """:return: steps and mean returns of its evaluations."""
         return self._column("step", "evaluations.csv"), self._column("mean", "evaluations.csv")
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its ``config.json`` says; nothing if it has not begun."""
+        return read_run(self.folder) if (self.folder / "config.json").exists() else {}
+
+    def contradictions(self) -> list[str]:
+        """:return: where what is in its folder is another run than the suite's: of another agent or seed, with other
+        settings, trained further afterwards."""
+        about = self.about
+        if not about:
+            return []
+        values = {"agent": about["agent"], **about["options"], **about["config"]}
+        return [
+            f"{flag_of(name)} is {values[name]}, in the suite {expected}"
+            for name, expected in self.settings.items()
+            if name in values and values[name] != expected  # an earlier version may not have had it
+        ]
+
     def _column(self, name: str, file: str) -> np.ndarray:
         path = self.folder / file
         return read_columns(path, name)[0] if path.exists() else np.empty(0)
@@ -80,7 +102,8 @@ def list_trials(suite: Suite, out: Path) -> list[Trial]:
     :param out: folder of all its runs
     :return: the runs
     """
-    return [_trial(suite, out, environment, arm, seed) for seed in suite.seeds for environment, arm in pairs(suite)]
+    every = [(environment, arm, _settings(suite, environment, arm)) for environment, arm in pairs(suite)]
+    return [_trial(suite, out, *pair, seed) for seed in suite.seeds for pair in every]
 
 
 def pairs(suite: Suite) -> list[tuple[Environment, Arm]]:
@@ -88,10 +111,22 @@ def pairs(suite: Suite) -> list[tuple[Environment, Arm]]:
     return [(environment, arm) for environment in suite.environments for arm in suite.arms]
 
 
-def _trial(suite: Suite, out: Path, environment: Environment, arm: Arm, seed: int) -> Trial:
+def _settings(suite: Suite, environment: Environment, arm: Arm) -> dict[str, Any]:
+    """What the suite and its flags say of a run; not what presets and defaults add, which may change with versions."""
+    run = suite.run(environment, arm).to_dict()
+    values = {**run["options"], **run["config"]}
+    named = {"env", "eval_every", "eval_episodes", *suite.flags, *environment.flags, *arm.flags} - {*EXECUTION, "seed"}
+    settings = {name: values[name] for name in (*sorted(named), "total_timesteps")}
+    return {"agent": run["agent"], **json.loads(json.dumps(settings))}
+
+
+def _trial(
+    suite: Suite, out: Path, environment: Environment, arm: Arm, settings: Mapping[str, Any], seed: int
+) -> Trial:
     folder = out / folder_name(environment.label) / folder_name(arm.label) / f"s{seed}"
     command = [*suite.command(environment, arm), "--seed", str(seed), "--run-dir", str(folder)]
-    return Trial(environment.label, arm.label, seed, suite.steps(environment), folder, tuple(command))
+    steps = suite.steps(environment)
+    return Trial(environment.label, arm.label, seed, steps, folder, tuple(command), {**settings, "seed": seed})
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
@@ -102,11 +137,11 @@ class Result:
     """How a run went.
 
     :param trial: which
-    :param status: "finished", "failed", "unfinished" or "not started"
+    :param status: "finished", "failed", "unfinished", "not started", or "foreign": in its folder is another run
     :param step: how far it has come
     :param final: mean return of its last evaluations; NaN if there are not enough
     :param area: mean of the evaluation curve over its steps; NaN if it has no length
-    :param problem: end of the log of a run that failed
+    :param problem: end of the log of a run that failed, or what is foreign
     """
 
     trial: Trial
@@ -158,6 +193,8 @@ def read_result(trial: Trial, final_evaluations: int) -> Result:
 
 
 def _status(trial: Trial) -> tuple[str, str]:
+    if contradictions := trial.contradictions():
+        return "foreign", "\n".join(contradictions)
     if trial.finished:
         return "finished", ""
     lines = trial.log.read_bytes().decode(errors="replace").rstrip().split("\n") if trial.log.exists() else [""]
@@ -166,6 +203,29 @@ def _status(trial: Trial) -> tuple[str, str]:
         # Of progress bars only the last state; the rest would be one endless line.
         return "failed", "\n".join(line.rpartition("\r")[2] for line in lines[-12:])
     return "unfinished" if trial.folder.exists() else "not started", ""
+
+
+UNRELATED = {"seed", "run_dir", "resume", "config", "progress", "video", "keep_checkpoints", "env_device"}
+"""Options that may differ between the runs of an arm, and say nothing of what was learnt."""
+
+
+def differences(results: Sequence[Result]) -> list[tuple[str, str, str, dict[str, list[int]]]]:
+    """Find what is not the same in all runs of an arm that enter: settings that presets and defaults gave, too.
+
+    :param results: of a suite
+    :return: environment, arm, what differs, and the seeds of each of its values
+    """
+    found: dict[tuple[str, str, str], dict[str, list[int]]] = {}
+    for result in results:
+        if not result.counts:
+            continue
+        about, trial = result.trial.about, result.trial
+        options = {name: value for name, value in about["options"].items() if name not in UNRELATED}
+        versions = {f"version of {name}": value for name, value in about.get("versions", {}).items()}
+        for name, value in {**options, **about["config"], **versions, "commit": about.get("commit")}.items():
+            seeds = found.setdefault((trial.environment, trial.arm, name), {})
+            seeds.setdefault(str(value), []).append(trial.seed)
+    return [(*where, values) for where, values in found.items() if len(values) > 1]
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ RESAMPLES = 10_000
 """Bootstrap samples behind an interval."""
 
 COVERAGE = {2: 0.50, 3: 0.75, 4: 0.87, 5: 0.90, 6: 0.91, 7: 0.92, 8: 0.93}
-"""How often a 95 % interval of an IQM holds the true one, by the number of normal values that it is drawn from; from 8 on
-93 to 94 % (4,000 simulated samples each). Of up to four values it is their least and greatest, between which the middle
-of any symmetric law lies with 1 - 2 ** (1 - N)."""
+"""How often a 95 % interval of an IQM holds the true one, by the number of normal values that it is drawn from; from 8
+on 93 to 94 % (4,000 simulated samples each). Of up to four values it is their least and greatest, between which the
+middle of any symmetric law lies with 1 - 2 ** (1 - N)."""
 
 
 def coverage(count: int) -> float:

@@ -21,9 +21,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from toys import Point, vec
 
-SUMMARY = (
-    r"return (-?[\d.]+) ± ([\d.]+)   IQM (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\] \(\d\d %\)   length (\d+)   (\d+) episode"
-)
+NUMBER = r"(-?[\d.]+)"
+SUMMARY = rf"return {NUMBER} ± {NUMBER}   IQM {NUMBER} \[{NUMBER}, {NUMBER}\] \(\d\d %\)   length (\d+)   (\d+) episode"
 
 
 @pytest.fixture(scope="module")

@@ -370,6 +370,156 @@ def test_report_of_hardly_anything(headway: Command, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["final"] is None
 
 
+def rewritten(folder: Path, **changes: Any) -> None:
+    """Change values in a run's config.json: of the agent, an option or a hyper-parameter."""
+    about = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        place = next((part for part in (about["options"], about["config"]) if name in part), about)
+        place[name] = value
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def whole(out: Path, **changes: Any) -> Suite:
+    """Runs with everything in their config.json, as the suite asks for."""
+    suite = suite_of(**changes)
+    for trial in list_trials(suite, out):
+        make_run(trial, [-9, -5, -3, -2 - trial.seed])
+        arm = next(arm for arm in suite.arms if arm.label == trial.arm)
+        about = suite.run(suite.environments[0], arm).to_dict()
+        about |= {"versions": {"torch": "2.0"}, "commit": "abc", "finished": 60}
+        (trial.folder / "config.json").write_text(json.dumps(about))
+        rewritten(trial.folder, seed=trial.seed, run_dir=str(trial.folder))
+    (out / SUITE).write_text(yaml.safe_dump(suite.to_dict()))
+    return suite
+
+
+FOREIGN: list[tuple[dict[str, Any], str]] = [
+    ({"total_timesteps": 120, "finished": 120}, "--total-timesteps is 120, in the suite 60"),  # trained on afterwards
+    ({"agent": "TD3"}, "--agent is TD3, in the suite SAC"),  # the folder of another agent
+    ({"agent": "sb3:SAC"}, "--agent is sb3:SAC, in the suite SAC"),
+    ({"seed": 0}, "--seed is 0, in the suite 1"),  # the folder of another seed, copied
+    ({"env": "worlds:Wide-v0"}, "--env is worlds:Wide-v0, in the suite worlds:Point-v0"),
+    ({"batch_size": 9}, "--batch-size is 9, in the suite 8"),
+    ({"net_arch": [8, 8]}, r"--net-arch is \[8, 8\], in the suite \[8\]"),
+    ({"eval_episodes": 100}, "--eval-episodes is 100, in the suite 1"),
+    ({"checkpoint_every": 21}, "--checkpoint-every is 21, in the suite 20"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), FOREIGN, ids=[str(list(changes)) for changes, _ in FOREIGN])
+def test_runs_that_are_not_the_suites(headway: Command, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """What would train on refuses them, and a report leaves them out and says why."""
+    out = tmp_path / "out"
+    whole(out)
+    rewritten(out / "Point-v0" / "SAC" / "s1", **changes)
+    before = (out / "Point-v0" / "SAC" / "s1" / "config.json").read_bytes()
+    code, printed, err = headway("benchmark", "learn", out, "--report-only")
+    text = (out / "results.md").read_text()
+    assert (code, "3 of 4 runs are finished" in printed) == (1, True)
+    assert re.search(rf"left out: Point-v0 · SAC · seed 1, .*{message}", err)
+    assert "**Only 3 of 4 runs enter the comparison**" in text
+    assert re.search(message, text)
+    assert [row["status"] for row in rows(out / "runs.csv")] == ["finished", "foreign", "finished", "finished"]
+    code, printed, err = headway("benchmark", "learn", out, "--seeds", 3)
+    assert (code, printed) == (1, "")
+    assert re.search(rf"is not the suite's run of Point-v0 · SAC · seed 1: .*{message}.*; move it away", err)
+    assert (out / "Point-v0" / "SAC" / "s1" / "config.json").read_bytes() == before
+    assert not (out / "Point-v0" / "SAC" / "s2").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"tau": 0.5}, "| Point-v0 | SAC | tau | 0.005: seeds 0; 0.5: seeds 1 |"),  # as a changed preset does it
+        ({"delay": "constant:1,1"}, "| Point-v0 | SAC | delay | None: seeds 0; constant:1,1: seeds 1 |"),
+        ({"commit": "def"}, "| Point-v0 | SAC | commit | abc: seeds 0; def: seeds 1 |"),
+        ({"versions": {"torch": "3"}}, "| Point-v0 | SAC | version of torch | 2.0: seeds 0; 3: seeds 1 |"),
+        ({"threads": 7}, "| Point-v0 | SAC | threads | 0: seeds 0; 7: seeds 1 |"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_differs_within_an_arm_is_shown(
+    headway: Command, tmp_path: Path, changes: dict[str, Any], shown: str
+) -> None:
+    whole(tmp_path)
+    assert headway("benchmark", "learn", tmp_path, "--report-only")[0] == 0
+    text = (tmp_path / "results.md").read_text()
+    assert "not alike" not in text
+    assert "torch 2.0, commit abc" in text
+    rewritten(tmp_path / "Point-v0" / "SAC" / "s1", **changes)
+    code, _, err = headway("benchmark", "learn", tmp_path, "--report-only")
+    assert code == 0
+    text = (tmp_path / "results.md").read_text()
+    assert "**Runs of one arm are not alike**" in text
+    assert shown in re.sub(" +", " ", text)
+    (difference,) = json.loads((tmp_path / "results.json").read_text())["differences"]
+    assert list(difference["seeds"].values()) == [[0], [1]]
+    assert "runs of SAC in Point-v0 differ: " in err
+
+
+def test_an_arm_is_not_gone_on_with_by_other_presets(
+    headway: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What presets and defaults add may have changed between the seeds: no seed is started that would differ."""
+    monkeypatch.setattr(learning, "PROGRAM", FAKE)
+    whole(tmp_path)
+    for seed in (0, 1):
+        rewritten(tmp_path / "Point-v0" / "SAC" / f"s{seed}", tau=0.5)
+    code, _, err = headway("benchmark", "learn", tmp_path, "--seeds", 3)
+    assert code == 1
+    assert "s0 was trained with --tau 0.5, now 0.005: a preset or a default has changed" in err
+    assert headway("benchmark", "learn", tmp_path)[0] == 0  # nothing is to be started
+
+
+def test_results_hold_settings_commit_and_curves_of_every_run(headway: Command, tmp_path: Path) -> None:
+    whole(tmp_path, arms=[{"label": "SAC", "agent": "sac"}])
+    stray = tmp_path / "Point-v0" / "SAC" / "s9"
+    stray.mkdir()
+    (stray / "config.json").write_text("{}")
+    for seed in (0, 1):  # as a preset has it: in no command
+        rewritten(tmp_path / "Point-v0" / "SAC" / f"s{seed}", learning_rate=0.25)
+    headway("benchmark", "learn", tmp_path, "--report-only")
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert len(runs) == 2
+    for run in runs:
+        assert (run["settings"]["commit"], run["settings"]["agent"]) == ("abc", "SAC")
+        assert run["settings"]["config"]["learning_rate"] == 0.25
+        assert run["settings"]["options"]["env"] == "worlds:Point-v0"
+        assert "run_dir" not in run["settings"]["options"]
+    curves = rows(tmp_path / "curves.csv")
+    assert [row["step"] for row in curves] == ["0", "20", "40", "60"] * 2
+    assert [(row["seed"], row["mean"]) for row in curves[3::4]] == [("0", "-2.0"), ("1", "-3.0")]
+    text = (tmp_path / "results.md").read_text()
+    assert "learning_rate=0.25" in text
+    assert "Not the suite's, and left out: `Point-v0/SAC/s9`" in text
+
+
+def test_intervals_of_few_runs_say_what_they_are_worth(headway: Command, tmp_path: Path) -> None:
+    whole(tmp_path, seeds=3)
+    headway("benchmark", "learn", tmp_path, "--report-only")
+    text = (tmp_path / "results.md").read_text()
+    assert "| IQM over runs [95 % interval, in truth 75 %] |" in text
+    assert "from 3 runs are the least and the greatest of them and hold the true value in about 75 % of cases" in text
+    assert "3 against 3 that are alike would do with probability 0.1." in text  # two of twenty orders
+
+
+def test_reports_hold_no_folders_of_the_machine(headway: Command, tmp_path: Path) -> None:
+    whole(tmp_path, seeds=1)
+    folder = tmp_path / "Point-v0" / "SAC" / "s0"
+    (folder / "config.json").unlink()
+    folder.with_name("s0.log").write_text(
+        f'$ headway train --run-dir {folder}\n  File "/usr/lib/python3.11/site-packages/torch/nn/x.py", line 3\n'
+        f"cannot open {tmp_path}/a.txt, see https://x.org/a/b and runs/c\nexit code 1\n"
+    )
+    headway("benchmark", "learn", tmp_path, "--report-only")
+    for name in ("results.md", "results.json"):
+        text = (tmp_path / name).read_text()
+        assert str(tmp_path) not in text
+        assert "/usr/" not in text
+        for kept in ("torch/nn/x.py", "cannot open a.txt, see https://x.org/a/b and runs/c"):
+            assert kept in text
+
+
 # ---- many runs, of a program that only looks like `headway train` ----------------------------------------------------
 
 FAKE = """

@@ -5,7 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
-from headway.scripts.statistics import estimate_curve, estimate_improvement, estimate_iqm, interquartile_mean
+from headway.scripts.statistics import (
+    COVERAGE,
+    coverage,
+    estimate_curve,
+    estimate_improvement,
+    estimate_iqm,
+    interquartile_mean,
+)
 
 
 @pytest.mark.parametrize("count", range(1, 14))
@@ -56,6 +63,20 @@ def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     found = [estimate_iqm([rng.normal(5, 2, 20), rng.normal(5, 2, 20)], resamples=400) for _ in range(300)]
     held = np.mean([estimate.low <= 5 <= estimate.high for estimate in found])
     assert 0.90 < held < 0.98  # a binomial of 300 spreads by 0.013; the bootstrap of 40 runs is a little narrow
+
+
+@pytest.mark.parametrize("count", sorted(COVERAGE))
+def test_few_runs_are_said_to_cover_what_they_do(count: int) -> None:
+    """600 samples spread by at most 0.02; of up to four the interval is their least and greatest."""
+    rng = np.random.default_rng(count)
+    samples = rng.normal(size=(600, count))
+    found = [estimate_iqm([sample], resamples=400) for sample in samples]
+    assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(coverage(count), abs=0.05)
+    if count <= 3:  # of four, one in twenty resamples has the least in its middle, which 400 may miss
+        ends = np.array([[e.low, e.high] for e in found])
+        np.testing.assert_allclose(ends, np.stack([samples.min(1), samples.max(1)], 1), atol=1e-12)
+    assert np.isnan(coverage(1))
+    assert coverage(1000) == COVERAGE[8]
 
 
 def test_improvement_by_hand() -> None:
