@@ -55,6 +55,10 @@ class DCACConfig(EntropyConfig):
     rtac: bool = False
     """Back up over one step only: the real-time actor-critic of arXiv 1911.04448 on delayed observations."""
 
+    max_steps: Annotated[int, Range(1)] | None = None
+    """Longest n of a backup. None: as long as the delays after its start allow, which biases values where those vary.
+    With the least total delay, 3 behind wifi,wifi, n is the same everywhere and backups are unbiased (our addition)."""
+
 
 class Fragments(NamedTuple):
     """Recorded sub-trajectories x_0, (r_1, x_1), …, (r_S, x_S), B of them; what lies beyond x_n may be anything."""
@@ -201,7 +205,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     def _build(self) -> None:
         cfg, action = self.config, self.actions.size
         self.horizon = int(self.codec.parts["action_buffer"].shape[0])  # K
-        self.steps = 1 if cfg.rtac else self.horizon  # S
+        self.steps = 1 if cfg.rtac else min(self.horizon, cfg.max_steps or self.horizon)  # S
         self.widths = dict(zip(self.codec.parts, self.codec.sizes, strict=True))
         inputs = sum(self.widths[key] for key in ("observation", "action_buffer", *AGES[:2]))  # beta tells of the past
         self.actor = self.track("actor", SquashedGaussianActor(VectorFeatures(inputs), action, **cfg.perceptron))

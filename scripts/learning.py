@@ -52,6 +52,10 @@ class LearnOptions(Flags):
     total_timesteps: Annotated[int, Range(1, unit="environment steps")] | None = None
     """Another length of the runs than the suite's, in every environment."""
 
+    analyse: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Add to the report how much of the scores' variance is arms, environments and seeds, by linear mixed models with a
+    likelihood-ratio test of the arms."""
+
     report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Train nothing; write the report anew from what is in the output folder."""
 
@@ -83,7 +87,7 @@ def learn(options: LearnOptions) -> int:
     if options.report_only:
         if not (out / SUITE).exists():
             raise FileNotFoundError(f"--report-only: {out} holds no runs of a suite; choose another --out")
-        return 0 if _report(recorded, out) else 1
+        return 0 if _report(recorded, out, options.analyse) else 1
     _check_folders(recorded, out)
     for environment in suite.environments:
         make(environment.id).close()  # so that an id that is wrong is answered now rather than in every log
@@ -94,11 +98,11 @@ def learn(options: LearnOptions) -> int:
         _introduce(suite, out, fleet)
         interrupted = fleet.run()
     if interrupted:
-        workers = f" --workers {options.workers}" if options.workers else ""
+        workers = f" --workers {options.workers}" * bool(options.workers) + " --analyse" * options.analyse
         print(f"interrupted: {fleet.done} of {len(fleet.trials)} runs are finished, what had begun is saved")
         print(f"go on with: headway benchmark learn {shlex.quote(str(out))}{workers}")
         return 128 + interrupted
-    _report(recorded, out)
+    _report(recorded, out, options.analyse)
     return 0 if fleet.done == len(fleet.trials) else 1
 
 
@@ -176,13 +180,13 @@ def _introduce(suite: Suite, out: Path, fleet: "Fleet") -> None:
     print(f"output folder: {out}" + f"   ({fleet.done} runs are finished already)" * bool(fleet.done))
 
 
-def _report(suite: Suite, out: Path) -> bool:
+def _report(suite: Suite, out: Path, analyse: bool) -> bool:
     """Write and print the report; whether all runs are finished."""
     lines = (out / COMMANDS).read_text().splitlines() if (out / COMMANDS).exists() else []
     replaced = (out / "results.md").exists()
-    report = Report.read(suite, out, [json.loads(line) for line in lines])
+    report = Report.read(suite, out, [json.loads(line) for line in lines], analyse)
     files = report.write()
-    print("\n" + "\n\n".join(report.scores()) + "\n")
+    print("\n" + "\n\n".join([*report.scores(), *report.analysis()]) + "\n")
     finished = sum(result.status == "finished" for result in report.results)
     print(f"{finished} of {len(report.results)} runs are finished")
     print(f"{'replaced' if replaced else 'written'} in {out}: {', '.join(file.name for file in files)}")

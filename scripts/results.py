@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .analysis import Analysis, analyse
 from .options import EXECUTION, flag_of
 from .plot import read_columns
 from .runs import read_run
@@ -260,14 +261,38 @@ def compare(suite: Suite, results: Sequence[Result]) -> list[Comparison]:
     :param results: of its runs; those that failed or are not complete do not enter
     :return: per score, environment and arm
     """
-    every = [[environment] for environment in suite.environments]
-    together = suite.environments if len(every) > 1 and all(e.reference for e in suite.environments) else ()
     return [
         _comparison(suite, results, score, group, arm.label)
         for score in SCORES
-        for group in [*every, *([list(together)] if together else [])]
+        for group in _groups(suite)
         for arm in suite.arms
     ]
+
+
+def _groups(suite: Suite) -> list[list[Environment]]:
+    """:return: each environment, and all of them where their scores can be made comparable."""
+    every = [[environment] for environment in suite.environments]
+    together = len(every) > 1 and all(environment.reference for environment in suite.environments)
+    return [*every, *([list(suite.environments)] if together else [])]
+
+
+def analyses(suite: Suite, results: Sequence[Result]) -> list[tuple[Score, str, Analysis]]:
+    """Analyse the variance of scores, in each environment and in all together.
+
+    :param suite: the suite
+    :param results: of its runs; those that failed or are not complete do not enter
+    :return: per score and environment, or ``TOGETHER``
+    """
+    found = []
+    for score in SCORES:
+        for group in _groups(suite):
+            counting = [r for r in results if r.counts and r.trial.environment in [e.label for e in group]]
+            by_label = {environment.label: environment for environment in group}
+            values = [_normalised(getattr(r, score), by_label[r.trial.environment], len(group) > 1) for r in counting]
+            names = [[getattr(r.trial, name) for r in counting] for name in ("environment", "arm", "seed")]
+            label = TOGETHER if len(group) > 1 else group[0].label
+            found.append((score, label, analyse(values, *names, suite.baseline)))
+    return found
 
 
 def _comparison(
@@ -293,7 +318,11 @@ def _comparison(
 def _scores(results: Iterable[Result], score: Score, environment: Environment, arm: str, normalise: bool) -> np.ndarray:
     wanted = (environment.label, arm)
     values = np.array([getattr(r, score) for r in results if r.counts and (r.trial.environment, r.trial.arm) == wanted])
+    return _normalised(values, environment, normalise)
+
+
+def _normalised(values: Any, environment: Environment, normalise: bool) -> Any:
     if normalise and environment.reference is not None:
         low, high = environment.reference
-        values = (values - low) / (high - low)
+        return (values - low) / (high - low)
     return values

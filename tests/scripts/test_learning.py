@@ -503,6 +503,30 @@ def test_intervals_of_few_runs_say_what_they_are_worth(headway: Command, tmp_pat
     assert "3 against 3 that are alike would do with probability 0.1." in text  # two of twenty orders
 
 
+def test_the_analysis_of_variance_is_on_the_page(headway: Command, tmp_path: Path) -> None:
+    hand_made(tmp_path)
+    _, printed, _ = headway("benchmark", "learn", tmp_path, "--report-only", "--analyse")
+    text = (tmp_path / "results.md").read_text()
+    for part in ("## Where the scores' variance comes from", "reliability of a run", "| Above SAC [95 % interval] |"):
+        assert part in text
+        assert part in printed
+    found = json.loads((tmp_path / "results.json").read_text())["analyses"]
+    assert [(a["score"], a["environment"]) for a in found] == [
+        (score, place) for score in ("final", "area") for place in ("one", "two", "all, normalised")
+    ]
+    assert found[0]["runs"] == 10
+    assert found[0]["effects"]["fast"][0] == pytest.approx(20)  # -2 over the mean of -100, -4, -3, -2, -1
+    headway("benchmark", "learn", tmp_path, "--report-only")
+    assert "variance" not in (tmp_path / "results.md").read_text()
+
+
+def test_an_analysis_of_nothing_says_so(headway: Command, tmp_path: Path) -> None:
+    suite = suite_of(seeds=1)
+    (tmp_path / SUITE).write_text(yaml.safe_dump(suite.to_dict()))
+    headway("benchmark", "learn", tmp_path, "--report-only", "--analyse")
+    assert "Point-v0: no run enters." in (tmp_path / "results.md").read_text()
+
+
 def test_reports_hold_no_folders_of_the_machine(headway: Command, tmp_path: Path) -> None:
     whole(tmp_path, seeds=1)
     folder = tmp_path / "Point-v0" / "SAC" / "s0"
