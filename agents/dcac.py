@@ -172,7 +172,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         V'_j   <- (1 - tau) V'_j + tau V_j
 
     The bootstrap is left out where x_n is terminal; a truncated x_n has one. Where delays vary, choosing n by them
-    biases y a little: by 0.2 % in the table of the tests.
+    biases y: see docs/dcac.md; ``max_steps`` at the least total delay does not.
 
     Deviations: one optimiser per network instead of one for a weighted sum of losses, which differ by Adam's epsilon
     only; one-hot ages as wide as the ages can be, not K; the initial weights and the density of all agents here.
