@@ -14,6 +14,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
 
   headway train AGENT --env ID [--flags]     train; --help lists every flag with default, range and unit
   headway train --resume RUN                 go on with an interrupted run
+  headway check ENV… [--flags]               what to know of an environment before training in it; tables of several
   headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV
   headway benchmark speed [--flags]          updates/s and steps/s, side by side with Stable-Baselines3
   headway benchmark rollout [--flags]        steps/s of MuJoCo robots, side by side with every other way to step them
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(command: str, rest: list[str]) -> int:
     if any(argument.startswith("--video") for argument in rest):
         draw_without_screen()
-    if command in ("train", "evaluate", "benchmark"):
+    if command in ("train", "evaluate", "benchmark", "check"):
         _say_mujoco_warnings_once()
     if command == "train":
         return _train(rest)
@@ -102,7 +103,7 @@ def draw_without_screen() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-MODULES = {"benchmark": "benchmark", "plot": "plot", "delays": "delays", "mfg": "mean_field"}
+MODULES = {"check": "check", "benchmark": "benchmark", "plot": "plot", "delays": "delays", "mfg": "mean_field"}
 """Commands whose modules, each with a ``main``, are imported when they are called."""
 
 COMMANDS = ("train", "evaluate", *MODULES, "agents", "envs")

@@ -1,5 +1,6 @@
 """The small worlds of the tests: some with a known optimum, one whose observations say where they come from."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from itertools import cycle
@@ -109,6 +110,71 @@ class DelayedPoint(RandomDelay):
 
     def __init__(self, delays: tuple[str, str] = ("constant:0", "uniform:0-2"), **kwargs: Any) -> None:
         super().__init__(Point(**kwargs), *delays)
+
+
+class Odd(Point):
+    """A point that breaks one of the rules that worlds should keep.
+
+    :param fault: which one; "" none
+    :param kwargs: the point's
+    """
+
+    made = 0
+
+    def __init__(self, fault: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.fault, self.shown, self.age = fault, np.zeros(1, np.float32), 0
+        Odd.made += 1
+        self.number = Odd.made
+        self.lock = threading.Lock() if fault == "lock" else None
+        hidden = [0]  # in a closure, where no copy reaches
+
+        def tick() -> int:
+            hidden[0] += 1
+            return hidden[0]
+
+        self.tick = tick
+        if fault == "text":
+            self.observation_space = spaces.Text(5)
+        if fault == "unbounded":
+            self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def _observe(self) -> Any:
+        obs = super()._observe()
+        if self.fault == "reuses":
+            self.shown[:] = obs
+            return self.shown
+        changed = {
+            "text": lambda: "hello",
+            "nan": lambda: obs * np.nan,
+            "double": lambda: obs.astype(np.float64),
+            "outside": lambda: obs + 10,
+            "shape": lambda: np.zeros(2, np.float32),
+            "list": obs.tolist,
+            "word": lambda: np.array(["a"]),
+            "global": lambda: obs * 0 + np.float32(np.random.random()),  # noqa: NPY002
+            "own": lambda: obs * 0 + np.float32(self.number % 1009 / 1009),
+            "hidden": lambda: obs * 0 + np.float32(self.tick() % 1009 / 1009),
+        }
+        return changed.get(self.fault, lambda: obs)()
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = super().reset(**kwargs)
+        return obs if self.fault == "no pair" else (obs, info)
+
+    def step(self, action: Any) -> Any:
+        self.age += 1
+        if self.fault == "crash" and self.age == 5:
+            raise KeyError("the fifth step")
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.fault == "writes":
+            action[:] = 0
+        if self.fault == "four":
+            return obs, reward, terminated or truncated, info
+        if self.fault == "endless":
+            self.x, terminated, truncated = 0.0, False, False
+        odd: dict[str, Any] = {"reward nan": np.nan, "reward array": np.array([1.0]), "reward pair": np.zeros(2)}
+        return obs, odd.get(self.fault, reward), terminated, truncated, None if self.fault == "no info" else info
 
 
 def vec(n: int = 1, **kwargs: Any) -> DummyVecEnv:

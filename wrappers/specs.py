@@ -83,6 +83,8 @@ def spec_to_json(spec: EnvSpec | None) -> str | None:
     spec.kwargs = {key: str(value) if key == "device" else value for key, value in spec.kwargs.items()}
     for key in ("entry_point", "vector_entry_point"):
         maker = getattr(spec, key)
+        if callable(maker) and not hasattr(maker, "__qualname__"):  # a partial, say; it is never called by this name
+            maker = type(maker)
         setattr(spec, key, f"{maker.__module__}:{maker.__qualname__}" if callable(maker) else maker)
     try:
         return spec.to_json()

@@ -1,5 +1,6 @@
 """Environments named by their specs: what comes back is what was saved, and a file runs no code of its choice."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -104,6 +105,17 @@ def test_batches_come_back_as_batches(delayed: bool) -> None:
         assert torch.equal(obs[0], obs[1])
         assert torch.equal(obs[0], obs[2])
         obs = [env.step(torch.full((3, 1), 0.3))[0] for env in envs]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("maker", [functools.partial(Point, length=3), lambda **how: Point(length=3, **how)])
+def test_makers_without_a_name_are_found_by_their_id(maker: Any) -> None:
+    gym.registry.pop("Partial-v0", None)
+    gym.register("Partial-v0", maker, max_episode_steps=9)
+    saved = round_trip(gym.make("Partial-v0", max_episode_steps=2).spec)
+    again = make_spec(saved)
+    assert again.unwrapped.length == 3  # type: ignore[attr-defined]
+    assert again.spec is not None
+    assert again.spec.max_episode_steps == 2
 
 
 def test_modules_in_front_of_ids_are_kept() -> None:
