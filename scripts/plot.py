@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from ..agents.core.logging import read_csv
-from .options import EXECUTION, Flags, run_flags
+from .options import EXECUTION, Flags, TrainOptions, run_flags
 from .runs import read_run
 from .statistics import Summary, estimate_curve
 
@@ -75,6 +75,34 @@ def panel_grid(
     return figure, list(grid.flat[:count])
 
 
+def legend_below(
+    figure: Figure, handles: Mapping[str, Any], columns: int, title: str = "", size: float = 8, room: float = 0.6
+) -> None:
+    """Put a legend below a figure's panels, where no curve can be, in as many columns as its width has room for.
+
+    :param figure: with its panels drawn; it becomes higher where the legend is
+    :param handles: what is explained, by label
+    :param columns: at most
+    :param title: above the entries
+    :param size: of letters, in points
+    :param room: height that the figure has for it already, in inches
+    """
+    width = figure.get_figwidth()
+    labels = [
+        textwrap.fill(label, int(width * 110 / size)) for label in handles
+    ]  # a letter is about half as wide as high
+    for ncols in range(min(len(labels), columns), 0, -1):
+        legend = figure.legend(
+            list(handles.values()), labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=size,
+            title=textwrap.fill(title, int(width * 14)) or None, title_fontsize=8,
+        )  # fmt: skip
+        extent = legend.get_window_extent()
+        if extent.width < figure.bbox.width or ncols == 1:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + max(0.0, extent.height / figure.dpi - room))
+
+
 def learning_curve(run: Path, title: str) -> Path:
     """Draw a run's returns against its environment steps.
 
@@ -120,7 +148,7 @@ def delay_laws(path: Path, laws: Mapping[str, Sequence[Sequence[float]]]) -> Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain_axes(axes, "y")
     panels[0].set_ylabel("probability")
-    figure.legend(loc="outside lower center", ncols=min(len(laws), 4), frameon=False, fontsize=8)
+    legend_below(figure, dict(zip(laws, panels[0].containers, strict=True)), 4, room=0.4)
     figure.savefig(path)
 
 
@@ -186,11 +214,8 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: P
     counts = sorted({len(curves) for groups in panels.values() for curves in groups.values() if curves})
     runs = f"{counts[0]} to {counts[-1]} runs" if len(counts) > 1 else f"{counts[0]} run{'s' * (counts[0] > 1)}"
     band = "; band: 95 % bootstrap interval" if counts[-1] > 1 else ""
-    shown = [label for label in labels if label in handles]
-    figure.legend(
-        [handles[label] for label in shown], shown, loc="outside lower center", frameon=False, fontsize=9,
-        ncols=min(len(shown), 3 + columns), title=f"interquartile mean of {runs} each{band}", title_fontsize=8,
-    )  # fmt: skip
+    shown = {label: handles[label] for label in labels if label in handles}
+    legend_below(figure, shown, 3 + columns, f"interquartile mean of {runs} each{band}", 9)
     figure.savefig(path)
 
 
@@ -216,7 +241,8 @@ def aligned(curves: Sequence[Curve]) -> Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class PlotOptions(Flags):
-    """Draw the learning curves of runs, a panel per environment: interquartile mean over seeds, with 95 % intervals.
+    """Draw the learning curves of runs, a panel per environment and its delays: interquartile mean over seeds, with
+    95 % intervals.
 
     Runs of the same agent in the same environment are one group; where their settings differ, they are told apart."""
 
@@ -274,8 +300,14 @@ ALIKE |= {"log_every", "checkpoint_every", "eval_every", "eval_episodes"}
 """Options in which runs may differ and still be of one group."""
 
 
+def _panel(options: Mapping[str, Any]) -> str:
+    """:return: the environment of a run; returns behind other delays are those of another one"""
+    env, delay = str(options["env"]).rpartition(":")[2], options["delay"]
+    return env if delay is None else f"{env} behind {delay}"
+
+
 def grouped(runs: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
-    """Sort runs by environment and agent, and by settings where these differ.
+    """Sort runs by environment, its delays included, and agent, and by settings where these differ.
 
     :param runs: run folders
     :return: their curves by environment and label; runs without an evaluation are left out
@@ -286,8 +318,9 @@ def grouped(runs: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
         steps, returns = read_columns(folder / "evaluations.csv", "step", "mean")
         if len(steps):
             content = read_run(folder)
-            settings = {k: v for k, v in {**content["options"], **content["config"]}.items() if k not in ALIKE}
-            kind = (content["options"]["env"].rpartition(":")[2], content["agent"])
+            options = {**vars(TrainOptions()), **content["options"]}  # a run of former times may lack some
+            settings = {k: v for k, v in {**options, **content["config"]}.items() if k not in ALIKE}
+            kind = (_panel(options), content["agent"])
             kinds.setdefault(kind, []).append(({k: json.dumps(v) for k, v in settings.items()}, (steps, returns)))
     if not kinds:
         raise ValueError("none of these runs has been evaluated yet")
@@ -351,10 +384,7 @@ def rollout_speeds(
         axes.yaxis.set_minor_formatter(NullFormatter())
         plain_axes(axes)
     figure.suptitle(textwrap.fill(title, 40 * columns), fontsize=12)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=columns + 1, frameon=False, fontsize=8,
-        title=textwrap.fill(note, 60 * columns), title_fontsize=8,
-    )  # fmt: skip
+    legend_below(figure, handles, columns + 1, note, room=1.2)
     figure.savefig(path)
 
 

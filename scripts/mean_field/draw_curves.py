@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from ..plot import COLOURS, LINES, decades, panel_grid, plain_axes
+from ..plot import COLOURS, LINES, decades, legend_below, panel_grid, plain_axes
 
 FLOOR = 1e-16
 """Exploitability below is drawn here: it is rounding, and may be negative, which a logarithmic axis cannot show."""
@@ -49,7 +49,7 @@ def exploitability_curves(path: Path, title: str, curves: Mapping[str, Curve]) -
     labels = _draw_curves(axes, curves, "iterations")
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
     axes.set(xlabel="iterations", ylabel="exploitability (NashConv)")
-    figure.legend(*labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    legend_below(figure, dict(zip(*labels[::-1], strict=True)), 2)
     figure.savefig(path)
 
 
@@ -73,10 +73,7 @@ def solver_comparison(path: Path, games: Mapping[str, Mapping[str, Curve]], note
         left.set_title(game, fontsize=11, loc="left")
     panels[-1, 0].set_xlabel("iterations")
     panels[-1, 1].set_xlabel("seconds, evaluations included")
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9,
-        title=textwrap.fill(note, 110) or None, title_fontsize=8,
-    )  # fmt: skip
+    legend_below(figure, handles, 3, note, 9, room=1.1)
     figure.savefig(path)
 
 
@@ -157,7 +154,7 @@ def learning_curves(
         handles |= _draw_runs(axes, runs, reference, exact)
         axes.set_title(game, fontsize=11)
     figure.suptitle(textwrap.fill(title, 62 if len(games) == 1 else 36 * columns), fontsize=11)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    legend_below(figure, handles, 3)
     figure.savefig(path)
 
 

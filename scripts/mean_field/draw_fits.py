@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ..plot import COLOURS, decades, panel_grid, plain_axes
+from ..plot import COLOURS, decades, legend_below, panel_grid, plain_axes
 from .draw_crowds import colours, percent
 from .draw_curves import COMPARED, FLOOR, look_of
 
@@ -106,8 +106,7 @@ def forecasts(
         plain_axes(axes)
     title += f", {len(states)} of {d} states" if len(states) < d else ""
     figure.suptitle(textwrap.fill(title, 30 * columns), fontsize=11, parse_math=False)
-    ncols = min(len(handles), 5)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+    legend_below(figure, handles, 5)
     figure.savefig(path)
 
 

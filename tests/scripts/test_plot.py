@@ -8,7 +8,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 from headway.scripts import plot
-from headway.scripts.plot import COLOURS, aligned, find_runs, grouped, learning_curve, learning_curves, read_columns
+from headway.scripts.plot import (
+    COLOURS,
+    aligned,
+    find_runs,
+    grouped,
+    learning_curve,
+    learning_curves,
+    legend_below,
+    panel_grid,
+    read_columns,
+)
 from matplotlib.axes import Axes
 
 PROGRESS = """\
@@ -71,9 +81,18 @@ def test_columns_leave_out_a_line_that_is_being_written(tmp_path: Path) -> None:
 # ---- many runs -------------------------------------------------------------------------------------------------------
 
 
-def make_run(folder: Path, returns: list[float], env: str = "Pendulum-v1", every: int = 10, **settings: Any) -> Path:
+def make_run(
+    folder: Path,
+    returns: list[float],
+    env: str = "Pendulum-v1",
+    every: int = 10,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
     folder.mkdir(parents=True)
-    options = {"env": env, "seed": len(returns), "run_dir": str(folder), "total_timesteps": 1, "n_envs": 1}
+    options = {"env": env, "seed": len(returns), "run_dir": str(folder), "total_timesteps": 1, "n_envs": 1} | (
+        options or {}
+    )
     content = {"agent": "SAC", "options": options, "config": {"gamma": 0.9, "net_arch": [8, 8]} | settings}
     (folder / "config.json").write_text(json.dumps(content))
     lines = [f"{number * every},{value}" for number, value in enumerate(returns)]
@@ -143,6 +162,36 @@ def test_figure_of_any_number_of_panels(tmp_path: Path, count: int) -> None:
     groups = {f"arm {number}": [curve] for number in range(9)}  # more than there are colours
     learning_curves({f"environment {number} " * 4: groups for number in range(count)}, tmp_path / "figure.png")
     assert matplotlib.image.imread(tmp_path / "figure.png").std() > 0.01
+
+
+@pytest.mark.parametrize("length", [3, 40, 400])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_legends_are_whole(length: int, count: int) -> None:
+    figure, (axes,) = panel_grid(1, 1, (7, 3.9), 0.6, "steps")
+    handles = {f"{number} {'word ' * (length // 5)}": axes.plot([0, 1])[0] for number in range(count)}
+    legend_below(figure, handles, 4, "a note on what is shown, " * 9)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert 0 <= extent.y0 < extent.y1 <= axes.get_tightbbox().y0  # below the axis's own label
+    assert axes.get_window_extent().height > 3 * figure.dpi
+    assert len(legend.get_texts()) == count
+
+
+def test_runs_behind_delays_have_panels_of_their_own(tmp_path: Path) -> None:
+    for number, delay in enumerate((None, None, "wifi,wifi", "constant:1,constant:1")):
+        options = {"delay": delay, "delay_form": "dict"}
+        make_run(tmp_path / str(number), [1.0, 2], options=options)
+    make_run(tmp_path / "flat", [1.0, 2], options={"delay": "wifi,wifi", "delay_form": "flat"})
+    make_run(tmp_path / "old", [1.0, 2])  # of a time without delays
+    panels = grouped(find_runs([tmp_path]))
+    assert {title: sorted(groups) for title, groups in panels.items()} == {
+        "Pendulum-v1": ["SAC"],
+        "Pendulum-v1 behind constant:1,constant:1": ["SAC"],
+        "Pendulum-v1 behind wifi,wifi": ['SAC delay_form="dict"', 'SAC delay_form="flat"'],
+    }
+    assert len(panels["Pendulum-v1"]["SAC"]) == 3
 
 
 def test_plot_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
