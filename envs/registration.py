@@ -12,6 +12,7 @@ from .batched import BatchedEnv
 from .mean_field import registration as mean_field
 from .mujoco import MujocoTask
 from .mujoco.making import name_of
+from .mujoco.rendering import draw_without_screen
 from .mujoco.tasks import TASKS
 from .naming import nearest
 
@@ -110,6 +111,7 @@ def make(env_id: str, *, render_mode: str | None = None, **kwargs: Any) -> gym.E
         _import(module, env_id)
     if render_mode is not None:  # an environment that cannot render need not know the word
         kwargs["render_mode"] = render_mode
+        draw_without_screen()
     try:
         return gym.make(name, **kwargs)
     except error.UnregisteredEnv as cause:

@@ -220,7 +220,12 @@ def our_member(name: str) -> Turn:
 def _open_spiel(module: str) -> Any:
     if importlib.util.find_spec("pyspiel") is None or importlib.util.find_spec("open_spiel") is None:
         raise Absent("OpenSpiel is not installed: pip install open_spiel")
-    return importlib.import_module(f"open_spiel.python.{module}")
+    try:
+        return importlib.import_module(f"open_spiel.python.{module}")
+    except ModuleNotFoundError as cause:  # ml_collections, say, which its package does not ask for
+        raise Absent(f"OpenSpiel needs {cause.name}, which is not installed: pip install {cause.name}") from cause
+    except ImportError as cause:
+        raise Absent(f"OpenSpiel cannot be imported: {' '.join(str(cause).split())}") from cause
 
 
 def peer_game(game: str, side: str) -> Any:

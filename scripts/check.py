@@ -183,7 +183,7 @@ def check_apart(env_id: str, options: CheckOptions) -> Report:
         file = Path(folder) / "report.json"
         flags = {"--steps": options.steps, "--seconds": options.seconds, "--seed": options.seed, "--json": file}
         flags |= {} if options.delay is None else {"--delay": options.delay}
-        command = [sys.executable, "-m", f"{__package__}.cli", "check", env_id]
+        command = [sys.executable, "-m", str(__package__), "check", env_id]
         patience = 120 + 20 * options.seconds
         try:
             code = subprocess.run(command + [str(part) for pair in flags.items() for part in pair], timeout=patience)

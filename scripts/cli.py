@@ -25,6 +25,9 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
+  headway --version                          versions of Headway and of what it stands on
+
+Also as python -m headway.scripts, where no script is on the path.
 """
 
 
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        return _version()
     # A mistake of the user's ends in one line that says what to do; HEADWAY_TRACEBACK=1 shows where it was noticed.
     try:
         code = _dispatch(arguments[0], arguments[1:])
@@ -97,7 +102,10 @@ def _say_mujoco_warnings_once() -> None:
 
 
 def draw_without_screen() -> None:
-    """Have MuJoCo draw through EGL where there is no screen: left alone, it decides on a window when it is imported."""
+    """Have MuJoCo draw through EGL where there is no screen: left alone, it decides on a window when it is imported.
+
+    ``headway.envs`` does so when something is drawn, which is too late for environments with renderers of MuJoCo's.
+    """
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not screen and ctypes.util.find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -131,6 +139,14 @@ def _evaluate(rest: list[str]) -> int:
     from .options import run_flags
 
     return run_flags(EvaluateOptions, rest, "headway evaluate", evaluate)
+
+
+def _version() -> int:
+    from ..agents.core.files.contents import versions
+
+    found = versions()
+    print(f"headway {found.pop('headway-rl')} ({', '.join(f'{name} {version}' for name, version in found.items())})")
+    return 0
 
 
 def _agents() -> int:

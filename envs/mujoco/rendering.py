@@ -1,6 +1,9 @@
 """Drawing one row of a batch, with Gymnasium's renderer."""
 
 import copy
+import ctypes.util
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +40,13 @@ class Camera:
     """``mujoco.mjtVisFlag`` to switch on or off."""
 
 
+def draw_without_screen() -> None:
+    """Have Gymnasium draw through EGL where there is no screen and nobody chose; left alone, it tries a window."""
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform == "linux" and not screen and ctypes.util.find_library("EGL"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 class RowRenderer:
     """Draws rows of an engine.
 
@@ -46,6 +56,7 @@ class RowRenderer:
     """
 
     def __init__(self, engine: Engine, camera: Camera, default_view: Mapping[str, Any] | None) -> None:
+        draw_without_screen()
         self._engine = engine
         self._model = copy.copy(engine.model)
         screen = self._model.vis.global_

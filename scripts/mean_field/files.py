@@ -83,7 +83,10 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     try:
         with replacing(file) as temporary:
+            temporary.touch()  # with the mode of any other file; the library makes its own for the owner alone
+            mode = temporary.stat().st_mode
             save_file({name: part.detach().cpu().contiguous() for name, part in tensors.items()}, temporary)
+            temporary.chmod(mode)
     except (SafetensorError, OSError) as cause:  # the library's own error is no OSError
         raise OSError(f"cannot write {file}: {cause}") from cause
 

@@ -577,6 +577,28 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     pytest.skip("there is neither OSMesa nor EGL here")
 
 
+DRAW_ANYWHERE = """
+import os, sys
+os.environ.pop("DISPLAY", None)
+os.environ.pop("MUJOCO_GL", None)
+os.environ.update(line.split("=") for line in sys.argv[1:])
+import mujoco, gymnasium
+from headway.envs import make
+how = {"render_mode": "rgb_array"}
+for env in gymnasium.make("headway/Hopper-v5", **how), make("Hopper-v5", **how):
+    env.reset(seed=0)
+    print(env.render().std() > 3)
+    env.close()
+"""
+
+
+def test_neither_a_screen_nor_a_word_about_it_is_needed(tmp_path: Path) -> None:
+    if run(DRAW_ANYWHERE, tmp_path, "MUJOCO_GL=egl").returncode != 0:
+        pytest.skip("there is no EGL here")
+    done = run(DRAW_ANYWHERE, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
+
+
 @pytest.mark.parametrize("name", ["Hopper", "InvertedDoublePendulum", "Pusher"])
 def test_frames_of_rows_are_those_of_gymnasium(drawn: dict[str, Any], name: str) -> None:
     rows, later = drawn[f"{name} rows"], drawn[f"{name} later"]

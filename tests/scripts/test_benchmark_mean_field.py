@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,33 @@ def test_benchmark_writes_what_it_measured(headway: Command, monkeypatch: pytest
     assert read["ratios"] == []
     code, _, err = headway("benchmark", "mfg", "--json", "b.json")
     assert (code, "b.json exists: choose another name" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("import ml_collectionz", "OpenSpiel needs ml_collectionz, which is not installed: pip install ml_collectionz"),
+        ("raise ImportError('a symbol')", "OpenSpiel cannot be imported: a symbol"),
+    ],
+)
+def test_openspiel_that_cannot_be_imported(
+    headway: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: str, reason: str
+) -> None:
+    """It does not ask for all that it needs."""
+    package = tmp_path / "peers" / "open_spiel"
+    (package / "python" / "mfg").mkdir(parents=True)
+    for file in ("__init__.py", "python/__init__.py", "python/mfg/__init__.py", "../pyspiel.py"):
+        (package / file).write_text("")
+    (package / "python" / "mfg" / "games.py").write_text(broken)
+    monkeypatch.syspath_prepend(str(tmp_path / "peers"))
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("open_spiel", "pyspiel")]:
+        monkeypatch.delitem(sys.modules, name)
+    flags = ("--games", "crowd_modelling", "--env-games", "crowd_modelling", *TINY, "--no-gpu", "--json", "b.json")
+    code, out, err = headway("benchmark", "mfg", *flags)
+    assert code == 0, err
+    assert f"absent: {reason}\n" in out
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("open_spiel", "pyspiel")]:
+        del sys.modules[name]
 
 
 @pytest.mark.skipif(WITHOUT_PEER, reason="OpenSpiel is not installed")

@@ -33,6 +33,7 @@ def test_solve_prints_both_figures_and_writes_everything(headway: Command) -> No
     assert {file.name for file in folder.iterdir()} == {
         "solution.safetensors", "solution.json", "exploitability.csv", "exploitability.png", "flow.png", "flow.gif",
     }  # fmt: skip
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1  # all for the same readers
     tensors = load_file(folder / "solution.safetensors")
     assert torch.equal(tensors["defined.policy"], solve(own, "online_mirror_descent", 6).policy)
     assert tensors["openspiel.flow"].shape == (1, 4, 4)

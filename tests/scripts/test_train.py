@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import platform
 import re
 import resource
 import shlex
@@ -27,9 +28,11 @@ from headway.agents import AGENTS, SAC
 from headway.agents.core.config import OffPolicyConfig, describe
 from headway.agents.core.data import ReplayStore, RolloutStore
 from headway.agents.core.files import archive, list_checkpoints
+from headway.agents.core.files.contents import versions
 from headway.agents.core.logging import CSVFile, Metrics
 from headway.agents.core.registry import known_agents
 from headway.envs import make_batched
+from headway.envs.mujoco import rendering
 from headway.scripts import cli, runs
 from headway.scripts.machine import commit
 from headway.scripts.options import TrainOptions, parse_train, simulated_on
@@ -465,11 +468,21 @@ def test_other_commands(headway: Command) -> None:
     assert "Pendulum" not in out
     assert headway("envs", "no such thing")[:2] == (1, "no environment id contains 'no such thing'\n")
     assert headway("trian")[::2] == (1, "headway: error: there is no command 'trian': did you mean train?\n")
+    code, out, _ = headway("--version")
+    assert code == 0
+    assert f"headway {versions()['headway-rl']} (python {platform.python_version()}, torch {torch.__version__}" in out
+    done = subprocess.run(
+        [sys.executable, "-m", "headway.scripts", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, out)
     assert headway()[0] == 2
     assert headway("--help")[:2] == (0, headway()[1])
 
 
-def test_films_are_drawn_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("draw_without_screen", [cli.draw_without_screen, rendering.draw_without_screen])
+def test_films_are_drawn_without_a_screen(
+    monkeypatch: pytest.MonkeyPatch, draw_without_screen: Callable[[], None]
+) -> None:
     def drawing(display: str, library: str | None, wanted: str | None = None) -> str | None:
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.setenv("WAYLAND_DISPLAY", "")
@@ -478,7 +491,7 @@ def test_films_are_drawn_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> No
         if wanted:
             monkeypatch.setenv("MUJOCO_GL", wanted)
         monkeypatch.setattr("sys.platform", "linux")
-        cli.draw_without_screen()
+        draw_without_screen()
         return os.environ.get("MUJOCO_GL")
 
     assert drawing("", "libEGL.so.1") == "egl"
