@@ -20,6 +20,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy() -> float:
+    """:return: how many processors others use: on average over the last minute, or at this moment if that is more."""
+    now = Path("/proc/loadavg")
+    running = int(now.read_text().split()[3].partition("/")[0]) - 1 if now.exists() else 0
+    return max(os.getloadavg()[0], running)
+
+
 def machine() -> dict[str, Any]:
     """:return: operating system, processor, cores and GPU."""
     info = Path("/proc/cpuinfo")

@@ -59,7 +59,7 @@ class TrainOptions(Flags):
     """Length of the run, over all environments together."""
 
     seed: Annotated[int, Range(0, 4_000_000_000)] = 0
-    """Seed of every random stream; equal seeds give equal runs."""
+    """Seed of every random stream; equal seeds (and threads) give equal runs."""
 
     n_envs: Annotated[int, Range(1)] = 1
     """Environments stepped together."""
@@ -76,7 +76,9 @@ class TrainOptions(Flags):
     Warp is installed, and else the CPU."""
 
     threads: Annotated[int, Range(0)] = 0
-    """Threads of torch on the CPU, and of MuJoCo for environments in one batch; 0 leaves it to them: one per core."""
+    """Threads of torch on the CPU, and of MuJoCo for environments in one batch. 0: one per core, but for torch a single
+    one where networks are no wider than 128, or where others use more than half of the cores; it is printed at the
+    start, and kept on resume."""
 
     preset: str = "auto"
     """Preset whose values stand in for the defaults; auto takes the environment's own if there is one, else default."""

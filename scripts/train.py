@@ -34,7 +34,7 @@ from ..agents.core.logging import CSVFile, run_logger
 from ..agents.core.seeds import spawn_seed
 from ..wrappers import BatchedVecEnv, Snapshot
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
-from .machine import commit
+from .machine import busy, commit, cores
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
 from .peers import Peer, dump_logs
 from .runs import alone, progress_bar, read_run, write_json
@@ -311,7 +311,7 @@ def make_folder(run: Run, folder: Path) -> None:
     """
     seeds = {purpose: spawn_seed(run.options.seed, purpose) for purpose in ("environments", "evaluation")}
     about = {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions(), "commit": commit()}
-    content = run.to_dict() | about | {"seeds": seeds}
+    content = run.to_dict() | about | {"seeds": seeds, "torch_threads": torch.get_num_threads()}
     try:
         with replacing(folder) as temporary:
             temporary.mkdir()
@@ -338,10 +338,9 @@ def train(run: Run) -> int:
             folder = run_folder(run)
             if options.resume is not None:
                 stack.enter_context(alone(folder, "training"))
-            if options.threads:
-                torch.set_num_threads(options.threads)
             env = training_env(options)
             stack.callback(close_env, env)
+            set_threads(run, folder, env.observation_space)
             if options.video:
                 check_drawing(options.env)
             if isinstance(env, BatchedVecEnv):  # what auto has chosen, so that a resumed run stays there
@@ -356,6 +355,30 @@ def train(run: Run) -> int:
         except KeyboardInterrupt:
             print("headway: interrupted", file=sys.stderr)
             return signals.exit_code
+
+
+SMALL = 128
+"""Width up to which a second thread costs more than it computes. Our choice."""
+
+
+def set_threads(run: Run, folder: Path, space: spaces.Space[Any]) -> None:
+    """Set torch's threads: those asked for, or of the run that is resumed, since sums round by them.
+
+    Without either, one where networks are small or others use the processors: two threads that have to wait for
+    each other's turn were forty times slower than one. Else as many as torch has chosen, one per core.
+
+    :param run: the resolved command
+    :param folder: of the run
+    :param space: of observations
+    """
+    threads = run.options.threads
+    if not threads and run.options.resume is not None:
+        threads = int(read_run(folder).get("torch_threads", torch.get_num_threads()))
+    if not threads:
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else (space,)
+        small = max(getattr(run.config, "net_arch", (256,)), default=0) <= SMALL and not any(map(is_image_space, parts))
+        threads = 1 if small or busy() > cores() / 2 else torch.get_num_threads()
+    torch.set_num_threads(threads)
 
 
 def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[Trainee, bool]:

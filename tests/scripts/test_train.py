@@ -34,10 +34,11 @@ from headway.agents.core.registry import known_agents
 from headway.envs import make_batched
 from headway.envs.mujoco import rendering
 from headway.scripts import cli, runs
-from headway.scripts.machine import commit
+from headway.scripts.machine import busy, commit, cores
 from headway.scripts.options import TrainOptions, parse_train, simulated_on
-from headway.scripts.train import Evaluator, TrainingCallback
+from headway.scripts.train import Evaluator, TrainingCallback, set_threads
 from kill_resume import being_written, differences, newest
+from toys import FORMS
 
 TINY = shlex.split("--env worlds:Point-v0 --total-timesteps 60 --learning-starts 20 --batch-size 8 --net-arch 8")
 TINY += shlex.split("--eval-episodes 1 --eval-every 25 --log-every 10 --checkpoint-every 20 --threads 1 --no-progress")
@@ -238,6 +239,50 @@ def test_compile_reaches_the_losses(headway: Command, monkeypatch: pytest.Monkey
     monkeypatch.setattr("headway.agents.sac.compiled", record)
     finished(headway, "sac", "--compile", "default", folder="compiled")
     assert modes == ["default"] * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "load", "expected"),
+    [
+        (("--net-arch", "129"), 0.0, 3),
+        (("--net-arch", "128"), 0.0, 1),  # a second thread would cost more than it computes
+        (("--net-arch", "129"), 0.51 * cores(), 1),  # two would wait for each other's turn
+        (("--net-arch", "8", "--threads", "2"), 0.51 * cores(), 2),
+    ],
+)
+def test_threads(
+    headway: Command, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], load: float, expected: int
+) -> None:
+    monkeypatch.setattr("headway.scripts.train.busy", lambda: load)
+    torch.set_num_threads(3)  # as torch chose
+    tiny = [*TINY[: TINY.index("--threads")], "--no-progress", "--total-timesteps", "30", *flags]
+    code, out, err = headway("train", "sac", *tiny, "--run-dir", "run")
+    assert code == 0, err
+    assert f"{expected} thread{'s' * (expected > 1)}" in out
+    assert json.loads(Path("run/config.json").read_text())["torch_threads"] == expected
+    torch.set_num_threads(3)
+    monkeypatch.setattr("headway.scripts.train.busy", lambda: 0.51 * cores() - load)
+    assert headway("train", "--resume", "run", "--total-timesteps", 32)[0] == 0
+    assert torch.get_num_threads() == expected  # as before, whoever is busy now
+
+
+def test_images_are_worth_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.scripts.train.busy", lambda: 0.0)
+    run = parse_train("sac", [*TINY[: TINY.index("--threads")]])
+    assert run is not None
+    for form, expected in (("image in a dict", 3), ("image", 3), ("dict", 1)):
+        torch.set_num_threads(3)
+        set_threads(run, Path(), FORMS[form])
+        assert torch.get_num_threads() == expected
+
+
+def test_busy_processors_are_counted() -> None:
+    before = busy()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as spinning:
+        time.sleep(0.05)
+        assert busy() >= 1
+        spinning.kill()
+    assert before >= 0
 
 
 def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
