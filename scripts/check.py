@@ -254,6 +254,11 @@ def check(options: CheckOptions) -> int:
         reports.append(check_env(env_id, options) if alone else check_apart(env_id, options))
         if alone:
             show(reports[-1])
+        _write(options, reports)  # after each: of many, one may take long
+    return 0 if all(report.is_good for report in reports) else 1
+
+
+def _write(options: CheckOptions, reports: Sequence[Report]) -> None:
     if options.json is not None:
         with replacing(options.json) as temporary:
             content = {**origin(), "reports": [report.to_dict() for report in reports]}
@@ -261,7 +266,6 @@ def check(options: CheckOptions) -> int:
     if options.markdown is not None:
         with replacing(options.markdown) as temporary:
             temporary.write_text(table(reports))
-    return 0 if all(report.is_good for report in reports) else 1
 
 
 def main(arguments: Sequence[str]) -> int:

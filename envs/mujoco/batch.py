@@ -21,6 +21,7 @@ from ..naming import nearest
 from ..streams import HostStreams
 from .cpu import GIB, HostEngine, available_memory, contact_force_sensor
 from .engine import CONTACT_FORCES, Engine, Failure, Sim
+from .probing import Watched, check_rows_apart, try_functions
 from .randomise import Randomise
 from .rendering import Camera, RowRenderer
 from .task import MujocoTask, compiled
@@ -98,7 +99,7 @@ class MujocoBatch(BatchedEnv):
         self._elapsed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._returns = torch.zeros(num_envs, dtype=self.engine.dtype, device=self.device)
         self._needs_reset = True
-        _try_functions(task, self.sim, self._noise.draw(self._rows([0])))
+        try_functions(task, self.sim, self._noise.draw(self._rows([0])))
         self.sim.freeze()
         self._set_spaces()
         self._autoreset = autoreset_mode is AutoresetMode.SAME_STEP
@@ -348,7 +349,8 @@ def _check_fields(varied: tuple[str, ...]) -> None:
 def _tried(task: MujocoTask, model: mujoco.MjModel, varied: tuple[str, ...]) -> HostEngine:
     """:return: an engine of two worlds that has bound the fields of MjData that the task's functions read."""
     engine = HostEngine(model, 2, task.frame_skip, varied, num_threads=1)
-    _try_functions(task, Sim(engine), engine.streams().draw(torch.tensor([True, False])))
+    try_functions(task, Watched(engine), engine.streams().draw(torch.tensor([True, False])))
+    check_rows_apart(task, engine)
     return engine
 
 
@@ -362,51 +364,6 @@ def _check_memory(num_envs: int, bytes_per_row: int) -> None:
         )
     if needed > 1:
         print(f"{num_envs:,} rows take about {needed:.1f} GiB of memory, {free:.1f} GiB are free", file=sys.stderr)
-
-
-def _try_functions(task: MujocoTask, sim: Sim, random: Any) -> None:
-    """Call every function of a task once, and check what it returns."""
-    count, width = sim.num_envs, sim.model.nu
-    for field, value in task.reset(sim, random).items():
-        _check(task, f"reset's {field!r}", value, sim, (count, *getattr(sim, field).shape[1:]))
-    for name, value in task.reset_info(sim).items():
-        _check(task, f"reset_info's {name!r}", value, sim, (count, ...))
-    before = task.before(sim)
-    judged = task.reward(sim, torch.zeros(count, width, dtype=torch.float32, device=sim.device), before)
-    reward, parts = judged if isinstance(judged, tuple) else (judged, {})
-    _check(task, "reward", reward, sim, (count,))
-    for name, value in parts.items():
-        _check(task, f"reward's part {name!r}", value, sim, (count, ...))
-    terminated = task.terminated(sim)
-    if terminated is not None:
-        _check(task, "terminated", terminated, sim, (count,), torch.bool)
-    _check(task, "observation", task.observation(sim), sim, (count, None))
-
-
-def _check(
-    task: MujocoTask, what: str, value: Any, sim: Sim, shape: tuple[Any, ...], dtype: torch.dtype | None = None
-) -> None:
-    def fail(problem: str) -> None:
-        raise TypeError(f"{_name(task)}: {what} {problem}")
-
-    if not isinstance(value, Tensor):
-        fail(f"is a {type(value).__name__}, expected a tensor")
-    if shape[-1] is ...:
-        fits = value.ndim > 0 and value.shape[0] == shape[0]
-    else:
-        fits = value.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, value.shape, strict=True))
-    if not fits:
-        expected = str(shape).replace("None", "D").replace("Ellipsis", "…")
-        fail(f"has shape {tuple(value.shape)}, expected {expected}: the leading axis is the rows")
-    if value.device != sim.device and value.device.type != sim.device.type:
-        fail(f"is on {value.device}, expected {sim.device}: make new tensors with device=sim.device")
-    if dtype is not None and value.dtype != dtype:
-        fail(f"is of {value.dtype}, expected {dtype}")
-    storages = {field.untyped_storage().data_ptr() for field in vars(sim).values() if isinstance(field, Tensor)}
-    if not what.startswith("reset's") and value.untyped_storage().data_ptr() in storages:
-        fail("is a view of the simulation, which the next step overwrites: return a clone() of it")
-    if what == "observation" and not value.is_floating_point():
-        fail(f"is of {value.dtype}, expected a floating-point type")
 
 
 def _name(task: MujocoTask) -> str:

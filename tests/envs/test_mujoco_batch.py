@@ -1,6 +1,7 @@
 """What a batch of MuJoCo rows promises: rows that know nothing of each other, results that stay, clear refusals."""
 
 import dataclasses
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -487,6 +488,88 @@ def test_what_a_function_returns_is_checked_when_the_batch_is_made(what):
     functions, message = ODD[what]
     with pytest.raises(TypeError, match=f"Odd: {message}"):
         batch(altered(**functions))
+
+
+def one_branch(self, sim, action, before):
+    if sim.qpos[0, 0] > 0:
+        return torch.zeros(sim.num_envs, dtype=torch.float64)
+    return sim.qvel[:, 0].clone()
+
+
+BRANCHES: dict[str, dict[str, Any]] = {
+    "if sim.qpos[0, 0] > 0": {"reward": one_branch},
+    "1 if (sim.qvel > 9).any() else 0": {
+        "observation": lambda self, sim: sim.qvel * (1 if (sim.qvel > 9).any() else 0)
+    },
+    "float(sim.qpos[0, 1])": {"observation": lambda self, sim: sim.qvel * float(sim.qpos[0, 1])},
+    "int(sim.xpos[1, 1, 2])": {"terminated": lambda self, sim: sim.qvel[:, int(sim.xpos[1, 1, 2])] > 0},
+    "sim.qvel.sum().item()": {"observation": lambda self, sim: sim.qpos * sim.qvel.sum().item()},
+    "sim.qpos.cos().tolist()": {"before": lambda self, sim: sim.qpos.cos().tolist()},
+    "not action.abs().max()": {"reward": lambda self, sim, action, before: sim.qvel[:, 0] * (not action.abs().max())},
+    "bool(random.uniform(0, 1, 1)[0] > 0.5)": {
+        "reset": lambda self, sim, random: {"qpos": sim.qpos * bool(random.uniform(0, 1, 1)[0] > 0.5)}
+    },
+    "max(random.normal(2)[0])": {"reset": lambda self, sim, random: {"qpos": sim.qpos * max(random.normal(2)[0])}},
+}
+
+
+@pytest.mark.parametrize("line", BRANCHES)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_branch_on_the_values_of_rows_is_found_when_the_batch_is_made(line, rows):
+    """With one row it would be right, which is how it is written and tried out."""
+    with pytest.raises(TypeError, match=rf"Odd asks for single values in `.*{re.escape(line)}.*torch\.where"):
+        batch(altered(**BRANCHES[line]), rows)
+
+
+def centred(self, sim):
+    return sim.qvel - sim.qvel.mean()
+
+
+MIXED: dict[str, tuple[dict[str, Any], str]] = {
+    "a mean over all": ({"observation": centred}, "observation"),
+    "a mean over rows": ({"observation": lambda self, sim: sim.qvel - sim.qvel.mean(0)}, "observation"),
+    "a norm": ({"reward": lambda self, sim, a, before: sim.qpos[:, 0] - sim.qvel.norm()}, "reward"),
+    "a part": (
+        {"reward": lambda self, sim, a, before: (sim.qpos[:, 0].clone(), {"x": sim.qvel.flip(0)})},
+        "'x'",
+    ),
+    "the other's action": ({"reward": lambda self, sim, action, before: action.flip(0).sum(1).double()}, "reward"),
+    "what was before": (
+        {
+            "before": lambda self, sim: sim.qvel.sum(),
+            "reward": lambda self, sim, action, before: sim.qpos[:, 0] + before,
+        },
+        "reward",
+    ),
+    "a branch by way of NumPy": (
+        {"terminated": lambda self, sim: torch.full((len(sim.qvel),), bool(sim.qvel.numpy().max() > 0.5))},
+        "terminated",
+    ),
+    "draws": (
+        {"reset": lambda self, sim, random: {"qpos": random.uniform(0, 1, 6).sum() + sim.qpos}},
+        "reset's 'qpos'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_rows_that_are_mixed_are_found_when_the_batch_is_made(what):
+    functions, name = MIXED[what]
+    with pytest.raises(TypeError, match=f"Odd: {name} of one row depends on what another row does"):
+        batch(altered(**functions), 1)
+
+
+def test_what_is_no_branch_on_values_is_left_alone(capsys):
+    def observation(self, sim):
+        print(sim.qpos, f"{sim.qvel}")
+        mass = float(sim.body_mass[0, 1])  # which all rows have
+        kept = sim.qvel if sim.qpos.shape[0] > 1 and float(sim.init_qpos[1]) > 0 else 2 * sim.qvel
+        return torch.where(sim.qpos[:, :1] > 0, kept, -kept) * mass
+
+    batch(altered(observation=observation))
+    assert "tensor" in capsys.readouterr().out
+    with pytest.raises(TypeError, match=r"single values in `mass = float"):  # unless they differ in it
+        batch(altered(observation=observation), randomise={"body_mass": scale(0.5, 2)})
 
 
 def test_a_width_that_is_not_the_observation_spaces():
