@@ -168,6 +168,8 @@ def _envs(rest: list[str]) -> int:
     text = rest[0].lower() if rest else ""
     ids = sorted(env_id for env_id in gymnasium.registry if text in env_id.lower())
     print("\n".join(ids) or f"no environment id contains {text!r}")
+    if any(env_id.startswith("headway/") for env_id in ids):
+        print("in Python, headway/… are known once headway.envs or headway.agents is imported", file=sys.stderr)
     return 0 if ids else 1
 
 

@@ -534,6 +534,5 @@ def _compared(one: dict[str, Any], other: dict[str, Any], messages: Sequence[str
     if not why:
         text = "a resumed run differs from one that went on, without a warning"
         return Finding("resumes", "fault", text, "inexactly", {"exact": False})
-    return Finding(
-        "resumes", "note", f"restarts its episode: {why[0]}", f"restarts its episode: {why[0]}", {"exact": False}
-    )
+    short = f"restarts its episode: {why[0].partition(';')[0]}"
+    return Finding("resumes", "note", f"restarts its episode: {why[0]}", short, {"exact": False})
