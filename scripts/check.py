@@ -184,7 +184,7 @@ def check_apart(env_id: str, options: CheckOptions) -> Report:
         flags = {"--steps": options.steps, "--seconds": options.seconds, "--seed": options.seed, "--json": file}
         flags |= {} if options.delay is None else {"--delay": options.delay}
         command = [sys.executable, "-m", str(__package__), "check", env_id]
-        patience = 120 + 20 * options.seconds
+        patience = 600 + 20 * options.seconds  # a busy machine is slow
         try:
             code = subprocess.run(command + [str(part) for pair in flags.items() for part in pair], timeout=patience)
             ended = f"ended by signal {-code.returncode}" if code.returncode < 0 else f"ended with {code.returncode}"
@@ -225,7 +225,8 @@ def table(reports: Sequence[Report]) -> str:
         found = {finding.name: finding for finding in report.findings}
         spaces = found["spaces"].figures.get("what", "") if "spaces" in found else ""
         cells = [f"`{report.env}`" + (f", {report.package}" if report.package else ""), spaces]
-        cells += [_cell(found.get(name)) for name in ("trains", "resumes", "delays")]
+        refused = found["spaces"] if "spaces" in found and found["spaces"].verdict == "fault" else None
+        cells += [_cell(found.get("trains", refused)), _cell(found.get("resumes")), _cell(found.get("delays"))]
         besides = [_cell(finding) for name, finding in found.items() if name not in COLUMNS and finding.short]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in [*cells, "; ".join(besides)]) + " |")
     return "\n".join(lines) + "\n"

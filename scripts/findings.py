@@ -108,7 +108,8 @@ def brief(space: spaces.Space[Any]) -> str:
         return f"Dict({', '.join(f'{key}: {brief(part)}' for key, part in space.items())})"
     if isinstance(space, spaces.Box):
         return f"Box{space.shape} {space.dtype}"
-    return shown(space)
+    known = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
+    return shown(space) if known else type(space).__name__
 
 
 def check_spaces(env: Env[Any, Any]) -> Finding:
