@@ -29,6 +29,8 @@ class BatchedEnv(VectorEnv[Obs, Tensor, Tensor]):
     - ``info["dummy"]`` (N,) bool, optional: rows that only did a delayed reset and are no transition
     - ``info["goes_on"]`` (N,) bool, optional: rows that ended for who learns in them, while the episode that is
       accounted for goes on, as where a game costs a life; ``info["episode"]`` means nothing there
+    - ``info["is_success"]`` (N,) bool, optional: whether the episode succeeded, meaningful where a row ended; only in
+      the rows of ``info["_is_success"]`` (N,) bool, if that is there
 
     What a step returned stays as it is: the next step writes into tensors of its own.
 

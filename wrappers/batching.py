@@ -1,6 +1,8 @@
 """Any environment as a :class:`~headway.envs.BatchedEnv`: an id, a single environment, both kinds of vector one."""
 
+import logging
 from abc import abstractmethod
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property
 from typing import Any
@@ -14,9 +16,13 @@ from gymnasium.vector.utils import batch_space, concatenate
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
     VecEnv,
     VecMonitor,
+    VecNormalize,
     VecTransposeImage,
+    VecVideoRecorder,
     is_vecenv_wrapped,
     unwrap_vec_normalize,
 )
@@ -26,6 +32,8 @@ from ..envs import BatchedEnv, NumpyVectorEnv, make
 from ..envs.batched import Info, Obs, Resettable, RowSnapshots, require, row_seeds
 from .sb3 import DUMMY, BatchedVecEnv
 from .snapshot import capture, restore
+
+log = logging.getLogger("headway")
 
 AnyEnv = str | gym.Env[Any, Any] | VecEnv | VectorEnv[Any, Any, Any]
 
@@ -44,13 +52,13 @@ def as_batched(env: AnyEnv) -> BatchedEnv:
         return env.batched
     if isinstance(env, str):
         env = make(env)
+    if isinstance(env, VectorEnv):  # before gym.Env: EnvPool's are both
+        return VectorEnvBatch(env)
     if isinstance(env, gym.Env):
         single = env if _is_monitored(env) else Monitor(env)
         env = DummyVecEnv([lambda: single])
     if isinstance(env, VecEnv):
         return VecEnvBatch(env)
-    if isinstance(env, VectorEnv):
-        return VectorEnvBatch(env)
     raise TypeError(f"{env!r} is no environment: give an id, a gymnasium.Env, an SB3 VecEnv or a Gymnasium VectorEnv")
 
 
@@ -79,6 +87,77 @@ def _overlay(obs: Any, rows: np.ndarray[Any, Any], final: Any) -> Any:
     return replaced
 
 
+class _Held:
+    """An environment while it is stepped: where an episode ends, what it led to is copied before the reset comes, since
+    the environment may write into the same array."""
+
+    __slots__ = ("env",)
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        except TypeError as cause:  # out of a Monitor's float(reward)
+            if "can be converted to Python scalars" in str(cause):
+                raise _vector_reward(self.env, "an array") from cause
+            raise
+        if isinstance(reward, (np.ndarray, list, tuple)) and np.size(reward) != 1:
+            raise _vector_reward(self.env, f"of shape {np.shape(reward)}")
+        return deepcopy(obs) if terminated or truncated else obs, reward, terminated, truncated, info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+
+class _Pipe:
+    """A worker's pipe during a step: the worker steps and resets in two commands, so that what the episode led to is on
+    this side before the reset can write into its array.
+
+    :param pipes: those of all workers; the first that is read reads all, so that they reset side by side
+    :param remote: the worker's
+    """
+
+    __slots__ = ("pipes", "received", "remote")
+
+    def __init__(self, pipes: "list[_Pipe]", remote: Any) -> None:
+        self.pipes, self.remote, self.received = pipes, remote, None
+
+    def send(self, message: tuple[str, Any]) -> None:
+        command, data = message
+        self.remote.send(("env_method", ("step", (data,), {})) if command == "step" else message)
+
+    def recv(self) -> Any:
+        if self.received is None:
+            for pipe in self.pipes:
+                pipe.received = pipe.remote.recv()
+                if pipe.received[2] or pipe.received[3]:
+                    pipe.remote.send(("env_method", ("reset", (), {})))
+        obs, reward, terminated, truncated, info = self.received  # type: ignore[misc]
+        done, reset_info = terminated or truncated, {}
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if done:
+            info["terminal_observation"] = obs
+            obs, reset_info = self.remote.recv()
+        return obs, reward, done, info, reset_info
+
+
+def _vector_reward(env: Any, what: str) -> ValueError:
+    return ValueError(
+        f"{env} returned a reward that is {what}; agents maximise one number: weigh its parts in a gymnasium.Wrapper "
+        "(of mo-gymnasium, LinearReward)"
+    )
+
+
+def _scalar_rewards(env: Any, rewards: Any, dtype: Any) -> np.ndarray[Any, Any]:
+    """A number for each row, (N,); refused where there are several."""
+    array = np.array(rewards, dtype)
+    if array.size != env.num_envs:
+        raise _vector_reward(env, f"of shape {array.shape[1:]} in each row")
+    return array.reshape(env.num_envs)
+
+
 class _Adapter(BatchedEnv):
     """What both adapters share: spaces, device, seeds and state.
 
@@ -100,6 +179,47 @@ class _Adapter(BatchedEnv):
             "returns": np.zeros(self.num_envs),
             "lengths": np.zeros(self.num_envs, dtype=np.int64),
         }
+
+        self._alike: int | None = 0
+        """Ends of episodes whose final observation was the next one's first; None: nothing is to be feared."""
+
+    def _step_inside(self, actions: Tensor) -> Any:
+        """Step the wrapped environment, so that final observations outlive the resets where these can be reached."""
+        inner = self.env.unwrapped
+        if isinstance(inner, (DummyVecEnv, SyncVectorEnv)):
+            name, held = "envs", [_Held(env) for env in inner.envs]
+        elif isinstance(inner, SubprocVecEnv):
+            pipes: list[_Pipe] = []
+            pipes += [_Pipe(pipes, remote) for remote in inner.remotes]
+            name, held = "remotes", pipes  # type: ignore[assignment]
+        else:
+            return self.env.step(actions.cpu().numpy())
+        own = getattr(inner, name)
+        setattr(inner, name, held)
+        try:
+            result = self.env.step(actions.cpu().numpy())
+        finally:
+            setattr(inner, name, own)
+        self._alike = None
+        return result
+
+    def _watch(self, ended: np.ndarray[Any, Any], final: Obs, obs: Obs) -> None:
+        """Warn of environments out of reach that seem to write the next episode into the last one's array."""
+        if self._alike is None:
+            return
+        rows = torch.from_numpy(np.flatnonzero(ended))
+        pairs = zip(*(part.values() if isinstance(part, dict) else [part] for part in (final, obs)), strict=True)
+        if not all(torch.equal(one[rows], other[rows]) for one, other in pairs):
+            self._alike = None
+            return
+        self._alike += len(rows)
+        if self._alike >= 3:
+            self._alike = None
+            log.warning(
+                "%s: so far the final observation of every episode was the first one of the next. If its environments "
+                "reuse their arrays, what episodes led to is lost: put headway.wrappers.Snapshot around each of them",
+                type(self.env.unwrapped).__name__,
+            )
 
     def _forget(self, rows: Any = slice(None)) -> None:
         for part in self._account.values():
@@ -221,6 +341,9 @@ class VecEnvBatch(_Adapter):
     def __init__(self, env: VecEnv) -> None:
         super().__init__(env, env.observation_space, env.action_space)
         self.normalizer = unwrap_vec_normalize(env)
+        self._above = [] if self.normalizer is None else _above(env, self.normalizer)
+        if isinstance(env.unwrapped, BatchedVecEnv):
+            self._alike = None
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Obs, Info]:
         """See :meth:`BatchedEnv.reset`."""
@@ -232,15 +355,18 @@ class VecEnvBatch(_Adapter):
             self.env.set_options(options)
         self._forget()
         array_obs = self.env.reset()
+        self._refuse_changes(array_obs, None)
         return _tensors(array_obs), {"raw": (_tensors(self._raw(array_obs)), None)} if self.normalizer else {}
 
     def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """See :meth:`BatchedEnv.step`."""
-        array_obs, array_rewards, dones, infos = self.env.step(actions.cpu().numpy())
+        array_obs, array_rewards, dones, infos = self._step_inside(actions)
+        array_rewards = _scalar_rewards(self.env, array_rewards, np.float32)
+        self._refuse_changes(array_obs, array_rewards)
         dones = np.array(dones, bool)
         truncated = dones & [bool(i.get("TimeLimit.truncated")) for i in infos]
         dummy = np.array([DUMMY in i for i in infos])
-        obs, rewards = _tensors(array_obs), torch.from_numpy(np.array(array_rewards, np.float32))
+        obs, rewards = _tensors(array_obs), torch.from_numpy(array_rewards)
         info: Info = {"sb3": infos}
         if dummy.any():
             info["dummy"] = torch.from_numpy(dummy)
@@ -250,9 +376,10 @@ class VecEnvBatch(_Adapter):
             info["raw"] = (_tensors(raw), torch.from_numpy(np.array(raw_rewards, np.float32)))
         if dones.any():
             info["final_obs"] = _tensors(_overlay(raw, dones, self._terminal_rows(infos, dones)))
+            self._watch(dones, info["final_obs"], info["raw"][0] if self.normalizer else obs)
         else:
             info["final_obs"] = info["raw"][0] if self.normalizer else obs
-        info["episode"] = self._episode(raw_rewards, dones, infos)
+        info["episode"] = self._episode(raw_rewards, dones, infos, dummy)
         untold = dones & ["episode" not in i for i in infos]
         if untold.any() and self._is_monitored:
             info["goes_on"] = torch.from_numpy(untold)
@@ -274,14 +401,40 @@ class VecEnvBatch(_Adapter):
         """The final observations, row by row, None where no episode ended."""
         final = [i.get("terminal_observation") if done else None for done, i in zip(dones, infos, strict=True)]
         _check_final(final, dones, "terminal_observation")
-        if self.normalizer:
-            return [None if f is None else self.normalizer.unnormalize_obs(f) for f in final]
+        if self.normalizer and self.normalizer.norm_obs:
+            kinds = self.normalizer.venv.observation_space
+            return [None if f is None else _rounded(self.normalizer.unnormalize_obs(f), kinds) for f in final]
         return final
 
-    def _episode(self, rewards: Any, dones: Any, infos: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _refuse_changes(self, obs: Any, rewards: Any) -> None:
+        """See that wrappers above the normaliser leave alone what it gives; else its statistics are not of what is
+        acted on, and stored data could not be normalised as it was."""
+        if not self._above:
+            return
+        source = self.normalizer
+        assert source is not None
+        if source.norm_obs:
+            own = source.normalize_obs(source.get_original_obs())
+            pairs = [(own[key], obs.get(key)) for key in own] if isinstance(own, dict) else [(own, obs)]
+            same = len(pairs) == (len(obs) if isinstance(obs, dict) else 1)
+            what = None if same and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs) else "observations"
+        else:
+            what = None
+        if rewards is not None and not np.array_equal(
+            source.normalize_reward(source.get_original_reward()), rewards, equal_nan=True
+        ):
+            what = "rewards"
+        if what is not None:
+            names = ", ".join(type(wrapper).__name__ for wrapper in self._above)
+            raise ValueError(
+                f"{names} above VecNormalize changes the {what}: stored data could not be normalised as what is acted "
+                "on; put VecNormalize around it, outermost"
+            )
+
+    def _episode(self, rewards: Any, dones: Any, infos: list[dict[str, Any]], dummy: Any) -> dict[str, Tensor]:
         """Returns and lengths; a Monitor's own account of a finished row has precedence, as in SB3."""
-        self._account["returns"] += rewards
-        self._account["lengths"] += 1
+        self._account["returns"] += np.where(dummy, 0, rewards)
+        self._account["lengths"] += ~dummy
         returns, lengths = (self._account[name].copy() for name in ("returns", "lengths"))
         for row in np.flatnonzero(dones):
             if "episode" in infos[row]:
@@ -321,6 +474,23 @@ class VecEnvBatch(_Adapter):
         return VecTransposeImage(dummy, self.env.skip) if isinstance(self.env, VecTransposeImage) else dummy
 
 
+def _above(env: VecEnv, normalizer: VecNormalize) -> list[VecEnv]:
+    """The wrappers around a normaliser, without those that are known to change nothing."""
+    wrappers: list[VecEnv] = []
+    while env is not normalizer:
+        if type(env) not in (VecMonitor, VecCheckNan, VecVideoRecorder):
+            wrappers.append(env)
+        env = env.venv  # type: ignore[attr-defined]
+    return wrappers
+
+
+def _rounded(obs: Any, space: spaces.Space[Any]) -> Any:
+    """Un-normalised integers, to be whole again."""
+    if isinstance(space, spaces.Dict):
+        return {key: _rounded(part, space[key]) for key, part in obs.items()}
+    return np.rint(obs) if space.dtype is not None and space.dtype.kind in "iu" else obs
+
+
 class VectorEnvBatch(_Adapter):
     """A Gymnasium ``VectorEnv`` as a batch, whichever way it resets.
 
@@ -356,8 +526,8 @@ class VectorEnvBatch(_Adapter):
         """See :meth:`BatchedEnv.step`."""
         returns, lengths = self._account["returns"], self._account["lengths"]
         dummy = self._account["ended"] & (self.mode is AutoresetMode.NEXT_STEP)
-        array_obs, array_rewards, terminated, truncated, array_info = self.env.step(actions.cpu().numpy())
-        rewards = np.array(array_rewards, np.float64)
+        array_obs, array_rewards, terminated, truncated, array_info = self._step_inside(actions)
+        rewards = _scalar_rewards(self.env, array_rewards, np.float64)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         ended = terminated | truncated
         final = array_obs
@@ -372,11 +542,15 @@ class VectorEnvBatch(_Adapter):
             "final_obs": final_obs,
             "episode": {"r": torch.from_numpy(returns.copy()), "l": torch.from_numpy(lengths.copy())},
             "dummy": torch.from_numpy(dummy),
+            **_successes(array_info, ended),
         }
         self._forget(ended)
         self._account["ended"] = ended
         flags = torch.from_numpy(terminated), torch.from_numpy(truncated & ~terminated)
-        return _tensors(array_obs), torch.from_numpy(rewards.astype(np.float32)), *flags, info
+        obs = _tensors(array_obs)
+        if ended.any() and self.mode is AutoresetMode.SAME_STEP:
+            self._watch(ended, final_obs, obs)
+        return obs, torch.from_numpy(rewards.astype(np.float32)), *flags, info
 
     @property
     def _singles(self) -> list[gym.Env[Any, Any]]:
@@ -402,6 +576,16 @@ class VectorEnvBatch(_Adapter):
             observation_mode=self.env.observation_mode,
             autoreset_mode=self.env.autoreset_mode,
         )
+
+
+def _successes(info: Any, ended: np.ndarray[Any, Any]) -> dict[str, Tensor]:
+    """Whether episodes succeeded, (N,), and which rows say so, (N,) bool; of resets in the step, ``final_info`` says."""
+    for told in (info.get("final_info"), info) if isinstance(info, dict) else ():
+        if isinstance(told, dict) and "is_success" in told:
+            success = np.asarray(told["is_success"]).astype(bool)
+            says = np.asarray(told.get("_is_success", ended)).astype(bool)
+            return {"is_success": torch.from_numpy(success), "_is_success": torch.from_numpy(says & ended)}
+    return {}
 
 
 def _final_rows(info: dict[str, Any], ended: np.ndarray[Any, Any]) -> Any:

@@ -47,6 +47,7 @@ def row_infos(
     if not dones.any():
         return infos
     ended = np.flatnonzero(dones)
+    successes = {} if native or "is_success" not in info else _told(info, ended)
     rows = torch.from_numpy(ended).to(cut.device)
     numbers = (info["episode"]["r"], info["episode"]["l"], cut)
     accounts = torch.stack([part[rows].double() for part in numbers], 1).tolist()
@@ -58,7 +59,16 @@ def row_infos(
         else:
             last = {k: v[place] for k, v in final.items()} if isinstance(final, dict) else final[place]
             infos[row] = {"episode": episode, "TimeLimit.truncated": bool(was_cut), "terminal_observation": last}
+            if row in successes:
+                infos[row]["is_success"] = successes[row]
     return infos
+
+
+def _told(info: Info, ended: np.ndarray[Any, Any]) -> dict[int, bool]:
+    """Whether the rows that ended succeeded, of those that say."""
+    success = info["is_success"].cpu()
+    says = info["_is_success"].cpu() if "_is_success" in info else torch.ones_like(success, dtype=torch.bool)
+    return {row: bool(success[row]) for row in ended.tolist() if says[row]}
 
 
 def _rows_to_numpy(obs: Obs, rows: Tensor) -> Any:
@@ -81,9 +91,12 @@ class BatchedVecEnv(VecEnv):
         self.batched = batched
         super().__init__(batched.num_envs, batched.single_observation_space, batched.single_action_space)
         self._actions: Tensor | None = None
+        self.uses = 0
+        """Steps and resets through this face."""
 
     def reset(self) -> Any:
         """Reset every row, with the seeds given to :meth:`seed` if any."""
+        self.uses += 1
         obs, _ = self.batched.reset(seed=self.take_seeds(), options=self._options[0] or None)
         self._reset_options()
         return to_numpy(obs)
@@ -101,6 +114,7 @@ class BatchedVecEnv(VecEnv):
     def step_wait(self) -> Any:
         """Step the batch."""
         assert self._actions is not None
+        self.uses += 1
         obs, rewards, terminated, truncated, info = self.batched.step(self._actions)
         dones = (terminated | truncated).cpu().numpy()
         return to_numpy(obs), to_numpy(rewards), dones, row_infos(info, dones, truncated & ~terminated)
