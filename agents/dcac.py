@@ -26,7 +26,7 @@ from .core.data import ReplayStore, Step, Transitions
 from .core.entropy import EntropyConfig, temperature_loss
 from .core.nets import SquashedGaussianActor, StateCritics, Temperature
 from .core.off_policy import OffPolicyAgent
-from .core.spaces import FieldSpec, VectorFeatures
+from .core.spaces import FieldSpec, ObservationCodec, VectorFeatures
 
 AGES = ("observation_age", "action_age", "applied_action_age")
 """omega, kappa and beta, by the keys that :class:`headway.wrappers.random_delay.RandomDelay` gives them."""
@@ -186,20 +186,24 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     config: DCACConfig
 
     def _check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        super()._check_spaces(observation_space, action_space)
         parts: Mapping[str, Any] = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-        super()._check_spaces(parts.get("observation", observation_space), action_space)
-        keys = ("observation", "action_buffer", *AGES)
-        missing = [key for key in keys if key not in parts]
+        keys = ("action_buffer", *AGES)
+        missing = [key for key in keys if key not in parts] + ["an observation"] * (not parts.keys() - set(keys))
         if missing:
             raise ValueError(
                 f"DCAC reads delayed observations, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
                 "not in this environment's: wrap it in headway.wrappers.RandomDelay (form 'dict'), or pass --delay"
             )
+        if kept := sorted(ObservationCodec(observation_space, flatten=True).kept):
+            raise ValueError(
+                f"DCAC reads one vector, and {', '.join(kept)} is an image: wrap what makes features of it"
+            )
         ages_count = all(isinstance(parts[key], spaces.Discrete) and parts[key].start == 0 for key in AGES)
         if not ages_count or parts["action_buffer"].shape[1:] != action_space.shape:
             raise ValueError(
                 "DCAC needs an action_buffer of K actions and ages that are Discrete from 0, got "
-                f"{ {key: parts[key] for key in keys[1:]} }: wrap the environment in headway.wrappers.RandomDelay"
+                f"{ {key: parts[key] for key in keys} }: wrap the environment in headway.wrappers.RandomDelay"
             )
 
     def _build(self) -> None:
@@ -207,7 +211,9 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self.horizon = int(self.codec.parts["action_buffer"].shape[0])  # K
         self.steps = 1 if cfg.rtac else min(self.horizon, cfg.max_steps or self.horizon)  # S
         self.widths = dict(zip(self.codec.parts, self.codec.sizes, strict=True))
-        inputs = sum(self.widths[key] for key in ("observation", "action_buffer", *AGES[:2]))  # beta tells of the past
+        self.shown = [key for key in self.codec.parts if key not in ("action_buffer", *AGES)]  # the environment's own
+        self.width = sum(self.widths[key] for key in self.shown)
+        inputs = self.width + sum(self.widths[key] for key in ("action_buffer", *AGES[:2]))  # beta tells of the past
         self.actor = self.track("actor", SquashedGaussianActor(VectorFeatures(inputs), action, **cfg.perceptron))
         critics = StateCritics(VectorFeatures(inputs), n_critics=cfg.n_critics, **cfg.perceptron)
         self.critics = self.track("critics", critics, target=True)
@@ -224,11 +230,13 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     def _connect_env(self) -> None:
         super()._connect_env()
         source = self._vec_normalize_env
-        others = set(source.norm_obs_keys or ()) - {"observation"} if source is not None and source.norm_obs else set()
+        keys = source.norm_obs_keys or () if source is not None and source.norm_obs else ()
+        others = sorted({"action_buffer", *AGES}.intersection(keys))
         if others:
+            shown = [key for key in self.codec.space if key not in ("action_buffer", *AGES)]  # type: ignore[attr-defined]
             raise ValueError(
                 f"DCAC puts actions into the buffers it has stored, so VecNormalize must leave {', '.join(others)} "
-                "alone: use norm_obs_keys=['observation']"
+                f"alone: use norm_obs_keys={shown}"
             )
 
     def _act(self, obs: Tensor, deterministic: bool, generator: torch.Generator) -> Tensor:
@@ -240,15 +248,16 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         return self.actor.module.sample(states, noise)[0]
 
     def _parts(self, encoded: Tensor) -> dict[str, Tensor]:
-        """:return: the parts of encoded observations (B, ·) by key, ages one-hot, buffers in [-1, 1]; (B, columns)"""
+        """:return: the parts of encoded observations (B, ·): what the environment shows as "observation", and the rest
+        by key, ages one-hot, buffers in [-1, 1]; (B, columns)"""
         parts = dict(zip(self.codec.parts, torch.split(encoded, self.codec.sizes, 1), strict=True))
-        buffer = parts["action_buffer"].reshape(len(encoded), self.horizon, -1)
-        return parts | {"action_buffer": self.actions.from_env(buffer).flatten(1)}
+        return parts | {"observation": torch.cat([parts[key] for key in self.shown], 1)}
 
     # -- what is stored: single steps, from which buffers are put together again ---------------------------------------
 
     def _make_store(self) -> ReplayStore[Any]:
-        obs, ages = FieldSpec((self.widths["observation"],), torch.float32), FieldSpec((3,), torch.int16)
+        kind = torch.float64 if self.codec.is_wide else torch.float32
+        obs, ages = FieldSpec((self.width,), kind), FieldSpec((3,), torch.int16)
         action, flag = FieldSpec((self.actions.size,), torch.float32), FieldSpec((), torch.bool)
         fields = {
             "obs": obs,
@@ -298,7 +307,10 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         obs = torch.cat((store.take("obs", start), store.take("next_obs", coming)), 1)
         rewards = store.take("rewards", coming)
         if self.normalizer is not None:
-            obs, rewards = self.normalizer.part("observation", obs), self.normalizer.rewards(rewards)
+            columns = torch.split(obs, [self.widths[key] for key in self.shown], 2)
+            obs = torch.cat([self.normalizer.part(*one) for one in zip(self.shown, columns, strict=True)], 2)
+            rewards = self.normalizer.rewards(rewards)
+        obs = obs.float()
         # Beyond the end lie foreign rows, or none; what is not a number there would spread through products with zero.
         obs[:, 1:].masked_fill_(~present[:, K:].unsqueeze(2), 0.0)
         ages[:, 1:].masked_fill_(~present[:, K:].unsqueeze(2), 0)

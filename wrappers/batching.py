@@ -62,6 +62,40 @@ def as_batched(env: AnyEnv) -> BatchedEnv:
     raise TypeError(f"{env!r} is no environment: give an id, a gymnasium.Env, an SB3 VecEnv or a Gymnasium VectorEnv")
 
 
+def footprint(env: VecEnv | None) -> tuple[Any, ...]:
+    """Objects that are others as soon as somebody steps or resets an environment; compare them by ``is``.
+
+    :param env: of any kind
+    :return: what it keeps of the last step and the last reset
+    """
+    if env is None:
+        return ()
+    inner: Any = env.unwrapped
+    if isinstance(inner, BatchedVecEnv):
+        vector = inner.batched.env if isinstance(inner.batched, VectorEnvBatch) else None
+        return (inner.used, getattr(vector, "_autoreset_envs", None))
+    infos = getattr(inner, "reset_infos", None)
+    return (getattr(inner, "actions", None), infos, infos[0] if infos else None)
+
+
+def counts_of(env: BatchedEnv) -> list[Any]:
+    """How far the environments that can be reached have gone, by the counters of wrappers and their random numbers:
+    for steps that went past the vector environment, which :func:`footprint` does not see.
+
+    :param env: the batch
+    :return: plain data, to be compared by ``==``
+    """
+    counts: list[Any] = []
+    for single in getattr(env, "_singles", []):
+        layer = single
+        while isinstance(layer, gym.Wrapper):
+            counts += [vars(layer).get(name) for name in ("_elapsed_steps", "total_steps")]
+            layer = layer.env
+        drawn = vars(layer).get("_np_random")
+        counts.append(None if drawn is None else str(drawn.bit_generator.state))
+    return counts
+
+
 def _is_monitored(env: gym.Env[Any, Any]) -> bool:
     while isinstance(env, gym.Wrapper):
         if isinstance(env, Monitor):
@@ -342,6 +376,7 @@ class VecEnvBatch(_Adapter):
         super().__init__(env, env.observation_space, env.action_space)
         self.normalizer = unwrap_vec_normalize(env)
         self._above = [] if self.normalizer is None else _above(env, self.normalizer)
+        self._tells_ends = isinstance(env.unwrapped, (BatchedVecEnv, DummyVecEnv, SubprocVecEnv))
         if isinstance(env.unwrapped, BatchedVecEnv):
             self._alike = None
 
@@ -375,6 +410,7 @@ class VecEnvBatch(_Adapter):
             raw_rewards = self.normalizer.get_original_reward()
             info["raw"] = (_tensors(raw), torch.from_numpy(np.array(raw_rewards, np.float32)))
         if dones.any():
+            self._check_ends(dones, infos)
             info["final_obs"] = _tensors(_overlay(raw, dones, self._terminal_rows(infos, dones)))
             self._watch(dones, info["final_obs"], info["raw"][0] if self.normalizer else obs)
         else:
@@ -405,6 +441,17 @@ class VecEnvBatch(_Adapter):
             kinds = self.normalizer.venv.observation_space
             return [None if f is None else _rounded(self.normalizer.unnormalize_obs(f), kinds) for f in final]
         return final
+
+    def _check_ends(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
+        """Say once that a vector environment of somebody's own does not tell time limits from ends."""
+        if not self._tells_ends:
+            self._tells_ends = True
+            if not any("TimeLimit.truncated" in infos[row] for row in np.flatnonzero(dones)):
+                log.warning(
+                    "%s does not say which episodes were only cut off (info['TimeLimit.truncated']): all are taken to "
+                    "have ended, and values at time limits are learnt as zero",
+                    type(self.env.unwrapped).__name__,
+                )
 
     def _refuse_changes(self, obs: Any, rewards: Any) -> None:
         """See that wrappers above the normaliser leave alone what it gives; else its statistics are not of what is

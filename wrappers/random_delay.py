@@ -15,7 +15,7 @@ first state and the initial action have arrived (our choice; the authors' code f
 
 Observations are a Dict, with the names of the paper's extension in brackets:
 
-- ``observation``: the environment's, as captured
+- ``observation``: the environment's, as captured; of a Dict, its parts by their own names, beside the others
 - ``action_buffer``: the last K actions sent, newest first, K = longest observation delay + longest action delay + 1
 - ``observation_age`` (omega): ticks since it was captured
 - ``action_age`` (kappa): age, at capture, of the action selected to act next
@@ -87,15 +87,25 @@ class DelayedSpaces:
         return self.flat() if form == "flat" else self.augmented()
 
     def augmented(self) -> spaces.Dict:
-        """:return: the space of delayed observations."""
-        parts: dict[str, spaces.Space[Any]] = {
-            "observation": self.observation,
+        """:return: the space of delayed observations.
+
+        :raises ValueError: parts of the environment's observations have the names of what is added
+        """
+        inner = self.observation
+        shown: dict[str, Any] = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {"observation": inner}
+        added: dict[str, spaces.Space[Any]] = {
             "action_buffer": self._buffer(),
             "observation_age": spaces.Discrete(self.observation_delay.max + 1),
             "action_age": spaces.Discrete(self.action_delay.max + 1),
             "applied_action_age": spaces.Discrete(self.action_delay.max + 2),
         }
-        return spaces.Dict(list(parts.items()))
+        taken = sorted(shown.keys() & added.keys())
+        if taken:
+            raise ValueError(
+                f"the environment's observations have parts named {', '.join(taken)}, which delayed ones have too: "
+                "rename them in a gymnasium.ObservationWrapper"
+            )
+        return spaces.Dict(list((shown | added).items()))
 
     def flat(self) -> spaces.Box:
         """:return: the space of the flat form."""
@@ -272,8 +282,9 @@ class RandomDelay(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             ages[omega] = ages[self._longest[0] + 1 + packet.kappa] = 1
             parts = (np.ravel(packet.obs), self._sent.ravel(), ages)
             return np.concatenate(parts, dtype=np.float32, casting="same_kind")
+        obs = deepcopy(packet.obs)
         return {
-            "observation": deepcopy(packet.obs),
+            **(obs if isinstance(self.env.observation_space, spaces.Dict) else {"observation": obs}),
             "action_buffer": self._sent.copy(),
             "observation_age": np.int64(omega),
             "action_age": np.int64(packet.kappa),
@@ -507,6 +518,8 @@ class BatchedRandomDelay(BatchedEnv):
             "action_delay": k,
         }
         info: Info = {"final_obs": shown, "episode": {"r": total, "l": t + 1}, "undelayed": undelayed}
+        if self._immediate:  # the end arrives as it happens, and so does what is told of it
+            info |= {name: told[name] for name in ("is_success", "_is_success") if name in told}
         return self._restart(over | cut, obs, shown), reward.to(rewards.dtype), over, cut, info
 
     def _restart(self, done: Tensor, obs: Obs, shown: Obs) -> Obs:

@@ -91,12 +91,12 @@ class BatchedVecEnv(VecEnv):
         self.batched = batched
         super().__init__(batched.num_envs, batched.single_observation_space, batched.single_action_space)
         self._actions: Tensor | None = None
-        self.uses = 0
-        """Steps and resets through this face."""
+        self.used = object()
+        """Another one after each step or reset through this face."""
 
     def reset(self) -> Any:
         """Reset every row, with the seeds given to :meth:`seed` if any."""
-        self.uses += 1
+        self.used = object()
         obs, _ = self.batched.reset(seed=self.take_seeds(), options=self._options[0] or None)
         self._reset_options()
         return to_numpy(obs)
@@ -114,7 +114,7 @@ class BatchedVecEnv(VecEnv):
     def step_wait(self) -> Any:
         """Step the batch."""
         assert self._actions is not None
-        self.uses += 1
+        self.used = object()
         obs, rewards, terminated, truncated, info = self.batched.step(self._actions)
         dones = (terminated | truncated).cpu().numpy()
         return to_numpy(obs), to_numpy(rewards), dones, row_infos(info, dones, truncated & ~terminated)

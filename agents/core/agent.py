@@ -2,6 +2,7 @@
 
 import io
 import logging
+import operator
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ...envs import BatchedEnv, make, supports_rgb
 from ...envs.naming import nearest
-from ...wrappers.batching import as_batched
+from ...wrappers.batching import as_batched, counts_of, footprint
 from ...wrappers.sb3 import BatchedVecEnv
 from ...wrappers.snapshot import StateNotSavable
 from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
@@ -29,7 +30,7 @@ from .files.contents import Contents
 from .files.errors import FileFormatError
 from .loop import LearningLoop, Part
 from .nets import Optimiser, Tracked, TrackedModules, check_precision
-from .normalization import BatchNormalizer, load_normalizer_state, normalizer_state
+from .normalization import BatchNormalizer, is_fresh, load_normalizer_state, normalised_keys, normalizer_state
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
 from .seeds import spawn_seed
@@ -112,9 +113,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.config = self._configure(config, hyper | _policy_fields(policy_kwargs or {}))
         self.policy_name = policy
         env = self._default_env() if env is None else env
-        training_env = None if env is None else _training_env(env)
-        if training_env is not None:
-            self._check_spaces(training_env.observation_space, training_env.action_space)
+        training_env = None if env is None else _training_env(env, self._check_spaces)
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         super().__init__(
             policy,
@@ -129,6 +128,10 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         )
         self.env_spec: EnvSpec | None = None if self.env is None else spec_of(self.env)
         self.resumed_extra: Any = None
+        self.scales_buffers = True
+        """Whether it reads action buffers in [-1, 1]; policies of earlier versions may not."""
+        self._statistics: Mapping[str, Any] | None = None
+        """Of the VecNormalize that a loaded policy was trained in."""
         self.env_is_broken = False
         if _init_setup_model and self.env is not None:
             self._setup_model()
@@ -177,11 +180,32 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         ObservationCodec(observation_space, flatten=self.flattens)
         check_actions(action_space, type(self), sorted(n for n, agent in AGENTS.items() if takes(agent, action_space)))
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the process's streams, the action space and the environments; those that cannot be are named.
+
+        :param seed: the seed
+        """
+        try:
+            super().set_random_seed(seed)
+        except AttributeError:
+            if self.env is None or hasattr(self.env.unwrapped, "seed"):
+                raise
+            name = type(self.env.unwrapped).__name__  # as of SuperSuit
+            log.warning("%s has no seed method: its environments are not seeded, and runs differ", name)
+
+    def _check_readable(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        ObservationCodec(observation_space, flatten=self.flattens)
+
     def _setup_model(self) -> None:
         self.set_random_seed(self.seed)
         if self.env is not None:  # to predict with a policy that was trained so, any processor will do
             check_precision(self.config.precision, self.device)
-        self.codec = ObservationCodec(self.observation_space, flatten=self.flattens)
+        self.codec = ObservationCodec(
+            self.observation_space,
+            flatten=self.flattens,
+            normalised=normalised_keys(self._normalizer_state()),
+            scale_buffer=self.scales_buffers,
+        )
         self.actions = actions_of(self.action_space, self.device, self.squashes)
         # One stream per purpose: evaluating a policy, say, must not change how it goes on exploring.
         purposes = ("collect", "update", "store", "predict")
@@ -213,8 +237,30 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """Take up the environment's batched face and its normaliser."""
         if self.env is not None:
             self.batched_env: BatchedEnv = as_batched(self.env)
+            self._footprint = footprint(self.env)
         normalizer = self._vec_normalize_env
         self.normalizer = None if normalizer is None else BatchNormalizer(normalizer, self.codec, self.device)
+        if self.env is not None and self._statistics is not None:
+            self._apply_statistics(self._statistics)
+
+    def _apply_statistics(self, state: Mapping[str, Any]) -> None:
+        """Go on with the statistics that a policy was saved with, where the environment has none of its own."""
+        target = self._vec_normalize_env
+        if target is None:
+            log.warning(
+                "the policy was trained in a VecNormalize, whose statistics its file holds, and this environment has "
+                "none: it is shown numbers that it has not learnt to read; wrap the environment in VecNormalize"
+            )
+        elif is_fresh(target):
+            load_normalizer_state(target, state)
+        elif normalised_keys(normalizer_state(target)) != normalised_keys(state):
+            raise ValueError(
+                f"this VecNormalize normalises {list(normalised_keys(normalizer_state(target)))}, the one that the "
+                f"policy was trained in {list(normalised_keys(state))}: build it with the same norm_obs and norm_obs_keys"
+            )
+        elif not _same_statistics(normalizer_state(target), state):
+            log.warning("this VecNormalize keeps statistics of its own, which differ from those saved with the policy")
+        self._statistics = None
 
     def track(
         self,
@@ -252,7 +298,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param env: the environment
         :raises ValueError: its spaces differ from the agent's
         """
-        training_env = _training_env(env)
+        training_env = _training_env(env, self._check_readable)
         for name in ("observation_space", "action_space"):
             if not _read_alike(getattr(training_env, name), getattr(self, name)):
                 raise ValueError(
@@ -269,7 +315,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param force_reset: start a new episode at the next ``learn``
         :raises ValueError: its spaces, or the number of its rows, differ
         """
-        training_env = _training_env(env)
+        training_env = _training_env(env, self._check_readable)
         if training_env.num_envs != self.n_envs:
             raise ValueError(
                 f"{type(self).__name__} was made for {self.n_envs} environments, got {training_env.num_envs}: "
@@ -323,7 +369,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         raw = info.get("raw")
         self.env_is_broken = False
         self.observe(
-            self.codec.encode(obs, self.device), None if raw is None else self.codec.encode(raw[0], self.device)
+            self.codec.encode(obs, self.device),
+            None if raw is None else self.codec.encode(raw[0], self.device, raw=True),
         )
 
     def observe(self, obs: Obs, raw_obs: Obs | None) -> None:
@@ -334,6 +381,22 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """
         self._last_obs: Any = obs
         self._last_original_obs: Any = raw_obs
+        self._footprint = footprint(self.env)
+
+    def keep_environment(self) -> None:
+        """Begin new episodes if somebody else has stepped or reset the environments since the agent last did, as an
+        evaluation in the training environment does: what it last saw is not what they would go on from."""
+        if all(map(operator.is_, self._footprint, footprint(self.env))):
+            return
+        log.info("the training environment was moved by somebody else: new episodes begin")
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Begin new episodes in the midst of a round."""
+        self._reset_env()
+
+    def _counts(self) -> Any:
+        return None if self.env is None else counts_of(self.batched_env)
 
     @property
     def last_obs(self) -> Obs:
@@ -379,7 +442,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         return tensor.to(self.device)
 
     def _normalizer_state(self) -> dict[str, Any] | None:
-        return None if self._vec_normalize_env is None else normalizer_state(self._vec_normalize_env)
+        """:return: of the environment's VecNormalize, or of the one that a policy without environment came from."""
+        return self._statistics if self._vec_normalize_env is None else normalizer_state(self._vec_normalize_env)  # type: ignore[return-value]
 
     def _load_normalizer_state(self, state: Mapping[str, Any] | None) -> None:
         if state is not None and self._vec_normalize_env is not None:
@@ -421,6 +485,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             "n_updates": self._n_updates,
             "episodes": self._episode_num,
             "stats_window_size": self._stats_window_size,
+            "scaled_buffers": self.scales_buffers,
             "threads": torch.get_num_threads(),
             "versions": contents.versions(),
         }
@@ -484,6 +549,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
                 raise
             raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
         agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
+        agent.scales_buffers = bool(manifest.get("scaled_buffers", cls.flattens))  # DCAC always did
+        agent._statistics = read.normalizer
         if env is not None:
             agent.attach_env(env)
         agent._setup_model()
@@ -579,15 +646,26 @@ def _set_global_streams(streams: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def _training_env(env: Any) -> VecEnv:
-    """Whatever the user gave, as the VecEnv that Stable-Baselines3's base class expects."""
+def _training_env(env: Any, check: Callable[[spaces.Space[Any], spaces.Space[Any]], None]) -> VecEnv:
+    """Whatever the user gave, as the VecEnv that Stable-Baselines3's base class expects.
+
+    :param check: of its spaces, before anybody else's code meets them
+    """
     if isinstance(env, str):
         env = make(env, render_mode="rgb_array" if supports_rgb(env) else None)
+    if not isinstance(env, (VecEnv, VectorEnv, Env)):
+        raise TypeError(f"{env!r} is no environment: give an id, a gymnasium.Env, a VecEnv or a VectorEnv")
+    single = "single_" if isinstance(env, VectorEnv) and hasattr(env, "single_observation_space") else ""
+    check(getattr(env, f"{single}observation_space"), getattr(env, f"{single}action_space"))
     if isinstance(env, VectorEnv):
         env = BatchedVecEnv(as_batched(env))
-    if not isinstance(env, (VecEnv, Env)):
-        raise TypeError(f"{env!r} is no environment: give an id, a gymnasium.Env, a VecEnv or a VectorEnv")
     return BaseAlgorithm._wrap_env(env)
+
+
+def _same_statistics(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_same_statistics(one[key], other[key]) for key in one)
+    return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else bool(one == other)
 
 
 def _read_alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:

@@ -106,6 +106,7 @@ class LearningLoop(BaseAlgorithm):
             if not self._work_off():
                 break
         callbacks.on_training_end()
+        self._left_at = self._counts()
         return self
 
     def train(self, steps: int) -> Self:
@@ -186,12 +187,13 @@ class LearningLoop(BaseAlgorithm):
         """Start with nothing done, and register what the loop itself has to remember."""
         self.stop_requested = False
         self._pending = []
+        self._left_at: Any = None
         self.parts: dict[str, Stateful] = {}
         self.metrics = Metrics(self.device)
         self.register("counters", Part(self._counters, self._load_counters))
         self.register("episodes", Part(self._episodes, self._load_episodes))
         self.register("metrics", self.metrics)
-        self.register("collector", Part(lambda: self.collector.state(), lambda state: self.collector.load_state(state)))
+        self.register("collector", Part(self._collected, self._load_collected))
 
     def register(self, name: str, part: Stateful) -> None:
         """Put state of the agent's own into checkpoints: a store, a population, a tree.
@@ -220,6 +222,12 @@ class LearningLoop(BaseAlgorithm):
         self._episode_num, self._n_updates, self.seed = state["episodes"], state["updates"], state["seed"]
         self._pending = [(phase, steps) for phase, steps in state["pending"]]
         self._current_progress_remaining = state["progress_remaining"]
+
+    def _collected(self) -> dict[str, Any]:
+        return self.collector.state()
+
+    def _load_collected(self, state: Mapping[str, Any]) -> None:
+        self.collector.load_state(state)
 
     def _episodes(self) -> dict[str, Any]:
         infos, successes = self.ep_info_buffer, self.ep_success_buffer
@@ -261,6 +269,8 @@ class LearningLoop(BaseAlgorithm):
         self._num_timesteps_at_start = self.num_timesteps
         if reset_num_timesteps or self._last_obs is None:
             self._reset_env()
+        elif self._left_at not in (None, self._counts()):
+            self.interrupt()  # somebody stepped the environments meanwhile
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         return total_timesteps, self._init_callback(callback, progress_bar)
@@ -269,13 +279,22 @@ class LearningLoop(BaseAlgorithm):
     def _reset_env(self) -> None:
         """Start new episodes."""
 
-    def count(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Start new episodes in the midst of a round."""
+
+    def _counts(self) -> Any:
+        """:return: how far the environments have gone, as far as they tell."""
+        return None
+
+    def count(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]], rows: int) -> None:
         """Count a step of all environments and the episodes that ended in it, and log when it is time.
 
         :param dones: which rows ended, (N,)
         :param infos: one dict per row, with ``episode`` where it ended
+        :param rows: how many are transitions; the others only did a delayed reset
         """
-        self.num_timesteps += self.n_envs
+        self.num_timesteps += rows
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if not dones.any():
             return

@@ -24,33 +24,35 @@ class BatchNormalizer:
         self.source, self.codec, self.device = vec_normalize, codec, device
 
     def obs(self, obs: Any) -> Any:
-        """Normalise encoded observations: what is flattened of them; images and integers stay as they are.
+        """Normalise encoded observations, what has statistics of them.
 
         :param obs: raw, (B, D), or several tensors by name
-        :return: normalised with the current statistics
+        :return: normalised with the current statistics, float32
         """
-        if not self.source.norm_obs or not self.codec.parts:
+        if not self.source.norm_obs:
             return obs
         if isinstance(obs, dict):
-            return obs | {self.codec.vector: self._vector(obs[self.codec.vector])}
-        return self._vector(obs)
+            return {name: self._field(name, part) for name, part in obs.items()}
+        return self._field(next(iter(self.codec.fields)), obs)
 
-    def _vector(self, obs: Tensor) -> Tensor:
-        columns = []
-        for key, part in zip(self.codec.parts, torch.split(obs, self.codec.sizes, 1), strict=True):
-            statistics = self._statistics().get(key)
-            columns.append(part if statistics is None else self._apply(part, statistics))
-        return torch.cat(columns, 1)
+    def _field(self, name: str, values: Tensor) -> Tensor:
+        if name in self.codec.kept:
+            return self.part(name, values)
+        parts = zip(self.codec.parts, torch.split(values, self.codec.sizes, 1), strict=True)
+        columns = [self.part(key, part) for key, part in parts]
+        return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
     def part(self, key: str, values: Tensor) -> Tensor:
         """Normalise one part of Dict observations.
 
         :param key: the part
         :param values: raw, (…, D)
-        :return: normalised with the current statistics, (…, D)
+        :return: normalised with the current statistics, (…, D) float32
         """
         statistics = self._statistics().get(key) if self.source.norm_obs else None
-        return values if statistics is None else self._apply(values, statistics)
+        if statistics is None:
+            return values.float() if values.dtype is torch.float64 else values
+        return self._apply(values, statistics)
 
     def rewards(self, rewards: Tensor) -> Tensor:
         """Normalise rewards.
@@ -68,9 +70,27 @@ class BatchNormalizer:
         return dict(statistics) if isinstance(statistics, dict) else {"": statistics}
 
     def _apply(self, part: Tensor, statistics: RunningMeanStd) -> Tensor:
-        mean, std = statistics.mean.ravel(), np.sqrt(statistics.var.ravel() + self.source.epsilon)
-        shift, scale = (torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in (mean, 1 / std))
-        return ((part - shift) * scale).clamp(-self.source.clip_obs, self.source.clip_obs)
+        """As ``VecNormalize`` does it, in float64 up to the end: of large numbers, float32 would leave nothing."""
+        mean, std = statistics.mean, np.sqrt(statistics.var + self.source.epsilon)
+        if part.shape[-mean.ndim :] != mean.shape:  # flattened
+            mean, std = mean.ravel(), std.ravel()
+        shift, scale = (torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in (mean, std))
+        return ((part - shift) / scale).clamp(-self.source.clip_obs, self.source.clip_obs).float()
+
+
+def normalised_keys(state: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """:return: keys that a ``VecNormalize`` of this state normalises; "" of observations that are no Dict."""
+    if state is None or not state["norm_obs"]:
+        return ()
+    return tuple(state["norm_obs_keys"] or ("",))
+
+
+def is_fresh(source: VecNormalize) -> bool:
+    """:return: whether a ``VecNormalize`` has seen nothing yet."""
+    rms = [source.ret_rms]
+    if source.norm_obs:
+        rms += source.obs_rms.values() if isinstance(source.obs_rms, dict) else [source.obs_rms]
+    return all(one.count < 1 for one in rms)  # it begins with 1e-4
 
 
 SETTINGS = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")

@@ -22,6 +22,8 @@ class OffPolicyAgent(ActorCriticAgent[C]):
     Its configuration is an :class:`OffPolicyConfig`.
     """
 
+    collector: StepCollector
+
     def _setup_model(self) -> None:
         super()._setup_model()
         self.store = self._make_store()
@@ -35,7 +37,7 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         """:return: the store; an agent that keeps more fields overrides this."""
         return ReplayStore(
             Transitions,
-            transition_fields(self.codec.spec, self.actions.field),
+            transition_fields(self.codec.raw_spec, self.actions.field),
             capacity=self.config.buffer_size,
             n_envs=self.n_envs,
             device=self.device,
@@ -67,13 +69,16 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         if self.num_timesteps <= self.config.learning_starts:
             return []
         steps = self.config.gradient_steps
-        return self.schedule(collected if steps < 0 else steps * self.n_envs)
+        return self.schedule(collected if steps < 0 else self.collector.share(steps, collected))
 
     def sample(self) -> Transitions:
         """:return: a batch from the store, normalised where the environment is."""
         batch: Transitions = self.store.sample(self.config.batch_size)
         if self.normalizer is None:
-            return batch
+            if not self.codec.is_wide:
+                return batch
+            obs, next_obs = (self.codec.narrowed(part) for part in (batch.obs, batch.next_obs))
+            return replace(batch, obs=obs, next_obs=next_obs)
         return replace(
             batch,
             obs=self.normalizer.obs(batch.obs),

@@ -75,6 +75,16 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         self.rollout.clear()  # a round that was cut off is not followed by what comes now
         self.collector = self._make_collector()
 
+    def interrupt(self) -> None:
+        """See :meth:`ActorCriticAgent.interrupt`; episodes that are cut off bootstrap, as truncated ones do."""
+        last = self.rollout.steps - 1
+        if self.collector.in_progress and last >= 0:
+            going_on = ~self.rollout["ended"][last]
+            with torch.no_grad():
+                self.rollout["rewards"][last] += self.config.gamma * self.values(self.last_obs) * going_on
+            self.rollout["ended"][last] = True
+        super()._reset_env()
+
     def _make_collector(self) -> StepCollector:
         return StepCollector(self, self.config.n_steps)
 

@@ -64,6 +64,8 @@ class AgentPolicy(BasePolicy):
             chosen, state = self._act(self._codec.encode(tensors, self.device), deterministic, state, starts)
             array = self._actions.to_env(chosen).cpu().numpy().astype(self.action_space.dtype, copy=False)
         array = array.reshape(-1, *(self.action_space.shape or ()))
+        if isinstance(self.action_space, spaces.Box):  # the space's own precision may be another than float32
+            array = np.clip(array, self.action_space.low, self.action_space.high)
         return (array if several else array[0]), state
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:

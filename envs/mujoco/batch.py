@@ -29,6 +29,17 @@ from .task import MujocoTask, compiled
 EngineName = Literal["auto", "mujoco", "warp"]
 
 
+_EDITED = "engine.model."
+"""What begins the names of model fields in a state."""
+
+
+def _made_again(task: Any, num_envs: int, options: dict[str, Any], state: Any, needs_reset: bool) -> "MujocoBatch":
+    batch = MujocoBatch(task, num_envs, **options)
+    batch.load_state(state)
+    batch._needs_reset = needs_reset
+    return batch
+
+
 class MujocoBatch(BatchedEnv):
     """``N`` rows of a task, stepped together by MuJoCo on the CPU, or by MuJoCo Warp on a GPU.
 
@@ -260,7 +271,10 @@ class MujocoBatch(BatchedEnv):
         :param rows: row numbers (K,) int64, in any order; None: all
         :raises ValueError: it does not fit; nothing was written
         """
-        expected = self.state(torch.zeros(0, dtype=torch.int64, device=self.device))
+        edited = sorted(name for name in state.keys() - self.state(self._no_rows()).keys() if name.startswith(_EDITED))
+        for name in edited:
+            self.edit(name.removeprefix(_EDITED), state[name][0].numpy()[()])
+        expected = self.state(self._no_rows())
         count = self.num_envs if rows is None else len(rows)
         check_state(state, {name: (count, *part.shape[1:]) for name, part in expected.items()})
         self.engine.load_state({n[7:]: field for n, field in state.items() if n.startswith("engine.")}, rows)
@@ -269,6 +283,16 @@ class MujocoBatch(BatchedEnv):
             field[chosen] = state[name]
         if count == self.num_envs:
             self._needs_reset = False
+
+    def edit(self, name: str, value: Any) -> None:
+        """Change a field of the model in all rows; see :meth:`Engine.edit`."""
+        self.engine.edit(name, value)
+        self.sim.refresh()
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles are made anew from the same options, and get this one's state."""
+        options = self._options | {"render_rows": list(self.render_rows)}
+        return _made_again, (self.task, self.num_envs, options, self.state(), self._needs_reset)
 
     def copy_rows(self, src: Tensor, dst: Tensor) -> None:
         """Make rows ``dst`` go on as rows ``src`` will.
@@ -283,6 +307,9 @@ class MujocoBatch(BatchedEnv):
     def like(self, num_envs: int) -> "MujocoBatch":
         """See :class:`~headway.envs.batched.RowSnapshots`; it draws all its rows, if it draws any."""
         return MujocoBatch(self.task, num_envs, **self._options)
+
+    def _no_rows(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.int64, device=self.device)
 
     def _own(self) -> dict[str, Tensor]:
         streams = {"streams.noise": self._noise.state, "streams.variations": self._variations.state}

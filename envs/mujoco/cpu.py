@@ -190,6 +190,19 @@ class HostEngine(Engine):
             self._model[name][rows] = value[rows].to(self._model[name].dtype)
         self._set_constants(rows.nonzero().flatten())
 
+    def edit(self, name: str, value: Any) -> None:
+        """See :class:`Engine`."""
+        if name in self.varied or (self._stages and name == "opt.integrator"):
+            super().edit(name, value)
+        if name not in self._model:
+            self._model[name] = torch.from_numpy(self.batch.expand(name))
+        self._model[name][:] = torch.from_numpy(np.array(value))
+        holder, field = (self.model.opt, name[4:]) if name.startswith("opt.") else (self.model, name)
+        if np.ndim(value):
+            getattr(holder, field)[:] = value
+        else:
+            setattr(holder, field, value)
+
     def streams(self, spawn_key: tuple[int, ...] = ()) -> HostStreams:
         """See :class:`Engine`."""
         return HostStreams(self.num_envs, spawn_key)

@@ -75,6 +75,19 @@ class Engine(ABC):
         :param values: varied fields by name, each (N, …), read where ``rows``
         """
 
+    def edit(self, name: str, value: Any) -> None:
+        """Change a field of MjModel in all worlds, as writing to the model of Gymnasium's environments does: what MuJoCo
+        derives from it when it compiles a model stays as it is.
+
+        :param name: of :data:`MODEL_FIELDS`
+        :param value: of one world
+        :raises ValueError: this engine cannot
+        """
+        raise ValueError(
+            f"the model's {name} cannot be changed on {self.device} once the environment is made: pass the changed "
+            "model as xml_file, or randomise="
+        )
+
     @abstractmethod
     def streams(self, spawn_key: tuple[int, ...] = ()) -> Streams:
         """:return: random streams for N rows on this engine's device."""
@@ -116,10 +129,16 @@ class Sim:
         self._engine, self._frozen = engine, False
         self._bodies: dict[str, int] = {}
         self.model, self.num_envs, self.device = engine.model, engine.num_envs, engine.device
-        self.dt = engine.model.opt.timestep * engine.frame_skip
+        self.refresh()
         options: Any = {"dtype": engine.dtype, "device": engine.device}
         self.init_qpos = torch.tensor(engine.model.qpos0, **options)
         self.init_qvel = torch.zeros(engine.model.nv, **options)
+
+    def refresh(self) -> None:
+        """Read fields of the model anew: somebody has changed it."""
+        self.dt = self._engine.model.opt.timestep * self._engine.frame_skip
+        for name in MODEL_FIELDS & self.__dict__.keys():
+            del self.__dict__[name]
 
     def body(self, name: str | int) -> int:
         """:return: a body's number, from its name.

@@ -8,6 +8,7 @@ import mujoco
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from mujoco.batch import MODEL_FIELDS
 from torch import Tensor
 
 from .making import TaskName, make_batch
@@ -36,6 +37,8 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
         # the time limit is the TimeLimit wrapper's, which gymnasium.make adds
         fixed: dict[str, Any] = {"max_episode_steps": 0, "autoreset_mode": AutoresetMode.DISABLED}
         self.batch = make_batch(task, 1, **{"dtype": torch.float64, **options}, **fixed)
+        self._seen: tuple[mujoco.MjModel, np.ndarray[Any, Any]] | None = None
+        """Copies of the model as somebody was shown it, who may write to it; as an object, and as bytes."""
         self.render_mode = render_mode
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
@@ -45,6 +48,7 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See ``gymnasium.Env.reset``."""
         super().reset(seed=seed)
+        self._take_edits()
         self.batch.set_np_random_of(0, self.np_random)
         obs, info = self.batch.reset(seed=None if seed is None else [seed])
         self._take_random_back()
@@ -52,6 +56,7 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
 
     def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """See ``gymnasium.Env.step``."""
+        self._take_edits()
         # a copy: PyTorch warns of arrays that are not writeable
         actions = torch.from_numpy(np.array(action)).unsqueeze(0).to(self.batch.device)
         obs, reward, terminated, _, info = self.batch.step(actions)
@@ -73,8 +78,29 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
 
     @property
     def model(self) -> mujoco.MjModel:
-        """The robot; if it is randomised, as it was before."""
-        return self.batch.engine.model
+        """The robot; if it is randomised, as it was before. What is written to it counts from the next step or reset on,
+        as in Gymnasium; where that cannot be, as of meshes, these raise a ``ValueError``."""
+        model = self.batch.engine.model
+        if self._seen is None:
+            self._seen = copy.copy(model), _bytes(model)
+        return model
+
+    def _take_edits(self) -> None:
+        """Give the simulation what was written to the model since it was first shown."""
+        if self._seen is None:
+            return
+        model, (before, bytes_before) = self.batch.engine.model, self._seen
+        if np.array_equal(_bytes(model), bytes_before):
+            return
+        edited = [name for name in sorted(MODEL_FIELDS) if not _equal(_field(model, name), _field(before, name))]
+        if not edited:
+            raise ValueError(
+                "the model was changed in what all rows share, such as meshes, height fields or textures: pass the "
+                "changed model as xml_file"
+            )
+        for name in edited:
+            self.batch.edit(name, _field(model, name))
+        self._seen = copy.copy(model), _bytes(model)
 
     @property
     def data(self) -> mujoco.MjData:
@@ -99,7 +125,12 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
 
         :param state: what :meth:`state` returned, or one row of a batch of this task
         """
-        self.batch.load_state({name: part for name, part in state.items() if name != "spare"})
+        self._take_edits()
+        edited = {name: part for name, part in self.batch.state().items() if name.startswith("engine.model.")}
+        self.batch.load_state(edited | {name: part for name, part in state.items() if name != "spare"})
+        self._seen = (
+            None if self._seen is None else (copy.copy(self.batch.engine.model), _bytes(self.batch.engine.model))
+        )
         self._take_random_back(*state.get("spare", torch.zeros(2, dtype=torch.int64)).tolist())
 
     def _take_random_back(self, *spare: int) -> None:
@@ -109,6 +140,20 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
             halves = dict(zip(("has_uint32", "uinteger"), spare, strict=False))
             bits = self.np_random.bit_generator
             bits.state = {**bits.state, "state": stream.bit_generator.state["state"], **halves}
+
+
+def _bytes(model: mujoco.MjModel) -> np.ndarray[Any, Any]:
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer
+
+
+def _field(model: mujoco.MjModel, name: str) -> Any:
+    return getattr(model.opt, name[4:]) if name.startswith("opt.") else getattr(model, name)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(np.array_equal(one, other, equal_nan=True))
 
 
 def _first_row(info: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,9 @@ class StepCollector:
         self.host, self.length, self.unit = host, length, unit
         self.steps = 0
         self.episodes = 0
+        self.rows = 0
+        self.owed = 0
+        """Gradient steps, times the length of a round, that rows which were no transitions have held back."""
         self._blank: list[dict[str, Any]] = [{} for _ in range(host.n_envs)]
 
     @property
@@ -65,24 +68,39 @@ class StepCollector:
         while not self.complete:
             if host.stop_requested:
                 return False
+            host.keep_environment()
             step = take_step(host, host.choose(), self._blank)
             self.steps += 1
+            self.rows += step.rows
             self.episodes += int(step.dones.sum())
             callback.update_locals({"dones": step.dones, "infos": step.infos, "rewards": step.host_rewards})
             if not callback.on_step():
                 return False
         callback.on_rollout_end()
-        host.end_round(self.steps * host.n_envs)
-        self.steps = self.episodes = 0
+        host.end_round(self.rows)
+        self.steps = self.episodes = self.rows = 0
         return True
+
+    def share(self, steps: int, collected: int) -> int:
+        """Share out gradient steps of a round by its transitions; what is left of one is owed to the next round.
+
+        :param steps: per row of a whole round
+        :param collected: transitions of this one
+        :return: gradient steps that are due
+        """
+        if self.unit == "episode":
+            return steps * self.host.n_envs
+        due, self.owed = divmod(self.owed + steps * collected, self.length)
+        return due
 
     def state(self) -> dict[str, Any]:
         """See :class:`Collector`."""
-        return {"steps": self.steps, "episodes": self.episodes}
+        return {"steps": self.steps, "episodes": self.episodes, "rows": self.rows, "owed": self.owed}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Collector`."""
         self.steps, self.episodes = state["steps"], state["episodes"]
+        self.rows, self.owed = state.get("rows", self.steps * self.host.n_envs), state.get("owed", 0)
 
 
 class Learner(Protocol):

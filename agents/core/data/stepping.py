@@ -50,6 +50,8 @@ class Step:
     dones: np.ndarray[Any, Any]
     host_rewards: np.ndarray[Any, Any]
     infos: list[dict[str, Any]]
+    rows: int
+    """How many rows are transitions."""
 
     def transitions(self) -> dict[str, Any]:
         """:return: the fields of :class:`~headway.agents.core.data.Transitions`, (N, …)"""
@@ -96,8 +98,11 @@ class Host(Protocol):
     def observe(self, obs: Obs, raw_obs: Obs | None) -> None:
         """Take up what the environments show next."""
 
-    def count(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
-        """Count a step and the episodes that ended in it, and log when it is time."""
+    def count(self, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]], rows: int) -> None:
+        """Count a step of so many rows and the episodes that ended in it, and log when it is time."""
+
+    def keep_environment(self) -> None:
+        """Begin anew where somebody else has moved the environments since the last step."""
 
     def end_round(self, collected: int) -> None:
         """Set what follows a round of data."""
@@ -116,8 +121,11 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
     obs, rewards, terminated, truncated, info = env.step(host.actions.to_env(chosen["actions"]).to(env.device))
     acting_obs = codec.encode(obs, env.device)
     same = info["final_obs"] is obs  # as where no row ended
-    next_obs = acting_obs if same else codec.encode(info["final_obs"], env.device)
     raw_obs, raw_rewards = info.get("raw", (None, rewards))
+    if raw_obs is None:
+        next_obs = acting_obs if same else codec.encode(info["final_obs"], env.device)
+    else:
+        next_obs = codec.encode(info["final_obs"], env.device, raw=True)
     total = raw_rewards.sum()
     for shown in (acting_obs,) if same else (acting_obs, next_obs):
         for part in codec.numbers(shown).values():
@@ -127,6 +135,7 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
         _refuse_non_finite(host, raw_rewards, next_obs, acting_obs)
     cut = truncated & ~terminated
     infos = row_infos(info, dones, cut, blank)
+    real = ~info["dummy"] if "dummy" in info else None
     step = Step(
         chosen=chosen,
         obs=host.last_raw_obs,
@@ -136,16 +145,18 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
         terminated=terminated.to(device),
         truncated=cut.to(device),
         next_obs=map_obs(lambda part: part.to(device), next_obs),
-        real=~info["dummy"] if "dummy" in info else None,
+        real=real,
         dones=dones,
         host_rewards=host_rewards,
         infos=infos,
+        rows=host.n_envs if real is None else int(real.sum()),
     )
     host.keep(step)
     host.observe(
-        map_obs(lambda part: part.to(device), acting_obs), None if raw_obs is None else codec.encode(raw_obs, device)
+        map_obs(lambda part: part.to(device), acting_obs),
+        None if raw_obs is None else codec.encode(raw_obs, device, raw=True),
     )
-    host.count(dones, infos)
+    host.count(dones, infos, step.rows)
     return step
 
 

@@ -21,6 +21,8 @@ BatchT = TypeVar("BatchT", bound="DataclassInstance")
 
 GIB = 2**30
 
+_FLOATS = {torch.float32, torch.float64}
+
 
 Stored = Tensor | Mapping[str, Tensor]
 """Values of a field; by name where it is several tensors, as observations can be."""
@@ -104,16 +106,13 @@ class ReplayStore(Generic[BatchT]):
         self._data = {
             k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in self.fields.items()
         }
-        self._flat = {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
         self._make: Callable[..., BatchT] = batch_type
-        self._drawn: list[tuple[str, Obs]] = [
-            (f.name, self._grouped(f.name, fields[f.name])) for f in dataclasses.fields(batch_type)
-        ]
+        self._grouping = {f.name: fields[f.name] for f in dataclasses.fields(batch_type)}
 
         # A row's run is the number of consecutive rows of its episode up to and with it, overwritten ones included;
         # it makes the validity of a window a comparison at its last row.
         self._runs = torch.empty(lead, dtype=torch.int32, device=self.device)
-        self._flat_runs = self._runs.view(self._ring)
+        self._make_views()
         self._open_runs = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
 
         # Write positions live on the host. While the columns are level the integers below are the truth and these
@@ -126,11 +125,26 @@ class ReplayStore(Generic[BatchT]):
     def __len__(self) -> int:
         return self._rows
 
+    def _make_views(self) -> None:
+        self._flat = {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
+        self._flat_runs = self._runs.view(self._ring)
+        self._drawn: list[tuple[str, Obs]] = [
+            (name, self._grouped(name, spec)) for name, spec in self._grouping.items()
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without views: each would come back with memory of its own."""
+        return {k: v for k, v in vars(self).items() if k not in ("_flat", "_flat_runs", "_drawn")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_views()
+
     @torch.no_grad()
     def add(self, rows: Mapping[str, Stored], mask: Tensor | None = None) -> None:
         """Store one step of all environments, by copy.
 
-        :param rows: a tensor (N, *shape) for every stored field; float64 is accepted where float32 is stored.
+        :param rows: a tensor (N, *shape) for every stored field; float64 may stand for float32 and float32 for float64.
         :param mask: (N,) bool, False for environments whose row is not to be stored, and whose rows before and after
             it no window joins; None stores all of them.
         :raises ValueError: if a field is missing, unknown, or of another shape or dtype; nothing is stored then.
@@ -478,7 +492,8 @@ def check_row_shapes(rows: Mapping[str, Any], fields: Mapping[str, FieldSpec], l
     :param rows: by name
     :param fields: what it holds
     :param lead: the axes before those of one row
-    :raises ValueError: a field is missing, unknown, or of another shape or dtype; float64 may stand for float32
+    :raises ValueError: a field is missing, unknown, or of another shape or dtype; float64 and float32 may stand for
+        each other
     """
     if rows.keys() != fields.keys():
         raise ValueError(f"rows: {_name_difference(rows, fields)}")
@@ -486,7 +501,7 @@ def check_row_shapes(rows: Mapping[str, Any], fields: Mapping[str, FieldSpec], l
         if not isinstance(row, Tensor):
             raise ValueError(f"rows[{name!r}]: expected a tensor, got {type(row).__name__}")
         expected = fields[name].dtype
-        if row.dtype is not expected and (row.dtype, expected) != (torch.float64, torch.float32):
+        if row.dtype is not expected and not {row.dtype, expected} <= _FLOATS:
             raise ValueError(f"rows[{name!r}]: expected dtype {expected}, got {row.dtype}")
         shape = (*lead, *fields[name].shape)
         if row.shape != shape:

@@ -55,6 +55,8 @@ class Contents:
     manifest: dict[str, Any]
     networks: dict[str, Tensor]
     parts: dict[str, Any]
+    normalizer: Any = None
+    """State of the ``VecNormalize`` that the agent was trained in, if it was in one."""
 
 
 def write_policy(
@@ -110,7 +112,9 @@ def read(path: PathOrFile, kinds: tuple[str, ...]) -> Contents:
     path = _existing(path)
     archive = read_archive(path)
     _expect_kind(archive, kinds, path)
-    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), {})
+    tree = archive.manifest.get("normalizer", archive.manifest.get("parts", {}).get("normalizer"))
+    normalizer = None if tree is None else unpack(tree, _member(archive, "normalizer", path))
+    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), {}, normalizer)
 
 
 def read_newest(directory: Path) -> Contents:

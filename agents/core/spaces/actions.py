@@ -34,7 +34,7 @@ class Actions(Protocol):
 
 
 class BoxActions:
-    """A bounded Box; the agent's actions are (N, A) in [-1, 1].
+    """A bounded Box; the agent's actions are (N, A) in [-1, 1]. Those of a Box of integers are rounded for it.
 
     :param space: the Box
     :param device: where actions are computed
@@ -46,13 +46,20 @@ class BoxActions:
         self.shape, self.device = tuple(space.shape), device
         self.size = int(np.prod(self.shape))
         self.field = FieldSpec((self.size,), torch.float32)
+        self.whole = getattr(torch, str(space.dtype)) if space.dtype.kind in "iu" else None
         bounds = (_inner_float32(space.low, np.inf), _inner_float32(space.high, -np.inf))
         self.low, self.high = (torch.as_tensor(bound, device=device).flatten() for bound in bounds)
 
     def to_env(self, actions: Tensor) -> Tensor:
         """:return: actions (N, A) in [-1, 1] mapped to the environment's bounds, (N, *A)"""
-        scaled = self.low + 0.5 * (actions + 1) * (self.high - self.low)
-        return torch.clamp(scaled, self.low, self.high).reshape(-1, *self.shape)
+        return self._within(self.low + 0.5 * (actions + 1) * (self.high - self.low))
+
+    def _within(self, actions: Tensor) -> Tensor:
+        """:return: actions (N, A) that are in the space, (N, *A)"""
+        if self.whole is not None:
+            actions = actions.round()
+        clipped = torch.clamp(actions, self.low, self.high).reshape(-1, *self.shape)
+        return clipped if self.whole is None else clipped.to(self.whole)
 
     def from_env(self, actions: Tensor) -> Tensor:
         """:return: actions in the environment's bounds, (…, A), mapped to [-1, 1], (…, A)"""
@@ -68,7 +75,7 @@ class ClippedActions(BoxActions):
 
     def to_env(self, actions: Tensor) -> Tensor:
         """:return: actions (N, A) clipped, (N, *A)"""
-        return torch.clamp(actions, self.low, self.high).reshape(-1, *self.shape)
+        return self._within(actions)
 
     def from_env(self, actions: Tensor) -> Tensor:
         """:return: the actions, (N, A)"""

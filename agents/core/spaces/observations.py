@@ -1,6 +1,6 @@
 """Observations of Gymnasium's spaces as tensors that networks read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ Observation = Tensor | Mapping[str, Tensor]
 VECTOR = "vector"
 """Name of the field that holds all that is flattened, beside others."""
 
+DELAYED = ("action_buffer", "observation_age", "action_age", "applied_action_age")
+"""Keys by which observations of a delayed environment are known, see :class:`headway.wrappers.RandomDelay`."""
+
 FLAT = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -31,11 +34,23 @@ class ObservationCodec:
     tensor of its own. Where that makes several, an encoded observation is a dict of tensors.
 
     :param space: a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these
+    Before a ``VecNormalize`` they have a second form, *raw*: what is stored, and normalised when it is sampled. It is as
+    precise as the space, since a large offset would leave nothing of float64 or int64 in float32.
+
     :param flatten: flatten Boxes of integers too, for agents that read one vector
+    :param normalised: keys that a ``VecNormalize`` normalises; "" of a space that is no Dict
+    :param scale_buffer: map the action buffer of a delayed environment from the actions' bounds to [-1, 1]
     :raises ValueError: any other space; the remedy is named
     """
 
-    def __init__(self, space: spaces.Space[Any], *, flatten: bool = False) -> None:
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        *,
+        flatten: bool = False,
+        normalised: Collection[str] = (),
+        scale_buffer: bool = False,
+    ) -> None:
         self.space = space
         leaves: dict[str, Any] = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
         for key, leaf in leaves.items():
@@ -51,30 +66,62 @@ class ObservationCodec:
         """Parts that are flattened into one vector."""
         self.sizes = [_size(part) for part in self.parts.values()]
         self.vector = VECTOR if VECTOR not in self.kept else f"{VECTOR}_"
+        raw = {key: FieldSpec(leaf.shape, _dtype(leaf)) for key, leaf in self.kept.items()}
         self.fields: dict[str, FieldSpec] = {
-            key: FieldSpec(leaf.shape, _dtype(leaf)) for key, leaf in self.kept.items()
+            key: FieldSpec(field.shape, torch.float32 if key in normalised else field.dtype)
+            for key, field in raw.items()
         }
+        self.is_wide = any(
+            key in normalised and not np.can_cast(part.dtype, np.float32) for key, part in self.parts.items()
+        )
+        """Whether the raw vector is float64."""
         if self.parts:
             self.fields[self.vector] = FieldSpec((sum(self.sizes),), torch.float32)
+            raw[self.vector] = FieldSpec((sum(self.sizes),), torch.float64 if self.is_wide else torch.float32)
+        self.raw_fields = raw
+        self._bounds = _buffer_bounds(self.parts) if scale_buffer and DELAYED[0] not in normalised else None
 
     @property
     def spec(self) -> Fields:
-        """What is stored: one field, or several by name."""
+        """What is read: one field, or several by name."""
         return next(iter(self.fields.values())) if len(self.fields) == 1 else self.fields
 
-    def encode(self, obs: Observation, device: torch.device) -> Obs:
+    @property
+    def raw_spec(self) -> Fields:
+        """What is stored before normalisation: one field, or several by name."""
+        return next(iter(self.raw_fields.values())) if len(self.raw_fields) == 1 else self.raw_fields
+
+    def encode(self, obs: Observation, device: torch.device, *, raw: bool = False) -> Obs:
         """Encode a batch.
 
         :param obs: tensors with a leading batch axis, (N, *O), by key for a Dict space
         :param device: where the result shall be
+        :param raw: they are to be stored, and normalised when they are sampled
         :return: (N, D) float32, images (N, C, H, W) uint8, or integers (N, …); by name where there are several
         """
         given = obs if isinstance(obs, Mapping) else {"": obs}
-        encoded = {key: given[key].to(device, self.fields[key].dtype) for key in self.kept}
+        encoded = {key: given[key].to(device, self._kept_dtype(key, given[key], raw)) for key in self.kept}
         if self.parts:
-            columns = [_flattened(part, given[key].to(device)) for key, part in self.parts.items()]
+            dtype = torch.float64 if raw and self.is_wide else torch.float32
+            columns = [_flattened(part, given[key].to(device), dtype) for key, part in self.parts.items()]
+            if self._bounds is not None:
+                place = list(self.parts).index(DELAYED[0])
+                low, high = (bound.to(device) for bound in self._bounds)
+                columns[place] = 2 * (columns[place] - low) / (high - low) - 1
             encoded[self.vector] = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
         return encoded if len(encoded) > 1 else next(iter(encoded.values()))
+
+    def _kept_dtype(self, key: str, given: Tensor, raw: bool) -> torch.dtype:
+        """What a part of its own becomes; integers that somebody has normalised are no longer whole."""
+        if given.is_floating_point() and not raw and not is_image_space(self.kept[key]):
+            return torch.float32
+        return (self.raw_fields if raw else self.fields)[key].dtype
+
+    def narrowed(self, obs: Obs) -> Obs:
+        """:return: raw observations as they are read where nothing normalises them."""
+        if isinstance(obs, Tensor):
+            return obs.float() if obs.dtype is torch.float64 else obs
+        return {name: self.narrowed(part) for name, part in obs.items()}  # type: ignore[misc]
 
     def numbers(self, obs: Obs) -> dict[str, Tensor]:
         """:return: the tensors of encoded observations that hold floats, by field."""
@@ -124,15 +171,24 @@ def _size(part: spaces.Space[Any]) -> int:
     return int(part.nvec.sum()) if isinstance(part, spaces.MultiDiscrete) else int(np.prod(part.shape or ()))
 
 
-def _flattened(part: spaces.Space[Any], column: Tensor) -> Tensor:
-    """:return: (N, columns) float32"""
+def _buffer_bounds(parts: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Bounds of the buffer of a delayed environment, (K A,) each, where it has finite ones."""
+    if not set(DELAYED) <= parts.keys() or not isinstance(buffer := parts[DELAYED[0]], spaces.Box):
+        return None
+    low, high = (torch.from_numpy(bound.astype(np.float32).ravel()) for bound in (buffer.low, buffer.high))
+    return (low, high) if bool((low < high).all() and (high - low).isfinite().all()) else None
+
+
+def _flattened(part: spaces.Space[Any], column: Tensor, dtype: torch.dtype) -> Tensor:
+    """:return: (N, columns) of a dtype"""
     if isinstance(part, spaces.Discrete):
-        return F.one_hot(column.long().reshape(len(column)) - int(part.start), int(part.n)).float()
+        return F.one_hot(column.long().reshape(len(column)) - int(part.start), int(part.n)).to(dtype)
     if isinstance(part, spaces.MultiDiscrete):
         digits = (column.long() - torch.as_tensor(part.start, device=column.device)).reshape(len(column), -1)
         ones = [F.one_hot(digit, int(n)) for digit, n in zip(digits.unbind(1), part.nvec.ravel(), strict=True)]
-        return torch.cat(ones, 1).float()
-    return column.float().flatten(1) if column.dim() > 1 else column.float().unsqueeze(1)
+        return torch.cat(ones, 1).to(dtype)
+    column = column.to(dtype)
+    return column.flatten(1) if column.dim() > 1 else column.unsqueeze(1)
 
 
 class VectorFeatures(nn.Module):
