@@ -2,7 +2,6 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property
 from typing import Any
@@ -626,7 +625,7 @@ class VectorEnvBatch(_Adapter):
 
 
 def _successes(info: Any, ended: np.ndarray[Any, Any]) -> dict[str, Tensor]:
-    """Whether episodes succeeded, (N,), and which rows say so, (N,) bool; of resets in the step, ``final_info`` says."""
+    """Whether episodes succeeded, and which rows say so, (N,) bool each; where rows were reset, in ``final_info``."""
     for told in (info.get("final_info"), info) if isinstance(info, dict) else ():
         if isinstance(told, dict) and "is_success" in told:
             success = np.asarray(told["is_success"]).astype(bool)

@@ -33,6 +33,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from copy import deepcopy
 from enum import Enum, Flag
 from pickle import PickleBuffer
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
@@ -692,7 +693,8 @@ class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructo
     """Gives an environment ``state()`` and ``load_state(state)``, which other processes can reach.
 
     ``SubprocVecEnv`` and ``AsyncVectorEnv`` ask their workers through it, so make it the outermost wrapper there:
-    ``make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=Snapshot)``. It changes nothing else.
+    ``make_vec_env(env_id, n_envs, vec_env_cls=SubprocVecEnv, wrapper_class=Snapshot)``. What an episode led to it
+    copies, since workers reset an environment, which may reuse its array, before they send it. It changes nothing else.
 
     :param env: the environment
     """
@@ -700,6 +702,11 @@ class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructo
     def __init__(self, env: gym.Env[ObsType, ActType]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
+
+    def step(self, action: ActType) -> tuple[ObsType, Any, bool, bool, dict[str, Any]]:
+        """See ``gymnasium.Env.step``."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return deepcopy(obs) if terminated or truncated else obs, reward, terminated, truncated, info
 
     def state(self) -> State:
         """State of the wrapped environment.

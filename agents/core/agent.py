@@ -254,9 +254,10 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         elif is_fresh(target):
             load_normalizer_state(target, state)
         elif normalised_keys(normalizer_state(target)) != normalised_keys(state):
+            here, there = (list(normalised_keys(one)) for one in (normalizer_state(target), state))
             raise ValueError(
-                f"this VecNormalize normalises {list(normalised_keys(normalizer_state(target)))}, the one that the "
-                f"policy was trained in {list(normalised_keys(state))}: build it with the same norm_obs and norm_obs_keys"
+                f"this VecNormalize normalises {here}, the one that the policy was trained in {there}: build it with "
+                "the same norm_obs and norm_obs_keys"
             )
         elif not _same_statistics(normalizer_state(target), state):
             log.warning("this VecNormalize keeps statistics of its own, which differ from those saved with the policy")

@@ -76,8 +76,8 @@ class Engine(ABC):
         """
 
     def edit(self, name: str, value: Any) -> None:
-        """Change a field of MjModel in all worlds, as writing to the model of Gymnasium's environments does: what MuJoCo
-        derives from it when it compiles a model stays as it is.
+        """Change a field of MjModel in all worlds, as writing to the model of Gymnasium's environments does: what
+        MuJoCo derives from it when it compiles a model stays as it is.
 
         :param name: of :data:`MODEL_FIELDS`
         :param value: of one world

@@ -78,11 +78,11 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
 
     @property
     def model(self) -> mujoco.MjModel:
-        """The robot; if it is randomised, as it was before. What is written to it counts from the next step or reset on,
-        as in Gymnasium; where that cannot be, as of meshes, these raise a ``ValueError``."""
+        """The robot; if it is randomised, as it was before. What is written to it counts from the next step or reset
+        on, as in Gymnasium; where that cannot be, as of meshes, these raise a ``ValueError``."""
         model = self.batch.engine.model
         if self._seen is None:
-            self._seen = copy.copy(model), _bytes(model)
+            self._seen = _copies(model)
         return model
 
     def _take_edits(self) -> None:
@@ -100,7 +100,7 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
             )
         for name in edited:
             self.batch.edit(name, _field(model, name))
-        self._seen = copy.copy(model), _bytes(model)
+        self._seen = _copies(model)
 
     @property
     def data(self) -> mujoco.MjData:
@@ -146,6 +146,10 @@ def _bytes(model: mujoco.MjModel) -> np.ndarray[Any, Any]:
     buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, buffer)
     return buffer
+
+
+def _copies(model: mujoco.MjModel) -> tuple[mujoco.MjModel, np.ndarray[Any, Any]]:
+    return copy.copy(model), _bytes(model)
 
 
 def _field(model: mujoco.MjModel, name: str) -> Any:

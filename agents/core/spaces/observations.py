@@ -33,10 +33,6 @@ class ObservationCodec:
     Stable-Baselines3's definition, and Boxes of integers (tokens, counts) keep their shape and their dtype: each is a
     tensor of its own. Where that makes several, an encoded observation is a dict of tensors.
 
-    :param space: a Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of these
-    Before a ``VecNormalize`` they have a second form, *raw*: what is stored, and normalised when it is sampled. It is as
-    precise as the space, since a large offset would leave nothing of float64 or int64 in float32.
-
     :param flatten: flatten Boxes of integers too, for agents that read one vector
     :param normalised: keys that a ``VecNormalize`` normalises; "" of a space that is no Dict
     :param scale_buffer: map the action buffer of a delayed environment from the actions' bounds to [-1, 1]
