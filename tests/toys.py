@@ -295,3 +295,65 @@ def real_steps(row: int, steps: int, delayed: bool) -> int:
         if passed >= steps:
             return count
     raise AssertionError
+
+
+# -- a world that counts, and can do what careless environments do -----------------------------------------------------
+
+
+class Counter(gym.Env[Any, Any]):
+    """Observes how many steps its episode has had, and ends it after five.
+
+    :param form: "box", "dict" or "image"
+    :param reuses: it writes every observation into the same array
+    :param dtype: of observations
+    :param offset: added to them
+    :param length: of an episode
+    :param actions: bounds and dtype of actions
+    :param reward: of every step
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own spelling)
+
+    def __init__(
+        self,
+        form: str = "box",
+        *,
+        reuses: bool = False,
+        dtype: Any = np.float32,
+        offset: int = 0,
+        length: int = 5,
+        actions: tuple[float, float, Any] = (-1, 1, np.float32),
+        reward: Any = 1.0,
+    ) -> None:
+        self.form, self.reuses, self.offset, self.length, self.reward = form, reuses, offset, length, reward
+        box = spaces.Box(0, 2**31 - 1, (2,), dtype)
+        self.observation_space: spaces.Space[Any] = box
+        if form == "dict":
+            self.observation_space = spaces.Dict({"count": box, "other": box})
+        if form == "image":
+            self.observation_space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+        self.action_space = spaces.Box(*actions[:2], (1,), actions[2])
+        self.taken: list[Any] = []
+        self.buffer = self._blank()
+
+    def _blank(self) -> Any:
+        if isinstance(self.observation_space, spaces.Dict):
+            return {key: np.zeros(part.shape, part.dtype) for key, part in self.observation_space.items()}
+        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+
+    def _observe(self) -> Any:
+        out = self.buffer if self.reuses else self._blank()
+        for part in out.values() if isinstance(out, dict) else [out]:
+            part[...] = self.offset + self.t
+        return out
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.t += 1
+        self.taken.append(np.array(action))
+        cut = self.t >= self.length
+        return self._observe(), self.reward, False, cut, {"is_success": True} if cut else {}

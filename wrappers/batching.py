@@ -133,11 +133,13 @@ class _Held:
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
         except TypeError as cause:  # out of a Monitor's float(reward)
-            if "can be converted to Python scalars" in str(cause):
+            if any(part in str(cause) for part in ("converted to Python scalars", "not 'list'", "not 'tuple'")):
                 raise _vector_reward(self.env, "an array") from cause
             raise
-        if isinstance(reward, (np.ndarray, list, tuple)) and np.size(reward) != 1:
-            raise _vector_reward(self.env, f"of shape {np.shape(reward)}")
+        if isinstance(reward, (np.ndarray, list, tuple)):
+            if np.size(reward) != 1:
+                raise _vector_reward(self.env, f"of shape {np.shape(reward)}")
+            reward = np.asarray(reward).item()
         return deepcopy(obs) if terminated or truncated else obs, reward, terminated, truncated, info
 
     def __getattr__(self, name: str) -> Any:

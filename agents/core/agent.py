@@ -450,6 +450,19 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         if state is not None and self._vec_normalize_env is not None:
             load_normalizer_state(self._vec_normalize_env, state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold. A ``VecNormalize`` leaves out what it is around; that goes beside it."""
+        source = self._vec_normalize_env
+        return vars(self) | {"_beneath": None if source is None else (source.venv, source.returns)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        beneath = state.pop("_beneath")
+        vars(self).update(state)
+        if beneath is not None:
+            assert self._vec_normalize_env is not None
+            self._vec_normalize_env.set_venv(beneath[0])
+            self._vec_normalize_env.returns = beneath[1]
+
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save(

@@ -1,17 +1,24 @@
 """Phases, parts and optimisers of an agent's own: a stop anywhere between two gradient steps goes on exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+from headway.agents import PPO, SAC
 from headway.agents.core.config import OffPolicyConfig
 from headway.agents.core.nets import SGD, Adam, Critics, DeterministicActor
 from headway.agents.core.off_policy import OffPolicyAgent
 from headway.agents.core.spaces import Obs
+from headway.wrappers import as_batched
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from torch import Tensor
-from toys import vec
+from toys import Counter, vec
 
 
 class Tally:
@@ -144,3 +151,109 @@ def test_a_part_is_registered_once(tmp_path: Path) -> None:
     agent.save_checkpoint(tmp_path)
     with pytest.raises(ValueError, match="does not hold just what Phased needs to go on: more"):
         Phased.resume(tmp_path, vec())
+
+
+# -- rows that only reset, and environments that somebody else moves ---------------------------------------------------
+
+SMALL: dict[str, Any] = {"seed": 0, "device": "cpu", "net_arch": (4,)}
+STORED: dict[str, Any] = SMALL | {"learning_starts": 0, "buffer_size": 500, "batch_size": 4}
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("train_freq", [1, 3, 4])
+@pytest.mark.parametrize("gradient_steps", [1, 2, -1])
+def test_rows_that_only_reset_are_no_steps_and_bring_no_gradient_steps(
+    rows: int, train_freq: int, gradient_steps: int
+) -> None:
+    lengths = iter((1, 3))
+    envs = SyncVectorEnv([lambda: Counter(length=next(lengths))] * rows)
+    agent = SAC("MlpPolicy", envs, **STORED, train_freq=train_freq, gradient_steps=gradient_steps)
+    agent.learn(36)
+    assert agent.num_timesteps == len(agent.store)
+    per_step = 1 if gradient_steps < 0 else gradient_steps / train_freq
+    assert 0 <= len(agent.store) * per_step - agent.updates < 1
+
+
+def test_what_is_owed_of_gradient_steps_goes_into_checkpoints(tmp_path: Path) -> None:
+    def make() -> SyncVectorEnv:
+        return SyncVectorEnv([Counter])
+
+    whole = SAC("MlpPolicy", make(), **STORED, train_freq=4)
+    whole.learn(40)
+    half = SAC("MlpPolicy", make(), **STORED, train_freq=4)
+    half.learn(19)
+    half.save_checkpoint(tmp_path)
+    again = SAC.resume(tmp_path, make())
+    again.learn(40 - again.num_timesteps, reset_num_timesteps=False)
+    assert (again.updates, again.num_timesteps) == (whole.updates, whole.num_timesteps)
+
+
+MOVERS: dict[str, Callable[[Any, Any], Any]] = {
+    "evaluation": lambda agent, _: evaluate_policy(agent, agent.get_env(), n_eval_episodes=1, warn=False),
+    "a reset": lambda agent, _: agent.get_env().reset(),
+    "the vector environment": lambda agent, env: evaluate_policy(agent, env, n_eval_episodes=1, warn=False),
+}
+ENVS: dict[str, Callable[[], Any]] = {
+    "single": Counter,
+    "limited": lambda: TimeLimit(Counter(length=9), 5),
+    "dummy": lambda: DummyVecEnv([Counter]),
+    "processes": lambda: SubprocVecEnv([Counter], start_method="fork"),
+    "normalised": lambda: VecNormalize(DummyVecEnv([Counter]), norm_obs=False),
+    "vector": lambda: SyncVectorEnv([Counter], autoreset_mode=AutoresetMode.SAME_STEP),
+    "batch": lambda: as_batched(Counter()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("mover", MOVERS)
+@pytest.mark.parametrize("when", ["between", "within"])
+def test_an_environment_that_somebody_moved_begins_anew(env: str, mover: str, when: str) -> None:
+    if mover == "the vector environment" and (env not in ("limited", "dummy", "processes") or when == "within"):
+        return
+    made = ENVS[env]()
+    agent = SAC("MlpPolicy", made, **(STORED | {"learning_starts": 99}))
+
+    class Moves(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 7:
+                MOVERS[mover](agent, made)
+            return True
+
+    if when == "within":
+        agent.learn(10, Moves())
+    else:
+        agent.learn(7)
+        MOVERS[mover](agent, made)
+        agent.learn(3, reset_num_timesteps=False)
+    state = agent.store.state()
+    assert (state["data.next_obs"] - state["data.obs"] == 1).all()  # type: ignore[operator]
+    assert state["data.obs"][:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2]  # type: ignore[index]
+    runs = state["runs"]
+    assert runs.tolist() == [1, 2, 3, 4, 5, 1, 2, 1, 2, 3]  # type: ignore[union-attr]
+    agent.get_env().close()  # type: ignore[union-attr]
+
+
+def test_an_environment_that_nobody_moved_goes_on() -> None:
+    agent = SAC("MlpPolicy", Counter(), **(STORED | {"learning_starts": 99}))
+    agent.learn(7)
+    evaluate_policy(agent, DummyVecEnv([Counter]), n_eval_episodes=1, warn=False)
+    agent.learn(3, reset_num_timesteps=False)
+    assert agent.store.state()["data.obs"][:, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]  # type: ignore[index]
+
+
+def test_on_policy_a_round_that_is_moved_bootstraps() -> None:
+    agent = PPO("MlpPolicy", DummyVecEnv([lambda: Counter(length=50)]), **SMALL, n_steps=8, batch_size=8, n_epochs=1)
+    values: list[float] = []
+
+    class Moves(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 4:
+                values.append(float(agent.values(agent.last_obs).detach()))
+                self.training_env.reset()
+            return True
+
+    agent.learn(8, Moves())
+    assert agent.rollout["ended"][:, 0].tolist() == [i == 3 for i in range(8)]
+    assert agent.rollout["rewards"][3, 0].item() == pytest.approx(1 + agent.config.gamma * values[0], abs=1e-6)
+    assert agent.rollout["obs"][:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]

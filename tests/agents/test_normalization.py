@@ -3,22 +3,24 @@
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from headway.agents import SAC
+from headway.agents import DCAC, PPO, SAC, TD3
 from headway.agents.core.data import Transitions
 from headway.agents.core.normalization import BatchNormalizer, load_normalizer_state, normalizer_state
 from headway.agents.core.spaces import ObservationCodec
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from toys import Labelled
+from headway.wrappers import RandomDelay
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from toys import Counter, Labelled
 
 CPU = torch.device("cpu")
-# The peer computes in float64 and rounds once. Here it is float32: the observation, the mean and their difference are
-# each rounded to 24 bits, all below 250 in size, before they are divided by deviations above 0.02 (or clipped).
+# Both compute in float64, from observations that float32 holds or that are stored as float64; what they make of float64
+# in tests that encode it themselves is rounded to 24 bits, below 250 in size, over deviations above 0.02 (or clipped).
 OBS_TOLERANCE = 3 * 250 * 2**-24 / 0.02
 
 
@@ -237,3 +239,134 @@ def test_statistics_that_find_no_place_are_refused(
         load_normalizer_state(env, state())
     assert named in str(error.value)
     assert (env.norm_obs, env.norm_obs_keys, float(env.ret_rms.var)) == before
+
+
+# -- precision, wrappers above, statistics of a policy file ------------------------------------------------------------
+
+SIZES: dict[str, Any] = {"net_arch": (4,), "learning_starts": 99, "buffer_size": 100, "seed": 0, "device": "cpu"}
+FAR = 1_700_000_000  # seconds since 1970: neighbours are one number in float32
+
+
+def far(dtype: Any, form: str = "box", **settings: Any) -> VecNormalize:
+    env = VecNormalize(DummyVecEnv([lambda: Counter(form, dtype=dtype, offset=FAR)]), norm_reward=False, **settings)
+    env.training = False
+    for rms in env.obs_rms.values() if isinstance(env.obs_rms, dict) else [env.obs_rms]:
+        rms.mean, rms.var = np.full(2, FAR + 2.5), np.full(2, 2.0)
+    return env
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.int32, np.uint32])
+@pytest.mark.parametrize("form", ["box", "dict"])
+@pytest.mark.parametrize("make", [SAC, TD3, PPO])
+def test_large_offsets_are_normalised_in_the_spaces_own_precision(make: Any, form: str, dtype: Any) -> None:
+    env = far(dtype, form)
+    policy = "MultiInputPolicy" if form == "dict" else "MlpPolicy"
+    sizes = SIZES if make is not PPO else {"net_arch": (4,), "n_steps": 5, "batch_size": 5, "seed": 0, "device": "cpu"}
+    agent = make(policy, env, **sizes)
+    agent.learn(5)
+    expected = (np.arange(6) - 2.5) / np.sqrt(2 + env.epsilon)
+    if make is PPO:
+        obs = agent.rollout.field("obs")
+        seen = {"": obs} if isinstance(obs, torch.Tensor) else obs
+        assert all(np.allclose(part.flatten(0, 1)[:, 0], expected[:5], atol=1e-6) for part in seen.values())
+        return
+    batch, raw = agent.sample(), agent.store.state()
+    for name, wanted in (("obs", expected[:5]), ("next_obs", expected[1:])):
+        found = getattr(batch, name)
+        for part in found.values() if isinstance(found, dict) else [found]:
+            assert part.dtype is torch.float32
+            assert np.allclose(
+                sorted(set(part[:, 0].tolist())), wanted, atol=1e-6
+            )  # final ones are un-normalised again
+    stored = {name: part for name, part in raw.items() if name.startswith("data.next_obs")}
+    assert all((part[:, 0] - FAR).tolist() == pytest.approx([1, 2, 3, 4, 5], abs=1e-5) for part in stored.values())
+
+
+def test_a_delayed_observation_with_a_large_offset() -> None:
+    env = VecNormalize(
+        DummyVecEnv([lambda: RandomDelay(Counter(dtype=np.float64, offset=FAR), "constant:1", "constant:0")]),
+        norm_obs_keys=["observation"],
+    )
+    agent = DCAC("MultiInputPolicy", env, batch_size=8, **SIZES)
+    agent.learn(30)
+    env.training = False
+    seen = agent.sample_fragments().seen[:, 0, 0]
+    assert len(set(seen.tolist())) >= 4
+    assert seen.abs().max() < 10
+
+
+def test_a_float32_space_is_stored_as_before() -> None:
+    agent = SAC("MlpPolicy", VecNormalize(DummyVecEnv([Counter])), **SIZES)
+    assert {field.dtype for name, field in agent.store.fields.items() if "obs" in name} == {torch.float32}
+    wide = SAC("MlpPolicy", DummyVecEnv([lambda: Counter(dtype=np.float64)]), **SIZES)
+    assert wide.store.fields["obs"].dtype is torch.float32  # nothing normalises it
+
+
+class Changes(VecEnvWrapper):
+    """Doubles observations, or rewards."""
+
+    def __init__(self, venv: Any, what: str) -> None:
+        super().__init__(venv)
+        self.factors = {"observations": (2, 1), "rewards": (1, 2), "nothing": (1, 1)}[what]
+
+    def reset(self) -> Any:
+        return self.factors[0] * self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return self.factors[0] * obs, self.factors[1] * rewards, dones, infos
+
+
+@pytest.mark.parametrize("what", ["observations", "rewards", "nothing", "stacks"])
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_wrappers_above_a_normaliser(what: str, norm_obs: bool) -> None:
+    inner = VecNormalize(DummyVecEnv([Counter]), norm_obs=norm_obs)
+    env = VecFrameStack(inner, 2) if what == "stacks" else Changes(inner, what)
+    agent = SAC("MlpPolicy", env, **SIZES)
+    if what == "nothing" or (not norm_obs and what != "rewards"):
+        agent.learn(7)
+        assert len(agent.store) == 7
+        return
+    with pytest.raises(ValueError, match="above VecNormalize changes the"):
+        agent.learn(3)
+
+
+def trained(tmp_path: Path, **settings: Any) -> tuple[VecNormalize, Path]:
+    env = VecNormalize(DummyVecEnv([Counter]), **settings)
+    SAC("MlpPolicy", env, **SIZES).learn(12).save(tmp_path / "policy")
+    return env, tmp_path / "policy"
+
+
+def test_loading_applies_the_statistics_of_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    env, path = trained(tmp_path)
+    for way in ("load", "set_env", "saved again"):
+        new = VecNormalize(DummyVecEnv([Counter]), clip_obs=3.0)
+        if way == "load":
+            SAC.load(path, new)
+        elif way == "set_env":
+            SAC.load(path).set_env(new)
+        else:
+            SAC.load(path).save(tmp_path / "again")
+            SAC.load(tmp_path / "again", new)
+        assert np.array_equal(new.obs_rms.mean, env.obs_rms.mean)
+        assert new.clip_obs == env.clip_obs
+    assert not caplog.records
+    agent = SAC.load(path, new)
+    agent.learn(3)
+    agent.set_env(new)  # what it has learnt since is not put back
+    assert not np.array_equal(new.obs_rms.mean, env.obs_rms.mean)
+
+
+def test_statistics_that_are_not_applied_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, path = trained(tmp_path)
+    SAC.load(path, DummyVecEnv([Counter]))
+    assert "wrap the environment in VecNormalize" in caplog.text
+    caplog.clear()
+    own = VecNormalize(DummyVecEnv([Counter]))
+    own.reset()
+    mean = own.obs_rms.mean.copy()
+    SAC.load(path, own)
+    assert "statistics of its own" in caplog.text
+    assert np.array_equal(own.obs_rms.mean, mean)
+    with pytest.raises(ValueError, match="norm_obs"):
+        SAC.load(path, VecNormalize(DummyVecEnv([Counter]), norm_obs=False))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from headway.agents import PPO, SAC, TD3
 from headway.agents.core.spaces import (
     BoxActions,
     FieldSpec,
@@ -21,6 +22,7 @@ from headway.agents.core.spaces import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.preprocessing import preprocess_obs
+from toys import Counter
 
 CPU = torch.device("cpu")
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
@@ -478,3 +480,28 @@ def test_spaces_that_cannot_be_described(space: spaces.Space[Any]) -> None:
 def test_descriptions_that_are_refused(description: Any) -> None:
     with pytest.raises(ValueError, match=r"^not the description of a space: .+$"):
         space_from_json(description)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize("make", [SAC, TD3, PPO])
+def test_integer_boxes_get_whole_actions(make: Any, dtype: Any) -> None:
+    env = Counter(actions=(0, 10, dtype))
+    sizes: dict[str, Any] = {"net_arch": (4,), "seed": 0, "device": "cpu"}
+    agent = make("MlpPolicy", env, **sizes, **({"n_steps": 8, "batch_size": 8} if make is PPO else {"buffer_size": 50}))
+    agent.learn(8)
+    assert all(env.action_space.contains(action) for action in env.taken)
+    assert env.action_space.contains(agent.predict(np.zeros(2, np.float32))[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("end", [-50.0, 50.0])
+@pytest.mark.parametrize("make", [TD3, PPO])
+def test_predicted_actions_are_in_the_space_to_the_last_bit(make: Any, end: float, dtype: Any) -> None:
+    bounds = (-3, 7) if dtype is np.int16 else (-0.1, 0.3)
+    agent = make("MlpPolicy", Counter(actions=(*bounds, dtype)), net_arch=(4,), device="cpu", seed=0)
+    network = next(net for name, net in agent.modules.networks().items() if not name.endswith("target"))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(end)
+    action, _ = agent.predict(np.ones(2, np.float32), deterministic=True)
+    assert agent.action_space.contains(action)

@@ -1,9 +1,11 @@
 """The faces of a MuJoCo task: a single Gymnasium environment, Stable-Baselines3, pictures, a user's own file."""
 
+import copy
 import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -747,3 +749,44 @@ def test_a_task_from_a_file_of_ones_own(
         gym.registry.pop("own/Swing-v0", None)
     (final,) = tmp_path.glob("runs/**/final.zip")
     assert "Swing-v0" in str(final)
+
+
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "gravity": lambda model: model.opt.gravity.__setitem__(2, -1.0),
+    "time step": lambda model: setattr(model.opt, "timestep", model.opt.timestep / 2),
+    "mass": lambda model: np.multiply(model.body_mass, 1.5, out=model.body_mass),
+    "friction": lambda model: np.multiply(model.geom_friction, 0.5, out=model.geom_friction),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("name", ["Hopper-v5", "Ant-v5"])
+def test_edits_of_the_model_count_as_in_gymnasium(name: str, edit: str) -> None:
+    ours, peer = gym.make(f"headway/{name}"), gym.make(name)
+    for env in (ours, peer):
+        env.reset(seed=0)
+    ours.action_space.seed(0)
+    for step in range(6):
+        if step == 2:
+            for env in (ours, peer):
+                EDITS[edit](env.unwrapped.model)  # type: ignore[attr-defined]
+        action = ours.action_space.sample()
+        found, expected = ours.step(action), peer.step(action)
+        assert np.array_equal(found[0], expected[0])
+        assert found[1] == expected[1]
+    state = ours.unwrapped.state()  # type: ignore[attr-defined]
+    again = gym.make(f"headway/{name}")
+    again.reset(seed=1)
+    again.unwrapped.load_state(state)  # type: ignore[attr-defined]
+    twin = copy.deepcopy(ours)
+    shown = [env.step(action)[0] for env in (ours, again, twin)]
+    assert np.array_equal(shown[0], shown[1])
+    assert np.array_equal(shown[0], shown[2])
+
+
+def test_edits_that_cannot_count_raise() -> None:
+    env = gym.make("headway/Ant-v5", randomise={"body_mass": scale(0.9, 1.1)})
+    env.reset(seed=0)
+    env.unwrapped.model.body_mass[:] *= 2  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="body_mass cannot be changed"):
+        env.step(np.zeros(8, np.float32))

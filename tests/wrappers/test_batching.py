@@ -16,8 +16,15 @@ from headway.agents import SAC
 from headway.envs import BatchedEnv
 from headway.wrappers import BatchedVecEnv, Snapshot, StateNotSavable, as_batched, capture, restore
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecCheckNan, VecMonitor, VecNormalize
-from toys import HIGH, LOW, Labelled, Transition, episodes, flat, real_steps, truth
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+)
+from toys import HIGH, LOW, Counter, Labelled, Transition, episodes, flat, real_steps, truth
 
 # Python 3.12 and later warn of forks in a process with threads; the workers here do nothing with them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -265,8 +272,18 @@ def make_agent(env: Any, form: str = "box", **options: Any) -> SAC:
     return SAC(policy, env, **(sizes | options))
 
 
+def steps_of(agent: SAC, path: str) -> int:
+    """How often the environments were stepped for what counts as steps: rows that only did a reset do not."""
+    rows = range(agent.n_envs)
+    return next(
+        steps
+        for steps in itertools.count(1)
+        if sum(real_steps(row, steps, is_delayed(path)) for row in rows) == agent.num_timesteps
+    )
+
+
 def assert_memory(agent: SAC, path: str, form: str) -> None:
-    steps = agent.num_timesteps // agent.n_envs
+    steps = steps_of(agent, path)
     columns = stored_columns(agent)
     for row, column in enumerate(columns):
         assert len(column) == real_steps(row, steps, is_delayed(path))
@@ -282,7 +299,7 @@ def test_what_an_agent_remembers(path: str, build: Build) -> None:
     assert_memory(agent, path, "box")
     assert agent._n_updates == 0
     returns = [info["r"] for info in agent.ep_info_buffer or ()]
-    ends = [real_steps(row, 60 // agent.n_envs, is_delayed(path)) for row in range(agent.n_envs)]
+    ends = [real_steps(row, steps_of(agent, path), is_delayed(path)) for row in range(agent.n_envs)]
     counted = []
     for row, steps in enumerate(ends):  # whole episodes within that many steps
         lengths = itertools.accumulate(length for _, length in episodes(row))
@@ -609,3 +626,147 @@ def test_what_is_no_environment_is_refused(env: Any) -> None:
 def test_ids_that_are_unknown_are_refused() -> None:
     with pytest.raises(ValueError, match="did you mean Pendulum-v1"):
         as_batched("Pendulm-v1")
+
+
+# -- environments that reuse their array, and rewards that are several numbers -----------------------------------------
+
+MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
+
+
+def in_processes(make: Build) -> SubprocVecEnv:
+    return SubprocVecEnv([make, make], start_method="fork")
+
+
+REUSING: dict[str, Build] = {
+    "single": lambda make: make(),
+    "monitored": lambda make: Monitor(make()),
+    "dummy": lambda make: DummyVecEnv([make, make]),
+    "monitored by rows": lambda make: VecMonitor(DummyVecEnv([make, make])),
+    "normalised": lambda make: VecNormalize(DummyVecEnv([make, make]), clip_obs=1e9),
+    "processes": in_processes,
+    "normalised processes": lambda make: VecNormalize(in_processes(make), clip_obs=1e9),
+    **{
+        mode.value: partial(lambda mode, make: SyncVectorEnv([make, make], autoreset_mode=mode), mode) for mode in MODES
+    },
+    "views": lambda make: SyncVectorEnv([make, make], copy=False, autoreset_mode=AutoresetMode.SAME_STEP),
+    "snapshots": lambda make: AsyncVectorEnv(
+        [lambda: Snapshot(make())] * 2, autoreset_mode=AutoresetMode.SAME_STEP, context="fork"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["box", "dict", "image"])
+@pytest.mark.parametrize("kind", REUSING)
+def test_what_an_episode_led_to_outlives_the_reset(kind: str, form: str) -> None:
+    if form == "image" and "normalised" in kind:
+        return  # its numbers are rounded
+    env = as_batched(REUSING[kind](partial(Counter, form, reuses=True, length=3)))
+    shown = [first_number(env.reset(seed=0)[0])]
+    led_to = []
+    for _ in range(10):
+        obs, _, terminated, truncated, info = env.step(torch.zeros(env.num_envs, 1))
+        dummy = info.get("dummy", torch.zeros(env.num_envs, dtype=torch.bool))
+        final = info["final_obs"]
+        led_to += [round(x) for x, no in zip(first_number(final), dummy.tolist(), strict=True) if not no]
+        shown.append(first_number(info["raw"][0] if "raw" in info else obs))
+    env.close()
+    rows = env.num_envs
+    assert [led_to[i] for i in range(0, len(led_to), rows)][:8] == [1, 2, 3, 1, 2, 3, 1, 2]
+    restart = 4 if kind == AutoresetMode.NEXT_STEP.value else 3
+    assert shown[restart][0] == 0
+
+
+def first_number(obs: Any) -> list[float]:
+    part = obs["count"] if isinstance(obs, dict) else obs
+    return [float(row.flatten()[0]) for row in part]
+
+
+def test_vector_environments_out_of_reach_are_suspected(caplog: pytest.LogCaptureFixture) -> None:
+    for reuses in (False, True):
+        make = partial(Counter, reuses=reuses, length=2)
+        env = as_batched(AsyncVectorEnv([make] * 2, autoreset_mode=AutoresetMode.SAME_STEP, context="fork"))
+        env.reset(seed=0)
+        for _ in range(8):
+            env.step(torch.zeros(2, 1))
+        env.close()
+        assert ("reuse their arrays" in caplog.text) == reuses
+    assert caplog.text.count("Snapshot") == 1
+
+
+@pytest.mark.parametrize("reward", [np.ones(2), [1.0, 2.0], np.ones((1, 2))])
+@pytest.mark.parametrize("kind", ["single", "dummy", "processes", *(mode.value for mode in MODES)])
+def test_rewards_of_several_numbers_are_refused(kind: str, reward: Any) -> None:
+    env = as_batched(REUSING[kind](partial(Counter, reward=reward)))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="maximise one number"):
+        env.step(torch.zeros(env.num_envs, 1))
+    env.close()
+
+
+@pytest.mark.parametrize("kind", ["dummy", "processes", *(mode.value for mode in MODES)])
+def test_rewards_in_arrays_of_one_are_numbers(kind: str) -> None:
+    env = as_batched(REUSING[kind](partial(Counter, reward=np.array([2.5]))))
+    env.reset(seed=0)
+    rewards = env.step(torch.zeros(env.num_envs, 1))[1]
+    env.close()
+    assert rewards.tolist() == [2.5] * env.num_envs
+
+
+class Pool(SyncVectorEnv, gym.Env[Any, Any]):  # type: ignore[misc]
+    """A vector environment and a single one at once, whose spaces are those of a row, as EnvPool's are."""
+
+    def __init__(self) -> None:
+        SyncVectorEnv.__init__(self, [Counter, Counter])
+        self.observation_space, self.action_space = self.single_observation_space, self.single_action_space
+
+    def step(self, actions: Any) -> Any:
+        self.action_space = batch_space(self.single_action_space, 2)
+        try:
+            return super().step(actions)
+        finally:
+            self.action_space = self.single_action_space
+
+
+def test_what_is_a_vector_environment_and_a_single_one() -> None:
+    env = as_batched(Pool())
+    assert (env.num_envs, env.reset(seed=0)[0].shape) == (2, (2, 2))
+    agent = SAC("MlpPolicy", Pool(), seed=0, learning_starts=99, buffer_size=100, net_arch=(4,), device="cpu")
+    agent.learn(20)
+    assert len(agent.store) == agent.num_timesteps == 20
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_successes_of_vector_environments_are_told(mode: AutoresetMode) -> None:
+    lengths = iter((3, 4))
+    envs = SyncVectorEnv([lambda: Counter(length=next(lengths))] * 2, autoreset_mode=mode)
+    agent = SAC("MlpPolicy", envs, seed=0, learning_starts=99, buffer_size=100, net_arch=(4,), device="cpu")
+    agent.learn(24)
+    assert agent.ep_success_buffer is not None
+    assert agent.ep_info_buffer is not None
+    assert list(agent.ep_success_buffer) == [True] * len(agent.ep_info_buffer)
+    assert {info["l"] for info in agent.ep_info_buffer} == {3, 4}
+
+
+class Bare(VecEnvWrapper):
+    """Like a vector environment of somebody's own, that tells neither time limits nor takes seeds."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            info.pop("TimeLimit.truncated", None)
+        return obs, rewards, dones, infos
+
+    @property
+    def unwrapped(self) -> Any:
+        return self
+
+
+def test_ends_that_are_not_told_apart_are_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    env = as_batched(Bare(DummyVecEnv([Counter])))
+    env.reset(seed=0)
+    for _ in range(12):
+        env.step(torch.zeros(1, 1))
+    assert caplog.text.count("TimeLimit.truncated") == 1

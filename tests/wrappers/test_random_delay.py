@@ -14,6 +14,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
+from headway.agents import DCAC, PPO, TD3
+from headway.agents import SAC as OurSAC
 from headway.envs import BatchedEnv, NumpyVectorEnv, make_batched
 from headway.wrappers import BatchedRandomDelay, RandomDelay, as_batched, capture, restore
 from headway.wrappers.delays import Constant, Delay, Trace, Uniform, WiFi, age_law, parse_pair
@@ -24,6 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
+from toys import Counter
 
 PAIRS = [
     "constant:0,0",
@@ -1070,3 +1073,71 @@ def test_the_bare_form_is_the_observation_alone() -> None:
     assert isinstance(batch.reset(seed=0)[0], torch.Tensor)
     with pytest.raises(ValueError, match="form is 'thin': it can be 'dict', 'flat', 'bare'"):
         RandomDelay(Tape(3), *laws, form="thin")  # type: ignore[arg-type]
+
+
+# -- other spaces of observations --------------------------------------------------------------------------------------
+
+
+def test_parts_of_dict_observations_stand_beside_what_is_added() -> None:
+    env = RandomDelay(Counter("dict"), "constant:1", "constant:0")
+    assert list(env.observation_space) == [
+        "count", "other", "action_buffer", "observation_age", "action_age", "applied_action_age",
+    ]  # fmt: skip
+    check_env(env, skip_render_check=True)
+    obs, _ = env.reset(seed=0)
+    seen = []
+    for _ in range(3):
+        obs = env.step(np.zeros(1, np.float32))[0]
+        seen.append(float(obs["count"][0]))
+    assert seen == [0, 1, 2]
+
+
+def test_names_that_delayed_observations_have_too_are_refused() -> None:
+    env = Counter("dict")
+    env.observation_space = spaces.Dict({"action_age": spaces.Discrete(3)})
+    with pytest.raises(ValueError, match="parts named action_age"):
+        RandomDelay(env, "constant:1", "constant:0")
+
+
+@pytest.mark.parametrize("make", [OurSAC, TD3, DCAC, PPO])
+def test_agents_learn_from_delayed_dicts(make: Any) -> None:
+    sizes: dict[str, Any] = {"seed": 0, "device": "cpu", "net_arch": (4,), "batch_size": 4}
+    sizes |= {"n_steps": 8} if make is PPO else {"learning_starts": 8, "buffer_size": 60}
+    agent = make("MultiInputPolicy", RandomDelay(Counter("dict"), "uniform:0-1", "uniform:0-1"), **sizes)
+    agent.learn(16)
+    assert agent.updates > 0
+
+
+UNREADABLE = {
+    "nested": spaces.Dict({"a": spaces.Dict({"b": spaces.Box(0, 1, (2,))})}),
+    "text": spaces.Text(5),
+    "sequence": spaces.Sequence(spaces.Box(0, 1, (2,))),
+    "tuple": spaces.Tuple([spaces.Discrete(2)]),
+    "text in a dict": spaces.Dict({"a": spaces.Text(5)}),
+}
+
+
+@pytest.mark.parametrize("delayed", [True, False])
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_refused_in_our_words(name: str, delayed: bool) -> None:
+    env: Any = Counter()
+    env.observation_space = UNREADABLE[name]
+    env = RandomDelay(env, "constant:1", "constant:0") if delayed else env
+    for make in (OurSAC, DCAC):
+        with pytest.raises(ValueError, match="can be read"):
+            make("MultiInputPolicy", env)
+
+
+def test_agents_read_action_buffers_as_dcac_does() -> None:
+    def make() -> RandomDelay:
+        return RandomDelay(Counter(actions=(-2, 6, np.float32)), "constant:1", "constant:0")
+
+    obs, _ = make().reset(seed=0)
+    batch = {key: torch.as_tensor(np.asarray(part))[None] for key, part in obs.items()}
+    batch["action_buffer"] = torch.tensor([[[-2.0], [4.0]]])
+    for make_agent in (OurSAC, DCAC):
+        agent = make_agent("MultiInputPolicy", make(), buffer_size=100, net_arch=(4,), device="cpu")
+        encoded = agent.codec.encode(batch, torch.device("cpu"))
+        assert isinstance(encoded, torch.Tensor)
+        parts = dict(zip(agent.codec.parts, torch.split(encoded, agent.codec.sizes, 1), strict=True))
+        assert parts["action_buffer"].tolist() == [[-1.0, 0.5]]
