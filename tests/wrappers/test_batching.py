@@ -664,7 +664,7 @@ def test_what_an_episode_led_to_outlives_the_reset(kind: str, form: str) -> None
     shown = [first_number(env.reset(seed=0)[0])]
     led_to = []
     for _ in range(10):
-        obs, _, terminated, truncated, info = env.step(torch.zeros(env.num_envs, 1))
+        obs, _, _, _, info = env.step(torch.zeros(env.num_envs, 1))
         dummy = info.get("dummy", torch.zeros(env.num_envs, dtype=torch.bool))
         final = info["final_obs"]
         led_to += [round(x) for x, no in zip(first_number(final), dummy.tolist(), strict=True) if not no]
