@@ -100,7 +100,10 @@ def analyse(
     shares = {name: value / sum(variances.values()) for name, value in variances.items()}
     return Analysis(
         runs=count,
-        effects={name: tuple(map(float, effect)) for name, effect in zip(names[1:], effects, strict=True)},
+        effects={
+            name: (float(mid), float(low), float(high))
+            for name, (mid, low, high) in zip(names[1:], effects, strict=True)
+        },
         statistic=max(0.0, statistic),
         degrees=degrees,
         p=float(scipy.stats.chi2.sf(max(0.0, statistic), degrees)),
@@ -223,7 +226,8 @@ def _fit(y: np.ndarray, fixed: np.ndarray, parts: Mapping[str, np.ndarray], *, r
     ends = [np.full(len(parts), start) for start in (0.1, 0.8)]
     if parts:
         bounds = [(0.0, 1 - 1e-6)] * len(parts)
-        ends = [scipy.optimize.minimize(lambda x: solved(x)[:2], x, jac=True, bounds=bounds).x for x in ends]
+        minimise: Any = scipy.optimize.minimize
+        ends = [minimise(lambda x: solved(x)[:2], x, jac=True, bounds=bounds).x for x in ends]
     best = min(ends, key=lambda x: solved(x)[0])
     loss, _, rest = solved(best)
     variances = {name: float(rest * v / (1 - v)) for name, v in zip(parts, best, strict=True)}

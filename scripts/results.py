@@ -289,9 +289,10 @@ def analyses(suite: Suite, results: Sequence[Result]) -> list[tuple[Score, str, 
             counting = [r for r in results if r.counts and r.trial.environment in [e.label for e in group]]
             by_label = {environment.label: environment for environment in group}
             values = [_normalised(getattr(r, score), by_label[r.trial.environment], len(group) > 1) for r in counting]
-            names = [[getattr(r.trial, name) for r in counting] for name in ("environment", "arm", "seed")]
+            trials = [r.trial for r in counting]
+            environments, arms, seeds = ([getattr(t, name) for t in trials] for name in ("environment", "arm", "seed"))
             label = TOGETHER if len(group) > 1 else group[0].label
-            found.append((score, label, analyse(values, *names, suite.baseline)))
+            found.append((score, label, analyse(values, environments, arms, seeds, suite.baseline)))
     return found
 
 
@@ -318,7 +319,7 @@ def _comparison(
 def _scores(results: Iterable[Result], score: Score, environment: Environment, arm: str, normalise: bool) -> np.ndarray:
     wanted = (environment.label, arm)
     values = np.array([getattr(r, score) for r in results if r.counts and (r.trial.environment, r.trial.arm) == wanted])
-    return _normalised(values, environment, normalise)
+    return np.asarray(_normalised(values, environment, normalise))
 
 
 def _normalised(values: Any, environment: Environment, normalise: bool) -> Any:

@@ -157,7 +157,8 @@ class _Pipe:
     __slots__ = ("pipes", "received", "remote")
 
     def __init__(self, pipes: "list[_Pipe]", remote: Any) -> None:
-        self.pipes, self.remote, self.received = pipes, remote, None
+        self.pipes, self.remote = pipes, remote
+        self.received: Any = None
 
     def send(self, message: tuple[str, Any]) -> None:
         command, data = message
@@ -169,7 +170,7 @@ class _Pipe:
                 pipe.received = pipe.remote.recv()
                 if pipe.received[2] or pipe.received[3]:
                     pipe.remote.send(("env_method", ("reset", (), {})))
-        obs, reward, terminated, truncated, info = self.received  # type: ignore[misc]
+        obs, reward, terminated, truncated, info = self.received
         done, reset_info = terminated or truncated, {}
         info["TimeLimit.truncated"] = truncated and not terminated
         if done:

@@ -45,6 +45,7 @@ class LearningLoop(BaseAlgorithm):
     modules: TrackedModules
     metrics: Metrics
     _pending: list[tuple[str, int]]
+    _left_at: Any
 
     # -- what an agent fills in --------------------------------------------------------------------------------------
 
@@ -187,7 +188,7 @@ class LearningLoop(BaseAlgorithm):
         """Start with nothing done, and register what the loop itself has to remember."""
         self.stop_requested = False
         self._pending = []
-        self._left_at: Any = None
+        self._left_at = None
         self.parts: dict[str, Stateful] = {}
         self.metrics = Metrics(self.device)
         self.register("counters", Part(self._counters, self._load_counters))
