@@ -29,8 +29,8 @@ from .task import MujocoTask, compiled
 EngineName = Literal["auto", "mujoco", "warp"]
 
 
-_EDITED = "engine.model."
-"""What begins the names of model fields in a state."""
+_EDITED = "engine.edited."
+"""What begins the names, in a state, of model fields that :meth:`MujocoBatch.edit` has changed."""
 
 
 def _made_again(task: Any, num_envs: int, options: dict[str, Any], state: Any, needs_reset: bool) -> "MujocoBatch":
@@ -271,12 +271,12 @@ class MujocoBatch(BatchedEnv):
         :param rows: row numbers (K,) int64, in any order; None: all
         :raises ValueError: it does not fit; nothing was written
         """
-        edited = sorted(name for name in state.keys() - self.state(self._no_rows()).keys() if name.startswith(_EDITED))
-        for name in edited:
-            self.edit(name.removeprefix(_EDITED), state[name][0].numpy()[()])
         expected = self.state(self._no_rows())
         count = self.num_envs if rows is None else len(rows)
-        check_state(state, {name: (count, *part.shape[1:]) for name, part in expected.items()})
+        edited = {name: part for name, part in state.items() if name.startswith(_EDITED) and name not in expected}
+        check_state(state, {name: (count, *part.shape[1:]) for name, part in (expected | edited).items()})
+        for name, part in edited.items():
+            self.edit(name.removeprefix(_EDITED), part[0].numpy()[()])
         self.engine.load_state({n[7:]: field for n, field in state.items() if n.startswith("engine.")}, rows)
         chosen: Any = slice(None) if rows is None else rows
         for name, field in self._own().items():

@@ -209,17 +209,21 @@ class HostEngine(Engine):
 
     def state(self, rows: Tensor | None) -> State:
         """See :class:`Engine`."""
-        fields = self._world() | {f"model.{name}": field for name, field in self._model.items()}
+        fields = self._world() | self._model_by_name()
         return {name: field.clone() if rows is None else field[rows] for name, field in fields.items()}
 
     def load_state(self, state: State, rows: Tensor | None) -> None:
         """See :class:`Engine`."""
         chosen: Any = slice(None) if rows is None else rows
-        for name, field in self._model.items():
-            field[chosen] = state[f"model.{name}"]
+        for name, field in self._model_by_name().items():
+            field[chosen] = state[name]
         self._set_constants(rows)
         for name, field in self._world().items():
             field[chosen] = state[name]
+
+    def _model_by_name(self) -> dict[str, Tensor]:
+        """Fields of the model that rows have of their own, by their names in states."""
+        return {f"{'model' if name in self.varied else 'edited'}.{name}": field for name, field in self._model.items()}
 
     def copy_rows(self, src: Tensor, dst: Tensor) -> None:
         """See :class:`Engine`."""

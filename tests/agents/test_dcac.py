@@ -879,7 +879,7 @@ def refused(env: Any, **hyper: Any) -> str:
 
 def test_observations_that_are_not_delayed_are_refused() -> None:
     text = refused(Point())
-    assert "observation, action_buffer, observation_age, action_age, applied_action_age are not in" in text
+    assert "action_buffer, observation_age, action_age, applied_action_age, an observation are not in" in text
     assert "headway.wrappers.RandomDelay" in text
     assert "(form 'dict')" in refused(RandomDelay(Point(), "wifi", "wifi", form="flat"))
     text = refused(Without(RandomDelay(Point(), "constant:1", "constant:1"), "applied_action_age"))
