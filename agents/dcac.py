@@ -13,7 +13,8 @@ is what a network reads beside the buffer, m and one-hot omega and kappa, and ``
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, final
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple, cast, final
 
 import torch
 from gymnasium import spaces
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import compiled
-from .core.config import Count, Positive, Range
+from .core.config import AgentConfig, Count, Positive, Range
 from .core.data import ReplayStore, Step, Transitions
 from .core.entropy import EntropyConfig, temperature_loss
 from .core.nets import SquashedGaussianActor, StateCritics, Temperature
@@ -35,6 +36,8 @@ AGES = ("observation_age", "action_age", "applied_action_age")
 @dataclass(frozen=True, kw_only=True)
 class DCACConfig(EntropyConfig):
     """Hyper-parameters of DCAC. Defaults are those of the authors' training presets, where not said otherwise."""
+
+    live = EntropyConfig.live | {"reward_scale"}
 
     batch_size: Count = 128
     """Fragments per gradient step."""
@@ -182,6 +185,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     """
 
     config_class = DCACConfig
+    loads_afresh = MappingProxyType({"ent_coef": "temperature"})
     flattens = True
     config: DCACConfig
 
@@ -226,6 +230,11 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self._resample = compiled(resample, cfg.compile, self.device)
         self._soft_return = compiled(soft_return, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        self.config.check_change(cast(DCACConfig, before))
+        super()._config_changed(before)
+        self._fixed_alpha = torch.tensor(self.config.initial_alpha(), device=self.device)
 
     def _connect_env(self) -> None:
         super()._connect_env()

@@ -25,6 +25,14 @@ from .core.spaces import Obs
 class DQNConfig(OffPolicyConfig):
     """Hyper-parameters of DQN. Names and defaults are Stable-Baselines3's."""
 
+    live = OffPolicyConfig.live | {
+        "target_update_interval",
+        "exploration_fraction",
+        "exploration_initial_eps",
+        "exploration_final_eps",
+        "double",
+    }
+
     learning_rate: LearningRate = 1e-4
     """Step size of Adam."""
 

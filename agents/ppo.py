@@ -25,6 +25,16 @@ from .core.spaces import Obs, count_rows
 class PPOConfig(OnPolicyConfig):
     """Hyper-parameters of PPO. Names and defaults are Stable-Baselines3's."""
 
+    live = OnPolicyConfig.live | {
+        "clip_range",
+        "clip_range_schedule",
+        "clip_range_vf",
+        "normalize_advantage",
+        "ent_coef",
+        "vf_coef",
+        "target_kl",
+    }
+
     net_arch: tuple[Count, ...] = (64, 64)
     """Hidden layer widths of actor and value."""
 
@@ -184,6 +194,8 @@ class PPO(OnPolicyAgent[PPOConfig]):
     """
 
     config_class = PPOConfig
+    shares_features = True
+    only_initial = ("log_std_init", "ortho_init")
     config: PPOConfig
     action_kinds = ("Box", "Discrete", "MultiDiscrete")
 

@@ -6,14 +6,15 @@ ten updates of the two against each other.
 """
 
 from dataclasses import dataclass
-from typing import final
+from types import MappingProxyType
+from typing import cast, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import compiled
-from .core.config import Count
+from .core.config import AgentConfig, Count
 from .core.data import Transitions
 from .core.entropy import EntropyConfig, temperature_loss
 from .core.nets import Critics, SquashedGaussianActor, Temperature
@@ -24,6 +25,8 @@ from .core.spaces import Obs, count_rows
 @dataclass(frozen=True, kw_only=True)
 class SACConfig(EntropyConfig):
     """Hyper-parameters of SAC. Names and defaults are Stable-Baselines3's."""
+
+    live = EntropyConfig.live | {"target_update_interval"}
 
     target_update_interval: Count = 1
     """Gradient steps between moves of the target critics."""
@@ -102,6 +105,7 @@ class SAC(OffPolicyAgent[SACConfig]):
     """
 
     config_class = SACConfig
+    loads_afresh = MappingProxyType({"ent_coef": "temperature"})
     config: SACConfig
 
     def _build(self) -> None:
@@ -113,10 +117,14 @@ class SAC(OffPolicyAgent[SACConfig]):
         if cfg.learns_alpha:
             self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
         self._fixed_alpha = torch.tensor(cfg.initial_alpha(), device=self.device)
-        self.target_entropy = cfg.entropy_goal(self.actions.size)
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        self.config.check_change(cast(SACConfig, before))
+        super()._config_changed(before)
+        self._fixed_alpha = torch.tensor(self.config.initial_alpha(), device=self.device)
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         if deterministic:
@@ -136,7 +144,7 @@ class SAC(OffPolicyAgent[SACConfig]):
         if cfg.learns_alpha:
             alpha = self.temperature.module.alpha
             metrics["ent_coef_loss"] = temperature_loss(
-                self.temperature.module.log_alpha, log_prob, self.target_entropy
+                self.temperature.module.log_alpha, log_prob, cfg.entropy_goal(self.actions.size)
             )
             self.temperature.minimise(metrics["ent_coef_loss"])
 

@@ -24,6 +24,8 @@ from .core.spaces import Obs
 class TD3Config(OffPolicyConfig):
     """Hyper-parameters of TD3. Names and defaults are Stable-Baselines3's, but for the exploration noise."""
 
+    live = OffPolicyConfig.live | {"action_noise_std", "policy_delay", "target_policy_noise", "target_noise_clip"}
+
     learning_rate: LearningRate = 1e-3
     """Step size of Adam, for every network (Stable-Baselines3's default for TD3)."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium import error
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
 from .batched import BatchedEnv
 from .mean_field import registration as mean_field
@@ -86,7 +86,7 @@ def make_batched(
             f"environment {env_id!r} has no batched form: step several with "
             "headway.wrappers.as_batched(gymnasium.make_vec(…)), or write it as a headway.envs.mujoco.MujocoTask"
         )
-    name = env_id.rpartition(":")[2]
+    name = versioned(env_id.rpartition(":")[2])
     if num_threads and gym.registry[name].vector_entry_point == _MUJOCO_VECTOR:
         kwargs["num_threads"] = num_threads
     try:
@@ -145,7 +145,17 @@ def _find_spec(env_id: str) -> EnvSpec | None:
     module, _, name = env_id.rpartition(":")
     if module:
         _import(module, env_id)
-    return gym.registry.get(name)
+    return gym.registry.get(versioned(name))
+
+
+def versioned(name: str) -> str:
+    """:return: an id with the version that Gymnasium makes where none is given, the newest one"""
+    try:
+        namespace, base, version = parse_env_id(name)
+    except error.Error:
+        return name
+    newest = find_highest_version(namespace, base) if version is None and name not in gym.registry else None
+    return name if newest is None else get_env_id(namespace, base, newest)
 
 
 _NAMED_WITH: dict[str, str] = {}

@@ -12,6 +12,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -423,6 +424,27 @@ class VecEnvBatch(_Adapter):
             info["goes_on"] = torch.from_numpy(untold)
         return obs, rewards, torch.from_numpy(dones & ~truncated), torch.from_numpy(truncated), info
 
+    # Both faces of Stable-Baselines3's kind: rows are reached as it reaches them.
+    def rows_have(self, name: str) -> bool:
+        """See :class:`~headway.wrappers.sb3.RowAccess`, as the three methods below."""
+        return bool(self.env.has_attr(name))
+
+    def row_attributes(self, name: str, rows: list[int]) -> list[Any]:
+        """:return: the attribute of each row's environment."""
+        return list(self.env.get_attr(name, rows))
+
+    def set_row_attributes(self, name: str, value: Any, rows: list[int]) -> None:
+        """Set the attribute of each row's environment."""
+        self.env.set_attr(name, value, rows)
+
+    def call_rows(self, name: str, rows: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """:return: what the method of each row's environment returns."""
+        return list(self.env.env_method(name, *args, indices=rows, **kwargs))
+
+    def rows_are_wrapped(self, wrapper_class: type[Any], rows: list[int]) -> list[bool]:
+        """:return: whether each row's environment is in such a wrapper."""
+        return list(self.env.env_is_wrapped(wrapper_class, rows))
+
     @cached_property
     def _is_monitored(self) -> bool:
         return is_vecenv_wrapped(self.env, VecMonitor) or bool(self.env.env_is_wrapped(Monitor)[0])
@@ -600,6 +622,33 @@ class VectorEnvBatch(_Adapter):
         if ended.any() and self.mode is AutoresetMode.SAME_STEP:
             self._watch(ended, final_obs, obs)
         return obs, torch.from_numpy(rewards.astype(np.float32)), *flags, info
+
+    @property
+    def _in_process(self) -> list[gym.Env[Any, Any]]:
+        """The environments of the rows, below any wrapper; empty where they live in processes of their own."""
+        innermost = self.env.unwrapped
+        return list(innermost.envs) if isinstance(innermost, SyncVectorEnv) else []
+
+    def rows_have(self, name: str) -> bool:
+        """See :class:`~headway.wrappers.sb3.RowAccess`, as the three methods below."""
+        return bool(self._in_process) and all(env.has_wrapper_attr(name) for env in self._in_process)
+
+    def row_attributes(self, name: str, rows: list[int]) -> list[Any]:
+        """:return: the attribute of each row's environment."""
+        return [self._in_process[row].get_wrapper_attr(name) for row in rows]
+
+    def set_row_attributes(self, name: str, value: Any, rows: list[int]) -> None:
+        """Set the attribute of each row's environment."""
+        for row in rows:
+            self._in_process[row].set_wrapper_attr(name, value)
+
+    def call_rows(self, name: str, rows: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """:return: what the method of each row's environment returns."""
+        return [self._in_process[row].get_wrapper_attr(name)(*args, **kwargs) for row in rows]
+
+    def rows_are_wrapped(self, wrapper_class: type[Any], rows: list[int]) -> list[bool]:
+        """:return: whether each row's environment is in such a wrapper."""
+        return [is_wrapped(self._in_process[row], wrapper_class) for row in rows]
 
     @property
     def _singles(self) -> list[gym.Env[Any, Any]]:

@@ -1,7 +1,7 @@
 """A :class:`~headway.envs.BatchedEnv` as a Stable-Baselines3 ``VecEnv``."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,11 +95,28 @@ class BatchedVecEnv(VecEnv):
         """Another one after each step or reset through this face."""
 
     def reset(self) -> Any:
-        """Reset every row, with the seeds given to :meth:`seed` if any."""
+        """Reset every row, with what :meth:`seed` and :meth:`set_options` left for it."""
         self.used = object()
-        obs, _ = self.batched.reset(seed=self.take_seeds(), options=self._options[0] or None)
-        self._reset_options()
+        obs, _ = self.batched.reset(**self.take_seeds_and_options())
         return to_numpy(obs)
+
+    def set_options(self, options: Any = None) -> None:
+        """Set what the next reset is told.
+
+        :param options: one dict for all rows, or a list of equal ones: a batch is reset as a whole
+        :raises ValueError: rows would be told different things
+        """
+        if isinstance(options, list) and (len(options) != self.num_envs or any(one != options[0] for one in options)):
+            raise ValueError(
+                f"a batch of {self.num_envs} rows is reset with one dict of options, got {options}: use a DummyVecEnv"
+            )
+        super().set_options(options)
+
+    def take_seeds_and_options(self) -> dict[str, Any]:
+        """:return: keywords for the batch's next ``reset``, once."""
+        seeds, options = self.take_seeds(), self._options[0] or None
+        self._reset_options()
+        return {"seed": seeds, "options": options}
 
     def take_seeds(self) -> list[int | None] | None:
         """:return: the seeds that :meth:`seed` left for the next reset, once; None if there are none."""
@@ -138,19 +155,87 @@ class BatchedVecEnv(VecEnv):
         return [None] * self.num_envs if frames is None else list(frames)
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """:return: an attribute of the batch, once per row asked for."""
+        """:return: an attribute of each row asked for: of its environment, or, where it has none, of the batch."""
+        rows, reach = self._rows(indices), self._reach(attr_name)
+        if reach is not None:
+            return reach.row_attributes(attr_name, rows)
         value = getattr(self.batched, attr_name)
-        return [value for _ in self._get_indices(indices)]
+        return [value for _ in rows]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Set an attribute of the batch; it has no rows of its own to set it on."""
+        """Set an attribute of each row asked for: of its environment, or, where it has none, of the batch.
+
+        :param attr_name: its name; it must exist
+        :param value: the same for all rows
+        :param indices: rows; of an attribute of the batch, all
+        :raises AttributeError: there is no such attribute, or it cannot be set so
+        """
+        rows, reach = self._rows(indices), self._reach(attr_name)
+        if reach is not None:
+            reach.set_row_attributes(attr_name, value, rows)
+            return
+        if not hasattr(self.batched, attr_name):
+            raise AttributeError(f"a {type(self.batched).__name__} has no attribute {attr_name!r} to set")
+        self._check_all(rows, attr_name)
         setattr(self.batched, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        """Call a method of the batch once; :return: its result, once per row asked for."""
-        result = getattr(self.batched, method_name)(*method_args, **method_kwargs)
-        return [result for _ in self._get_indices(indices)]
+        """Call a method of each row asked for: of its environment, or, where it has none, once of the batch.
+
+        :return: what it returned, for each row
+        :raises AttributeError: there is no such method, or it is one for all rows
+        """
+        rows, reach = self._rows(indices), self._reach(method_name)
+        if reach is not None:
+            return reach.call_rows(method_name, rows, method_args, method_kwargs)
+        method = getattr(self.batched, method_name)
+        self._check_all(rows, method_name)
+        result = method(*method_args, **method_kwargs)
+        return [result for _ in rows]
 
     def env_is_wrapped(self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
-        """:return: whether rows are wrapped: never, but a batch gives the ``info["episode"]`` that a Monitor would."""
-        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
+        """:return: whether rows are wrapped; a batch gives the ``info["episode"]`` that a Monitor would."""
+        rows, reach = self._rows(indices), self._reach("step")
+        if issubclass(wrapper_class, Monitor) or reach is None:
+            return [issubclass(wrapper_class, Monitor) for _ in rows]
+        return reach.rows_are_wrapped(wrapper_class, rows)
+
+    def _reach(self, name: str) -> "RowAccess | None":
+        """:return: what steps environments of their own that have a name, below wrappers of the batch; None: nothing"""
+        batched: Any = self.batched
+        while batched is not None and not hasattr(batched, "rows_have"):
+            batched = getattr(batched, "env", None)
+        return batched if batched is not None and batched.rows_have(name) else None
+
+    def _rows(self, indices: Any) -> list[int]:
+        rows = [int(row) for row in self._get_indices(indices)]
+        for row in rows:
+            if not -self.num_envs <= row < self.num_envs:
+                raise IndexError(f"indices name row {row} of {self.num_envs}")
+        return [row % self.num_envs for row in rows]
+
+    def _check_all(self, rows: list[int], name: str) -> None:
+        if set(rows) != set(range(self.num_envs)):
+            raise AttributeError(
+                f"{name} of a {type(self.batched).__name__} is one for all its {self.num_envs} rows: leave indices "
+                "out, or use a DummyVecEnv"
+            )
+
+
+class RowAccess(Protocol):
+    """What a batch has whose rows are environments of their own, that can be reached by name."""
+
+    def rows_have(self, name: str) -> bool:
+        """:return: whether the rows' environments can be reached, and have an attribute of that name."""
+
+    def row_attributes(self, name: str, rows: list[int]) -> list[Any]:
+        """:return: the attribute of each row's environment."""
+
+    def set_row_attributes(self, name: str, value: Any, rows: list[int]) -> None:
+        """Set the attribute of each row's environment."""
+
+    def call_rows(self, name: str, rows: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """:return: what the method of each row's environment returns."""
+
+    def rows_are_wrapped(self, wrapper_class: type[Any], rows: list[int]) -> list[bool]:
+        """:return: whether each row's environment is in such a wrapper."""

@@ -5,8 +5,9 @@ import logging
 import operator
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -15,15 +16,16 @@ from gymnasium import Env, spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
 from ...envs import BatchedEnv, make, supports_rgb
-from ...envs.naming import nearest
 from ...wrappers.batching import as_batched, counts_of, footprint
 from ...wrappers.sb3 import BatchedVecEnv
 from ...wrappers.snapshot import StateNotSavable
 from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
+from .attributes import expose, guard
 from .config import AgentConfig
 from .files import contents
 from .files.contents import Contents
@@ -33,6 +35,7 @@ from .nets import Optimiser, Tracked, TrackedModules, check_precision
 from .normalization import BatchNormalizer, is_fresh, load_normalizer_state, normalised_keys, normalizer_state
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
+from .sb3_names import POLICIES, as_fields, check_policy, check_subclass, policy_fields
 from .seeds import spawn_seed
 from .spaces import (
     Obs,
@@ -45,6 +48,12 @@ from .spaces import (
     space_to_json,
     takes,
 )
+
+PURPOSES = ("collect", "update", "store", "predict")
+"""One stream each: evaluating a policy, say, must not change how it goes on exploring."""
+
+_PLAIN = ("seed", "verbose", "tensorboard_log", "stats_window_size")
+"""What the constructor takes besides hyper-parameters, and ``load`` may change."""
 
 C = TypeVar("C", bound=AgentConfig)
 M = TypeVar("M", bound=nn.Module)
@@ -62,7 +71,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
     :param policy: "MlpPolicy", "MultiInputPolicy" (Dict observations) or "CnnPolicy" (images)
     :param env: the environment, or its id
     :param config: all hyper-parameters at once; or give them by name as ``hyper``
-    :param seed: of every random stream; None draws one, which is then saved like any other
+    :param seed: of every random stream, the environment's and the global ones included, as in Stable-Baselines3; None
+        draws one for the agent's own streams, and leaves the environment's seeds and the global streams alone
     :param device: "auto" takes a GPU when there is one
     :param verbose: 1 prints Stable-Baselines3's table
     :param tensorboard_log: folder for TensorBoard events
@@ -82,16 +92,22 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
     """Whether it reads one vector, in which integers count as numbers."""
     arguments: ClassVar[tuple[str, ...]] = ()
     """What constructor, ``load`` and ``resume`` take besides an environment, by name; an attribute each."""
+    shares_features: ClassVar[bool] = False
+    """Whether its networks share what they read of images."""
+    only_initial: ClassVar[tuple[str, ...]] = ()
+    """Fields that say what weights begin with, and mean nothing to ``load``."""
+    loads_afresh: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Networks that begin anew where ``load`` is told another value of a field, by the field."""
 
-    policy_aliases: ClassVar[dict[str, type[AgentPolicy]]] = dict.fromkeys(  # type: ignore[assignment]
-        ("MlpPolicy", "MultiInputPolicy", "CnnPolicy"), AgentPolicy
-    )
+    policy_aliases: ClassVar[dict[str, type[AgentPolicy]]] = dict.fromkeys(POLICIES, AgentPolicy)  # type: ignore[assignment]
     config: C
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        check_subclass(cls)
         if "config_class" in cls.__dict__:
             register_agent(cls)
+            expose(cls)
 
     def __init__(
         self,
@@ -110,11 +126,18 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
     ) -> None:
         for name in self.arguments:
             setattr(self, name, hyper.pop(name, None))
-        self.config = self._configure(config, hyper | _policy_fields(policy_kwargs or {}))
+        check_policy(policy, None)
+        networks = policy_fields(policy, self.config_class, self.shares_features, policy_kwargs or {})
+        self.config = self._configure(config, as_fields(self.config_class, hyper) | networks)
         self.policy_name = policy
+        self._made_env = env is None or isinstance(env, str)
         env = self._default_env() if env is None else env
         training_env = None if env is None else _training_env(env, self._check_spaces)
-        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        if training_env is not None and not self.flattens:
+            check_policy(policy, training_env.observation_space)
+        self.seed_is_drawn = seed is None
+        """Whether the user gave no seed. It is drawn from torch's global stream, so that a seed of that counts."""
+        seed = int(torch.randint(2**32, ())) if seed is None else seed
         super().__init__(
             policy,
             training_env,
@@ -162,6 +185,16 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """Choose actions as :meth:`_act` does, of an agent that remembers; :return: them, and the memory after."""
         raise NotImplementedError
 
+    def _config_changed(self, before: AgentConfig) -> None:
+        """Take up what was made of the configuration, after a field of its ``live`` has changed.
+
+        :param before: the configuration until now
+        :raises AttributeError: it cannot be; nothing is changed then
+        """
+        cfg = self.config
+        self.modules.settle(cfg.learning_rate, cfg.max_grad_norm)
+        self.modules.scale_learning_rates(self.current_learning_rate / cfg.learning_rate)
+
     def _default_env(self) -> Any:
         """:return: the environment of an agent that was given none; None where it can do without."""
         return None
@@ -180,24 +213,14 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         ObservationCodec(observation_space, flatten=self.flattens)
         check_actions(action_space, type(self), sorted(n for n, agent in AGENTS.items() if takes(agent, action_space)))
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed the process's streams, the action space and the environments; those that cannot be are named.
-
-        :param seed: the seed
-        """
-        try:
-            super().set_random_seed(seed)
-        except AttributeError:
-            if self.env is None or hasattr(self.env.unwrapped, "seed"):
-                raise
-            name = type(self.env.unwrapped).__name__  # as of SuperSuit
-            log.warning("%s has no seed method: its environments are not seeded, and runs differ", name)
-
     def _check_readable(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         ObservationCodec(observation_space, flatten=self.flattens)
 
     def _setup_model(self) -> None:
-        self.set_random_seed(self.seed)
+        if not self.seed_is_drawn:
+            self.set_random_seed(self.seed)
+        elif self._made_env and self.env is not None:
+            self._seed_env(self.seed or 0)
         if self.env is not None:  # to predict with a policy that was trained so, any processor will do
             check_precision(self.config.precision, self.device)
         self.codec = ObservationCodec(
@@ -207,17 +230,15 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             scale_buffer=self.scales_buffers,
         )
         self.actions = actions_of(self.action_space, self.device, self.squashes)
-        # One stream per purpose: evaluating a policy, say, must not change how it goes on exploring.
-        purposes = ("collect", "update", "store", "predict")
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(purposes), np.uint64)
-        self.generators = {
-            purpose: torch.Generator(self.device).manual_seed(int(seed >> 1))
-            for purpose, seed in zip(purposes, seeds.tolist(), strict=True)
-        }
+        self.generators = {purpose: torch.Generator(self.device) for purpose in PURPOSES}
+        self._seed_generators()
         self.modules = TrackedModules(self.device, self.config.learning_rate)
         self._begin_loop()
         self.register("generators", Part(self._streams, self._load_streams))
-        self._build()
+        with torch.random.fork_rng(devices=[], enabled=self.seed_is_drawn):
+            if self.seed_is_drawn:
+                torch.default_generator.manual_seed(self.seed or 0)
+            self._build()
         self.policy = AgentPolicy(
             self.observation_space,
             self.action_space,
@@ -232,6 +253,39 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.register("normalizer", Part(self._normalizer_state, self._load_normalizer_state))
         # Last: what is put back before may draw from them.
         self.register("global_streams", Part(_global_streams, _set_global_streams))
+
+    def _seed_generators(self) -> None:
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(PURPOSES), np.uint64).tolist()
+        for generator, seed in zip(self.generators.values(), seeds, strict=True):
+            generator.manual_seed(int(seed >> 1))
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed every random stream: the agent's, the environment's, and Python's, NumPy's and torch's global ones.
+
+        :param seed: None changes nothing
+        """
+        if seed is None:
+            return
+        self.seed, self.seed_is_drawn = seed, False
+        self._seed_global_streams(seed)
+        self.action_space.seed(seed)
+        if self.env is not None:
+            self._seed_env(seed)
+        if hasattr(self, "generators"):
+            self._seed_generators()
+
+    def _seed_env(self, seed: int) -> None:
+        assert self.env is not None
+        try:
+            self.env.seed(seed)
+        except AttributeError:
+            if hasattr(self.env.unwrapped, "seed"):
+                raise
+            name = type(self.env.unwrapped).__name__  # as of SuperSuit
+            log.warning("%s has no seed method: its environments are not seeded, and runs differ", name)
+
+    def _seed_global_streams(self, seed: int) -> None:
+        set_random_seed(seed, using_cuda=self.device.type == "cuda")
 
     def _connect_env(self) -> None:
         """Take up the environment's batched face and its normaliser."""
@@ -299,14 +353,15 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param env: the environment
         :raises ValueError: its spaces differ from the agent's
         """
-        training_env = _training_env(env, self._check_readable)
+        training_env, self._made_env = _training_env(env, self._check_readable), isinstance(env, str)
         for name in ("observation_space", "action_space"):
             if not _read_alike(getattr(training_env, name), getattr(self, name)):
                 raise ValueError(
                     f"the environment's {name.replace('_', ' ')} is {getattr(training_env, name)}, "
                     f"this {type(self).__name__} was trained for {getattr(self, name)}"
                 )
-        self.env, self.n_envs, self.env_spec = training_env, training_env.num_envs, spec_of(training_env)
+        vars(self)["env"] = training_env  # which an assignment is not to change alone
+        self.n_envs, self.env_spec = training_env.num_envs, spec_of(training_env)
         self._vec_normalize_env = unwrap_vec_normalize(training_env)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
@@ -364,9 +419,9 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
 
     def _reset_env(self) -> None:
         assert self.env is not None
-        # A VecEnv keeps the seeds of its next reset itself; a batch behind BatchedVecEnv has to be handed them.
-        seeds = self.env.take_seeds() if isinstance(self.env, BatchedVecEnv) else None
-        obs, info = self.batched_env.reset(seed=seeds)
+        # A VecEnv keeps seeds and options of its next reset itself; a batch behind BatchedVecEnv is handed them.
+        waiting = self.env.take_seeds_and_options() if isinstance(self.env, BatchedVecEnv) else {}
+        obs, info = self.batched_env.reset(**waiting)
         raw = info.get("raw")
         self.env_is_broken = False
         self.observe(
@@ -495,6 +550,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             "env_id": self.env_id,
             "env_spec": spec_to_json(self.env_spec),
             "seed": self.seed,
+            "seed_is_drawn": self.seed_is_drawn,
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
             "episodes": self._episode_num,
@@ -520,16 +576,22 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param path: file, with or without ".zip", or a binary stream
         :param env: environment to go on in; not needed to predict
         :param device: where to load it
-        :param custom_objects: accepted for the sake of Stable-Baselines3's signature; there are no pickled objects to
-            replace in the file
+        :param custom_objects: hyper-parameters to change, in Stable-Baselines3's spelling of ``overrides``
         :param print_system_info: print the versions that wrote the file
-        :param force_reset: accepted likewise; a loaded agent always starts a new episode (:meth:`resume` does not)
+        :param force_reset: a loaded agent starts a new episode; :meth:`resume` does not
         :param overrides: hyper-parameters, ``seed``, ``verbose`` or ``tensorboard_log`` to change, and what the agent
             lists in :attr:`arguments`
         :return: the agent
         :raises FileFormatError: (a ``ValueError``) the file is broken, foreign, newer, or another agent's
         :raises ValueError: the environment's spaces differ from the policy's
+        :raises TypeError: an override that is no hyper-parameter, or one that only says what weights begin with
         """
+        if not force_reset:
+            raise ValueError(f"a policy file holds no episode to go on with: use {cls.__name__}.resume(folder, env)")
+        overrides = {**(custom_objects or {}), **overrides}
+        for name in cls.only_initial:
+            if name in overrides:
+                raise TypeError(f"{name} says what weights begin with, and those are in the file: leave it out")
         read = contents.read(path, ("policy", "checkpoint"))
         if print_system_info:
             print("\n".join(f"{name}: {version}" for name, version in read.manifest["versions"].items()))
@@ -544,18 +606,19 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
                 f"{path} holds a {manifest['class']} agent, not {agent_name(cls)}: "
                 f"use {manifest['class']}.load, or headway.agents.load for any agent"
             )
-        plain = {name: overrides.pop(name) for name in ("seed", "verbose", "tensorboard_log") if name in overrides}
+        plain = {name: overrides.pop(name) for name in _PLAIN if name in overrides}
+        plain = {"seed": manifest["seed"], "stats_window_size": manifest["stats_window_size"]} | plain
         try:
             # As a configuration, never as keywords: a file that names "env" there must not choose what is imported.
             agent = cls(
                 manifest["policy"],
                 device=device,
                 config=cls._configure(None, manifest["config"]),
-                stats_window_size=manifest["stats_window_size"],
                 _init_setup_model=False,
-                **({"seed": manifest["seed"]} | plain),
+                **plain,
                 **overrides,
             )
+            agent.seed_is_drawn |= plain["seed"] == manifest["seed"] and manifest.get("seed_is_drawn", False)
             agent.observation_space = space_from_json(manifest["observation_space"])
             agent.action_space = space_from_json(manifest["action_space"])
         except (KeyError, TypeError, ValueError) as cause:
@@ -569,12 +632,42 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             agent.attach_env(env)
         agent._setup_model()
         try:
-            agent.modules.load_state(read.networks)
+            agent.modules.load_state(agent._networks_of(read))
         except ValueError as cause:
-            raise FileFormatError(f"{path} does not fit its own configuration: {cause}") from cause
+            reason = ", ".join(overrides) or "its own configuration"
+            raise FileFormatError(f"{path} does not fit {reason}: {cause}") from cause
         agent.num_timesteps, agent._n_updates = manifest["num_timesteps"], manifest["n_updates"]
         agent._episode_num = manifest["episodes"]
         return agent
+
+    def _networks_of(self, read: Contents) -> Mapping[str, Tensor]:
+        """The weights in a file, without those of networks that begin anew under another configuration."""
+        networks = dict(read.networks)
+        for field, network in self.loads_afresh.items():
+            if getattr(self.config, field) != self._configure(None, read.manifest["config"]).to_dict()[field]:
+                networks = {name: weights for name, weights in networks.items() if not name.startswith(f"{network}.")}
+                own = self.modules.state().items()
+                networks |= {name: weights.clone() for name, weights in own if name.startswith(f"{network}.")}
+        return networks
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """Take up weights.
+
+        :param load_path_or_dict: a policy file of this class, or what ``get_parameters`` returned
+        :param exact_match: of a dict: all of it must be there
+        :param device: of a dict
+        :raises FileFormatError: (a ``ValueError``) the file is broken or foreign, or does not fit
+        """
+        if isinstance(load_path_or_dict, Mapping):
+            super().set_parameters(dict(load_path_or_dict), exact_match, device)
+            return
+        read = contents.read(load_path_or_dict, ("policy", "checkpoint"))
+        try:
+            self.modules.load_state(read.networks)
+        except ValueError as cause:
+            raise FileFormatError(f"{read.path} does not fit this {type(self).__name__}: {cause}") from cause
 
     def save_checkpoint(self, directory: str | Path, *, extra: Any = None, keep: int | None = 2) -> Path:
         """Save everything that training needs: :meth:`resume` goes on as if it had never stopped, bit for bit on a CPU.
@@ -612,11 +705,15 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             was one row, or one batch of them
         :param device: where to load it
         :param trust_env: import the modules that the saved spec names; otherwise they must be imported already
-        :param options: ``verbose`` or ``tensorboard_log``, and what the agent lists in :attr:`arguments`
+        :param options: ``verbose`` or ``tensorboard_log``, what the agent lists in :attr:`arguments`, and
+            hyper-parameters that may change while it trains (its configuration's ``live``)
         :return: the agent
+        :raises TypeError: an option that would make it another run
         :raises FileNotFoundError: no complete checkpoint there
         :raises FileFormatError: (a ``ValueError``) it is another agent's
         """
+        for name in options.keys() - {"verbose", "tensorboard_log", *cls.arguments, *cls.config_class.live}:
+            raise TypeError(f"resume goes on with the run as it was, {name} included: leave it out, or use load")
         read = contents.read_newest(Path(directory))
         manifest, path = read.manifest, read.path
         if env is None and not cls.arguments:
@@ -637,6 +734,9 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             part.load_state(read.parts[name])
         agent.resumed_extra = read.parts["extra"]
         return agent
+
+
+guard(ActorCriticAgent)
 
 
 def _over(rows: Tensor, part: Tensor) -> Tensor:
@@ -717,20 +817,3 @@ def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
             f"{module} first, or, if you trust the file, pass trust_env=True"
         )
     return make_spec(spec, manifest["n_envs"])
-
-
-_ACTIVATIONS: dict[Callable[..., nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.ELU: "elu"}
-
-
-def _policy_fields(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate Stable-Baselines3's ``policy_kwargs``."""
-    translated: dict[str, Any] = {}
-    for name, value in policy_kwargs.items():
-        if name == "activation_fn" and value in _ACTIVATIONS:
-            translated["activation"] = _ACTIVATIONS[value]
-        elif name in ("net_arch", "n_critics") and isinstance(value, (list, tuple, int)):
-            translated[name] = value
-        else:
-            known = ("net_arch", "n_critics", "activation_fn")
-            raise TypeError(f"policy_kwargs cannot hold {name}={value!r}: {nearest(name, known)} (ReLU, Tanh or ELU)")
-    return translated

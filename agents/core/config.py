@@ -13,7 +13,9 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from ...envs.naming import nearest
 
@@ -176,6 +178,14 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def _plain(value: Any, annotation: Any) -> Any:
+    """A value as a field holds it: not as a list, one of NumPy's scalars, or a text of several words, "2 episode"."""
+    if isinstance(value, str) and " " in value and not fits(value, annotation):
+        words = tuple(int(word) if word.isdecimal() else word for word in value.split())
+        return words if fits(words, annotation) else value
+    return value.item() if isinstance(value, np.generic) else _tuples(value)
+
+
 def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
 
@@ -184,9 +194,13 @@ def _lists(value: Any) -> Any:
 class Config:
     """What all hyper-parameters have in common: checks of types and ranges, tuples given as lists, names from files."""
 
+    live: ClassVar[frozenset[str]] = frozenset()
+    """Fields that count when they are changed in the middle of training: whoever uses them reads them at each use, or
+    takes them up in ``_config_changed``."""
+
     def __post_init__(self) -> None:
         for name, info in describe(type(self)).items():
-            value = _tuples(getattr(self, name))
+            value = _plain(getattr(self, name), info.annotation)
             object.__setattr__(self, name, value)
             if not fits(value, info.annotation):
                 wanted = str(info.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
@@ -200,6 +214,8 @@ class Config:
 
     def _remedy(self, name: str, value: Any) -> str:
         """:return: how the error for a value of the wrong type ends: what to write instead, where that is known."""
+        if isinstance(value, float) and value.is_integer():
+            return f": write {value:.0f}"
         return ""
 
     @classmethod
@@ -230,6 +246,8 @@ class Config:
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig(Config):
     """What every agent has: optimisation, networks, execution. Names are Stable-Baselines3's where it has them."""
+
+    live = frozenset({"learning_rate", "learning_rate_schedule", "gamma", "batch_size", "max_grad_norm"})
 
     learning_rate: LearningRate = 3e-4
     """Step size of Adam, for every network (Stable-Baselines3's default for SAC)."""
@@ -267,12 +285,16 @@ class AgentConfig(Config):
     def _remedy(self, name: str, value: Any) -> str:
         if name == "learning_rate" and callable(value):  # a habit of Stable-Baselines3, which a file cannot hold
             return "; for a linear decay pass a number and learning_rate_schedule='linear'"
-        return ""
+        if isinstance(value, str) and value.startswith("lin_"):  # a habit of RL Zoo
+            return f"; for a linear decay pass {value.removeprefix('lin_')}, and {name}_schedule='linear'"
+        return super()._remedy(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(AgentConfig):
     """What agents with a replay store add."""
+
+    live = AgentConfig.live | {"learning_starts", "tau", "train_freq", "gradient_steps"}
 
     buffer_size: Count = 1_000_000
     """Capacity of the replay store in transitions, over all environments together (Stable-Baselines3's default)."""

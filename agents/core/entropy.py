@@ -12,6 +12,8 @@ from .config import OffPolicyConfig, Range
 class EntropyConfig(OffPolicyConfig):
     """What agents add that weigh entropy against reward."""
 
+    live = OffPolicyConfig.live | {"ent_coef", "target_entropy"}
+
     ent_coef: Annotated[float, Range(0)] | str = "auto"
     """Entropy temperature: a number keeps it fixed, "auto" learns it from 1, "auto_0.1" learns it from 0.1."""
 
@@ -47,6 +49,18 @@ class EntropyConfig(OffPolicyConfig):
                 f"got {self.ent_coef!r}"
             )
         return value
+
+    def check_change(self, before: "EntropyConfig") -> None:
+        """See that a change leaves a fixed temperature fixed, and a learned one learned.
+
+        :param before: the configuration until now
+        :raises AttributeError: it does not
+        """
+        if self.ent_coef != before.ent_coef and (self.learns_alpha or before.learns_alpha):
+            raise AttributeError(
+                f"ent_coef is {before.ent_coef!r} and cannot become {self.ent_coef!r} once the agent is built: set "
+                "agent.temperature.module.log_alpha, or make another by load(path, env, ent_coef=…)"
+            )
 
     def entropy_goal(self, action_dim: int) -> float:
         """:return: the entropy to steer towards, in nats, for actions of so many dimensions."""

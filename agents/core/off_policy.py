@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .agent import ActorCriticAgent
-from .config import OffPolicyConfig
+from .config import AgentConfig, OffPolicyConfig
 from .data import ReplayStore, Step, StepCollector, Transitions, transition_fields
 from .files import contents
 
@@ -28,6 +28,11 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         super()._setup_model()
         self.store = self._make_store()
         self.register("store", self.store)
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        collector = self._make_collector()  # refuses what it cannot do
+        super()._config_changed(before)
+        self.collector.length, self.collector.unit = collector.length, collector.unit
 
     def _reset_env(self) -> None:
         super()._reset_env()
@@ -94,6 +99,13 @@ class OffPolicyAgent(ActorCriticAgent[C]):
     def replay_buffer(self) -> ReplayStore[Any]:
         """The store, under the name by which Stable-Baselines3's tools look for one."""
         return self.store
+
+    @replay_buffer.setter
+    def replay_buffer(self, value: Any) -> None:
+        raise AttributeError(
+            f"{type(self).__name__}.replay_buffer is not set by assignment: use save_replay_buffer(path) of the one "
+            "agent and load_replay_buffer(path) of the other"
+        )
 
     def save_replay_buffer(self, path: str | Path) -> None:
         """Save the experience alone.

@@ -21,6 +21,8 @@ SCALAR, FLAG = FieldSpec((), torch.float32), FieldSpec((), torch.bool)
 class OnPolicyConfig(AgentConfig):
     """What agents that learn on-policy add. Names and defaults are Stable-Baselines3's for PPO."""
 
+    live = AgentConfig.live | {"n_epochs", "gae_lambda"}
+
     batch_size: Count = 64
     """Rows per gradient step; the last of an epoch may have fewer."""
 
@@ -69,6 +71,11 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         if self.config.reward_scaling != "off":
             self.reward_scale = ReturnScale(self.n_envs, self.config.gamma, self.device)
             self.register("reward_scale", self.reward_scale)
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        super()._config_changed(before)
+        if self.config.reward_scaling != "off":
+            self.reward_scale.gamma = self.config.gamma
 
     def _reset_env(self) -> None:
         super()._reset_env()

@@ -21,7 +21,9 @@ from torch.nn import functional as F
 from ...envs.mean_field import MFGame
 from ...envs.mean_field.member import MeanFieldAgentBatch, encode
 from ...wrappers.sb3 import BatchedVecEnv
+from ..core.attributes import expose
 from ..core.compile import compiled
+from ..core.config import AgentConfig
 from ..core.data import Step, StepCollector, Transitions
 from ..core.loop import Part
 from ..core.nets import Adam, Head
@@ -156,6 +158,7 @@ class MemberDQN(OffPolicyAgent[Any]):
     def __init_subclass__(cls, *, config: type[MemberConfig], **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.config_class = config  # only now: who learns in nothing but mean field games is none of AGENTS
+        expose(cls)
 
     # -- construction ------------------------------------------------------------------------------------------------
 
@@ -167,10 +170,8 @@ class MemberDQN(OffPolicyAgent[Any]):
         rows = -(-cfg.episodes // rounds)
         return BatchedVecEnv(MeanFieldAgentBatch(rows, self.game, population=self.population or 0))
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed the environment; Stable-Baselines3 would seed Python's, NumPy's and torch's global streams too."""
-        if self.env is not None:
-            self.env.seed(seed)
+    def _seed_global_streams(self, seed: int) -> None:
+        """Leave them alone."""
 
     def _setup_model(self) -> None:
         self._window: list[tuple[Transitions, Tensor]] = []
@@ -419,6 +420,10 @@ class AverageDQN(MemberDQN, config=AverageConfig):
         network = Logits(self._features(), self.actions.size, stack=(), **cfg.perceptron)
         self.average = self.track("average", network, optimiser=Adam(learning_rate=cfg.average_learning_rate))
         self.average.max_grad_norm = cfg.average_max_grad_norm
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        super()._config_changed(before)
+        self.average.max_grad_norm = self.config.average_max_grad_norm
 
     def action_probabilities(self, observations: Tensor) -> Tensor:
         """:return: how the average acts on observations (B, D), (B, A) float64, 0 where illegal"""

@@ -16,6 +16,8 @@ Interval = Annotated[float, Range(0, open_low=True, unit="transitions")]
 class MemberConfig(AgentConfig):
     """What learners of action values have in common. Defaults are OpenSpiel's for deep mirror descent on four rooms."""
 
+    live = AgentConfig.live | {"train_freq", "target_update_interval", "exploration"}
+
     learning_rate: LearningRate = 0.01
     """Step size of Adam."""
 
@@ -62,6 +64,8 @@ class MemberConfig(AgentConfig):
 class MirrorDescentConfig(MemberConfig):
     """Hyper-parameters of deep mirror descent. Defaults are OpenSpiel's for four rooms, where not said otherwise."""
 
+    live = MemberConfig.live | {"temperature", "alpha"}
+
     temperature: Positive = 10.0
     """tau, in the reward's unit: policies are softmax(Q / tau), so that 1 / tau is the step size of mirror descent."""
 
@@ -89,6 +93,8 @@ class BestResponseConfig(MemberConfig):
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig(BestResponseConfig):
     """Hyper-parameters of average-network fictitious play: of best responses, and of the network that averages them."""
+
+    live = BestResponseConfig.live | {"average_steps", "average_batch_size", "average_max_grad_norm"}
 
     average_episodes: Count = 100
     """Episodes of each best response that the average is to learn."""

@@ -17,12 +17,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from headway.agents import SAC
 from headway.envs import BatchedEnv
 from headway.wrappers import BatchedVecEnv, Snapshot, VecEnvBatch, as_batched
+from headway.wrappers.random_delay import BatchedRandomDelay
 from headway.wrappers.sb3 import DUMMY, row_infos, to_numpy
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan
+from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecEnv
 from toys import Labelled, episodes, flat, truth
 
 SEED = 7
@@ -205,15 +206,85 @@ def test_attributes_and_methods_are_those_of_the_batch() -> None:
     assert env.get_attr("num_envs", indices=1) == [3]
     assert env.has_attr("single_action_space")
     assert not env.has_attr("nothing_of_this_name")
+    env.batched.note = "nothing"  # type: ignore[attr-defined]
     env.set_attr("note", "hello")
     assert env.batched.note == "hello"  # type: ignore[attr-defined]
     calls = []
     env.batched.shout = lambda word, loud: calls.append((word, loud)) or len(calls)  # type: ignore[attr-defined]
-    assert env.env_method("shout", "hey", indices=[0, 1], loud=True) == [1, 1]
+    assert env.env_method("shout", "hey", loud=True) == [1, 1, 1]
     assert calls == [("hey", True)]
+    for refused in (
+        lambda: env.set_attr("note", "you", indices=[0, 1]),
+        lambda: env.env_method("shout", "hey", indices=2, loud=True),
+        lambda: env.set_attr("nothing_of_this_name", 1),
+    ):
+        with pytest.raises(AttributeError, match=r"is one for all its 3 rows|has no attribute 'nothing_of"):
+            refused()
+    assert (env.batched.note, len(calls)) == ("hello", 1)  # type: ignore[attr-defined]
+    with pytest.raises(IndexError, match="row 3 of 3"):
+        env.get_attr("num_envs", indices=[3])
     assert env.env_is_wrapped(Monitor) == [True] * 3
     assert env.env_is_wrapped(gym.wrappers.TimeLimit, indices=[1]) == [False]
     assert env.unwrapped is env
+
+
+AROUND: dict[str, Callable[[list[Callable[[], Any]]], VecEnv]] = {
+    "a vector environment": lambda makers: BatchedVecEnv(as_batched(SyncVectorEnv(makers))),
+    "one in a wrapper": lambda makers: BatchedVecEnv(
+        as_batched(gym.wrappers.vector.RecordEpisodeStatistics(SyncVectorEnv(makers)))
+    ),
+    "a VecEnv": lambda makers: BatchedVecEnv(as_batched(DummyVecEnv(makers))),
+    "behind delays": lambda makers: BatchedVecEnv(
+        BatchedRandomDelay(as_batched(SyncVectorEnv(makers)), "constant:1", "constant:0", terminal_delivery="immediate")
+    ),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_rows_that_are_environments_are_reached_by_name(around: str) -> None:
+    made: list[Labelled] = []
+    env = AROUND[around]([lambda row=row: made.append(Labelled(row)) or made[-1] for row in range(3)])
+    made = made[-3:]
+    assert env.get_attr("row") == [0, 1, 2]
+    assert env.get_attr("row", indices=[2, 0]) == [2, 0]
+    env.set_attr("row", 7, indices=[1])
+    assert [one.row for one in made] == [0, 7, 2]
+    env.set_attr("row", 4)
+    assert [one.row for one in made] == [4, 4, 4]
+    assert [bool(space) for space in env.env_method("get_wrapper_attr", "row", indices=-1)] == [True]
+    assert env.env_is_wrapped(gym.wrappers.OrderEnforcing) == [False] * 3
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        env.set_attr("nothing_of_this_name", 1)
+
+
+def test_what_rows_are_wrapped_in() -> None:
+    env = BatchedVecEnv(as_batched(SyncVectorEnv([lambda: gym.wrappers.TimeLimit(Labelled(), 9), Labelled])))
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [True, False]
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit, indices=[1]) == [False]
+    assert env.env_is_wrapped(Monitor) == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["vector", "vec"])
+def test_options_reach_what_an_agent_learns_in(kind: str) -> None:
+    rows = [Labelled(0), Labelled(1)]
+    makers = [lambda row=row: row for row in rows]
+    agent = SAC("MlpPolicy", SyncVectorEnv(makers) if kind == "vector" else DummyVecEnv(makers), device="cpu")
+    env = agent.get_env()
+    assert env is not None
+    env.set_options({"way": "up"})
+    agent.learn(2)
+    assert [row.options for row in rows] == [{"way": "up"}] * 2
+    agent.learn(2)
+    assert not any(row.options for row in rows)
+
+
+def test_options_that_differ_between_rows_are_refused() -> None:
+    env = labelled()
+    env.set_options([{"way": "up"}] * 3)
+    for options in ([{"way": "up"}, {"way": "down"}, {"way": "up"}], [{"way": "up"}]):
+        with pytest.raises(ValueError, match="one dict of options"):
+            env.set_options(options)
+    assert env.take_seeds_and_options() == {"seed": None, "options": {"way": "up"}}
 
 
 def test_images() -> None:

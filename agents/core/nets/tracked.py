@@ -108,6 +108,15 @@ class Tracked(Generic[M]):
         for group in self._optimizer.param_groups if self._optimizer is not None else ():
             group["lr"] = self.learning_rate * fraction
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Change the network's learning rate, unless its optimiser has one of its own.
+
+        :param learning_rate: step size
+        """
+        if self.optimiser.learning_rate is None:
+            self.learning_rate = learning_rate
+            self.scale_learning_rate(self._fraction)
+
     @torch.no_grad()
     def follow(self, tau: float) -> None:
         """Move the target towards the network; buffers that are not floating-point numbers are copied.
@@ -236,6 +245,17 @@ class TrackedModules:
         """Set every step size to a fraction of the network's own."""
         for tracked in self:
             tracked.scale_learning_rate(fraction)
+
+    def settle(self, learning_rate: float, max_grad_norm: float | None) -> None:
+        """Change what all networks are trained with.
+
+        :param learning_rate: of those whose optimiser has none of its own
+        :param max_grad_norm: clip gradients to this Euclidean norm
+        """
+        self.learning_rate = learning_rate
+        for tracked in self:
+            tracked.set_learning_rate(learning_rate)
+            tracked.max_grad_norm = max_grad_norm
 
     def state(self) -> dict[str, Tensor]:
         """:return: every weight, target weight and optimiser moment under a flat name; live tensors, not copies."""
