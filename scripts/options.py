@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 import tyro
-import yaml
 from stable_baselines3.common.utils import get_device
 
 from ..agents.core.config import Config, FieldInfo, Range, describe
-from ..agents.presets import preset, preset_names
+from ..agents.core.plain_yaml import read_yaml
+from ..agents.core.sb3_names import as_fields
+from ..agents.presets import preset, preset_for
 from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
@@ -81,10 +82,11 @@ class TrainOptions(Flags):
     start, and kept on resume."""
 
     preset: str = "auto"
-    """Preset whose values stand in for the defaults; auto takes the environment's own if there is one, else default."""
+    """Preset whose values stand in for the defaults; auto takes the environment's own, or that of another version of
+    it, if there is one, else default."""
 
     config: Path | None = None
-    """YAML file of flag names and values; it overrides the preset, flags override it."""
+    """YAML file of flag names and values, or a run's config.json; it overrides the preset, flags override it."""
 
     run_dir: Path | None = None
     """Folder of the run, which must not exist yet; by default runs/<env>/<agent>/<time>-s<seed>."""
@@ -241,30 +243,50 @@ def _preset_values(name: str, early: Mapping[str, str], cls: type[Any]) -> dict[
             raise ValueError(f"agent {name} brings no preset {chosen!r}: give its values by --config FILE.yaml")
         return {}
     if chosen == "auto":
-        env_id = early.get("env", "").rpartition(":")[2].removeprefix("headway/")  # which are Gymnasium's, bit for bit
-        chosen = env_id if env_id in preset_names(name) else "default"
+        chosen = preset_for(name, early.get("env", "").rpartition(":")[2])
     return _as_meant(preset(name, chosen, cls.config_class), cls)
 
 
 def _file_values(file: str, cls: type[Any]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(file).read_text()) or {}
+        read = read_yaml(Path(file).read_text(), file) or {}
     except FileNotFoundError as cause:
         raise FileNotFoundError(f"--config {file}: there is no such file") from cause
-    except yaml.YAMLError as cause:
+    except UnicodeDecodeError as cause:
         raise ValueError(f"{file} is not YAML: {cause}") from cause
-    if not isinstance(values, dict):
+    if not isinstance(read, dict):
         raise ValueError(f"{file} must hold names and values, one 'name: value' per line")
+    if {"agent", "options", "config"} <= read.keys():
+        read = _settings_of_run(file, read, cls)
     known = _fields(cls).keys() - {"config", "resume"}
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in values:
-        if key not in known:
-            raise ValueError(f"{file} has an unknown key {key!r}: {nearest(key, known)}")
+    values: dict[str, Any] = {}
+    for key, value in read.items():
+        name = str(key).replace("-", "_")
+        if name in values:
+            raise ValueError(f"{file} has the key {name!r} twice")
+        try:
+            lacks = name not in known and not as_fields(cls.config_class, {name: value})
+        except TypeError as cause:
+            raise ValueError(f"{file}: {cause}") from cause
+        if lacks:
+            continue  # a value of Stable-Baselines3's that asks for nothing
+        if name not in known:
+            raise ValueError(f"{file} has an unknown key {name!r}: {nearest(name, known)}")
+        values[name] = value
     return _as_meant(values, cls)
 
 
+def _settings_of_run(file: str, read: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
+    """What a run's ``config.json`` says but where the run was, so that the same can be run again."""
+    if read["agent"] != name_of(cls):
+        raise ValueError(f"{file} is of a run of {read['agent']}, not {name_of(cls)}")
+    if not isinstance(read["options"], dict) or not isinstance(read["config"], dict):
+        raise ValueError(f"{file} is broken: options and config must hold names and values")
+    return {k: v for k, v in {**read["options"], **read["config"]}.items() if k not in ("run_dir", "resume", "config")}
+
+
 def _as_meant(values: Mapping[str, Any], cls: type[Any]) -> dict[str, Any]:
-    """Undo what YAML 1.1 makes of ``3e-4`` (a text), ``off`` (False) and ``none`` (a text); make paths of texts."""
+    """Undo what YAML 1.1 makes of ``3e-4``, ``1e5`` and ``none`` (texts) and ``off`` (False); make paths of texts."""
     known = _fields(cls)
     return {key: _value_as_meant(value, known[key].annotation) for key, value in values.items()}
 
@@ -294,7 +316,36 @@ def _value_as_meant(value: Any, annotation: Any) -> Any:
     if isinstance(value, str) and float in types:
         with contextlib.suppress(ValueError):
             return float(value)
+    if int in types and float not in types and isinstance(value, (str, float)):
+        return _whole(value)
     return value
+
+
+def _whole(value: Any) -> Any:
+    """:return: a whole number written as 1e5 as an integer; anything else as it is"""
+    if isinstance(value, str) and not re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+", value):
+        return value
+    return int(float(value)) if float(value).is_integer() else value
+
+
+def _tokens(arguments: Sequence[str], flags: type[Any]) -> list[str]:
+    """A command line in tyro's terms: ``none`` as None, whole numbers like 1e5 in digits, "1 episode" as two words."""
+    hints = get_type_hints(flags)
+    types: tuple[Any, ...] = ()
+    found = []
+    for argument in arguments:
+        flag, given, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if flag:
+            types = _plain_types(hints.get(flag.removeprefix("--").replace("-", "_"), str))
+        values = [value] if given or not flag else []
+        if str not in types and Path not in types:
+            values = [word for value in values for word in value.split() or [value]]
+        if NoneType in types:
+            values = ["None" if value.lower() == "none" else value for value in values]
+        if int in types and float not in types and str not in types:
+            values = [str(_whole(value)) for value in values]
+        found += [f"{flag}={values[0]}"] if given and len(values) == 1 else [flag, *values] if flag else values
+    return found
 
 
 def _fields(cls: type[Any]) -> dict[str, FieldInfo]:
@@ -331,7 +382,7 @@ def parse_flags(
         with contextlib.redirect_stderr(complaint):
             parsed, unknown = tyro.cli(
                 flags,
-                args=list(arguments),
+                args=_tokens(arguments, flags),
                 prog=prog,
                 description=description,
                 default=tyro.MISSING_NONPROP if default is None else default,

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -23,6 +22,7 @@ from torch import nn
 
 from ..agents import AGENTS
 from ..agents.core.config import Config
+from ..agents.core.plain_yaml import read_yaml
 from ..agents.core.registry import agent_name, find_agent, find_class
 from ..envs.naming import nearest
 
@@ -184,10 +184,7 @@ def load_peer(cls: type[Peer], path: Path, device: torch.device | str) -> BaseAl
 
 def _value(text: str, where: str) -> Any:
     """:return: what a text means as YAML; with numbers like 1e-3, which YAML 1.1 reads as texts."""
-    try:
-        value = _numbers(yaml.safe_load(text))
-    except yaml.YAMLError as cause:
-        raise ValueError(f"--set {where}: the value is not YAML: {' '.join(str(cause).split())}") from cause
+    value = _numbers(read_yaml(text, f"--set {where}: the value"))
     if isinstance(value, Mapping) and isinstance(name := value.get("activation_fn"), str):
         value = {**value, "activation_fn": getattr(nn, name, name)}
     return tuple(value) if isinstance(value, list) else value  # as train_freq=[1, episode] is wanted

@@ -1,5 +1,6 @@
 """What the README and docs/environments.md show runs, with fewer steps, and what they link to exists."""
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,9 @@ from typing import Any
 
 import gymnasium
 import pytest
+import stable_baselines3
+from headway.agents import AGENTS
+from headway.agents.core.config import describe
 from headway.scripts.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -14,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 CROWDS = (ROOT / "docs" / "mean-field-games.md").read_text()
 ENVIRONMENTS = (ROOT / "docs" / "environments.md").read_text()
 AGENTS_PAGE = (ROOT / "docs" / "agents.md").read_text()
+SB3_PAGE = (ROOT / "docs" / "sb3.md").read_text()
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -74,6 +79,29 @@ def test_an_agent_of_your_own(
     exec(use.replace("300", "120").replace("100,", "20,"), names)
     assert names["again"].num_timesteps == 140
     assert names["action"].shape == (1,)
+
+
+def test_coming_from_stable_baselines3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = blocks("python", SB3_PAGE)
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("300", "20"), {})
+    printed = capsys.readouterr().out.splitlines()
+    said = [line.split("# ")[1].rstrip("…") for line in example.splitlines() if "print(refused)" in line]
+    assert [line.startswith(comment) for line, comment in zip(printed, said, strict=True)] == [True, True]
+
+
+def test_defaults_differ_from_stable_baselines3s_where_the_page_says_so() -> None:
+    lines = {line.split("|")[1].strip() for line in SB3_PAGE.splitlines() if line.startswith("|")}
+    assert {"TD3's exploration", "TD3's networks", "`gradient_steps`"} <= lines
+    for name in ("SAC", "TD3", "PPO", "DQN"):
+        parameters = inspect.signature(getattr(stable_baselines3, name).__init__).parameters
+        fields = describe(AGENTS[name].config_class)
+        differing = {key for key in fields.keys() & parameters.keys() if fields[key].default != parameters[key].default}
+        assert differing == set(), name
+    assert describe(AGENTS["TD3"].config_class)["action_noise_std"].default == 0.1
+    assert describe(AGENTS["TD3"].config_class)["net_arch"].default == (256, 256)
 
 
 def test_a_task_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,9 @@ class LearningLoop(BaseAlgorithm):
         :raises headway.agents.NonFiniteError: the environment returned NaN or infinity
         """
         self._log_interval = log_interval
+        if total_timesteps != int(total_timesteps):
+            raise ValueError(f"total_timesteps must be a whole number, got {total_timesteps}")
+        total_timesteps = int(total_timesteps)  # 1e5, as it is often written
         total_timesteps, callbacks = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )

@@ -192,7 +192,7 @@ def as_fields(config_class: type[Config], keywords: Mapping[str, Any]) -> dict[s
         elif name in POLICY_KEYWORDS:
             raise TypeError(f"{name} is not offered by Headway: {POLICY_KEYWORDS[name].way}")
         elif name in ATTRIBUTES or name in ZOO:
-            way = ATTRIBUTES[name].way if name in ATTRIBUTES else ZOO[name]
+            way = ZOO[name] if name in ZOO else ATTRIBUTES[name].way
             raise TypeError(f"{name} is not offered by Headway as a keyword: {way}")
         elif others := [key for key, agent in AGENTS.items() if name in describe(agent.config_class)]:
             raise TypeError(f"{config_class.__name__} has no field {name!r}: it is one of {', '.join(others)}")

@@ -3,10 +3,9 @@
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from ...envs.naming import nearest
 from ..core.config import AgentConfig, describe
+from ..core.plain_yaml import read_yaml
 
 FOLDER = resources.files(__name__)
 """Where the presets of an agent lie, in a file of its name."""
@@ -37,7 +36,28 @@ def preset(agent: str, name: str, config_class: type[AgentConfig]) -> dict[str, 
     return merged
 
 
+def preset_for(agent: str, env_id: str) -> str:
+    """Choose a preset for an environment.
+
+    :param agent: the agent's name, in lower case
+    :param env_id: its id, with a namespace if it has one, with or without a version
+    :return: its own preset, one of another version of it (the newest), or "default"
+    """
+    env_id = env_id.removeprefix("headway/")  # which are Gymnasium's, bit for bit
+    names = preset_names(agent)
+    if env_id in names:
+        return env_id
+    base = _versioned(env_id)[0]
+    return max((name for name in names if _versioned(name)[0] == base), key=_versioned, default="default")
+
+
+def _versioned(env_id: str) -> tuple[str, int]:
+    """:return: an id without its version, and the version, -1 where it has none"""
+    base, dash, version = env_id.rpartition("-v")
+    return (base, int(version)) if dash and version.isdecimal() else (env_id, -1)
+
+
 def _read(agent: str) -> dict[str, Any]:
     file = FOLDER / f"{agent}.yaml"
-    read = yaml.safe_load(file.read_text()) if file.is_file() else None
+    read = read_yaml(file.read_text(), str(file)) if file.is_file() else None
     return read or {"default": {}}

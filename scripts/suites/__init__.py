@@ -9,9 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-import yaml
-
 from ...agents.core.config import Count, FieldInfo, Range, describe, fits
+from ...agents.core.plain_yaml import read_yaml
 from ...envs.naming import nearest
 from ..options import Run, TrainOptions, on_or_off, parse_train
 from ..peers import trainable
@@ -252,11 +251,7 @@ def read_suite(name: str | Path) -> Suite:
             text = Path(name).read_text()
         except FileNotFoundError as cause:
             raise FileNotFoundError(f"there is no suite {name}") from cause
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as cause:
-        raise ValueError(f"{name} is not YAML: {cause}") from cause
-    return Suite.from_dict(content, str(name))
+    return Suite.from_dict(read_yaml(text, str(name)), str(name))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from headway.agents import AGENTS
 from headway.agents.core.config import AgentConfig, Config, Count, OffPolicyConfig, Range, describe
-from headway.agents.presets import preset, preset_names
+from headway.agents.core.plain_yaml import read_yaml
+from headway.agents.presets import preset, preset_for, preset_names
 from headway.envs.naming import nearest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ def test_unknown_preset_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         preset("sac", "default", OffPolicyConfig)
 
 
-@settings(derandomize=True, max_examples=100)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
@@ -135,3 +136,56 @@ def test_remedies_name_only_what_there_is() -> None:
         AgentConfig(learning_rate=lambda left: left)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"Fit\.learning_rate must be float, got .*>$"):
         Fit(learning_rate=lambda left: left)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 010", "010 is 8 in YAML 1.1"),
+        ("seed: -0_17", "is -15 in YAML 1.1"),
+        ("widths: [1, 1:30]", "1:30 is 90 in YAML 1.1"),
+        ("x: 1:30.5", "is 90.5 in YAML 1.1"),
+        ("gamma: 0.9\ntau: 0.1\ngamma: 0.5", "the key 'gamma' is there twice.* line 3"),
+        ("a: {b: 1, b: 2}", "the key 'b' is there twice"),
+        ("a: &a [*a]", "recursive"),
+        ("a: &a {b: *a}", "recursive"),
+        ("a: [1", "expected ',' or ']'"),
+        ("? [1]\n: 2", "unhashable"),
+        ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: 1\n---\nb: 2", "single document"),
+    ],
+)
+def test_yaml_that_can_be_misunderstood_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"here is not YAML.*{message}") as caught:
+        read_yaml(text, "here")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_yaml_is_read_as_ever() -> None:
+    text = "a: &a {x: 1, y: 0}\nb: {<<: *a, y: 3}\nc: [0, 1_000, 0x10, -7, 0.5, 1e3, 1.0e+5, off, null]\n'1': 0.05\n"
+    assert read_yaml(text, "here") == yaml.safe_load(text)
+    assert read_yaml("", "here") is None
+    assert read_yaml('{"a": [1.5, null, true]}', "here") == {"a": [1.5, None, True]}
+
+
+@pytest.mark.parametrize(
+    ("env_id", "expected"),
+    [
+        ("HalfCheetah-v5", "HalfCheetah-v5"),
+        ("headway/HalfCheetah-v5", "HalfCheetah-v5"),
+        ("HalfCheetah-v4", "HalfCheetah-v5"),
+        ("headway/HalfCheetah", "HalfCheetah-v5"),
+        ("HalfCheetah", "HalfCheetah-v5"),
+        ("others/HalfCheetah-v5", "default"),
+        ("Half", "default"),
+        ("", "default"),
+    ],
+)
+def test_the_preset_for_an_environment(env_id: str, expected: str) -> None:
+    assert preset_for("sac", env_id) == expected
+
+
+def test_the_newest_of_other_versions_is_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.agents.presets.FOLDER", tmp_path)
+    (tmp_path / "sac.yaml").write_text("default: {}\nA-v9: {}\nA-v10: {}\nB: {}\n")
+    assert [preset_for("sac", name) for name in ("A-v3", "A", "A-v9", "B-v1")] == ["A-v10", "A-v10", "A-v9", "B"]

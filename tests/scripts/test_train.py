@@ -383,6 +383,87 @@ def test_precedence_default_preset_file_flag(tmp_path: Path, monkeypatch: pytest
     assert parse("--config", str(file)).config.tau == 0.04
 
 
+AS_WORDS = [
+    ("--train-freq", "2 episode", "train_freq", (2, "episode")),
+    ("--train-freq=2 step", "", "train_freq", (2, "step")),
+    ("--net-arch", "3 4", "net_arch", (3, 4)),
+    ("--max-grad-norm", "none", "max_grad_norm", None),
+    ("--max-grad-norm=None", "", "max_grad_norm", None),
+    ("--buffer-size", "1e5", "buffer_size", 100_000),
+    ("--buffer_size=1.5e3", "", "buffer_size", 1500),
+    ("--learning-rate", "1e-5", "learning_rate", 1e-5),
+    ("--gradient-steps", "-1", "gradient_steps", -1),
+    ("--ent-coef", "auto_0.1", "ent_coef", "auto_0.1"),
+    ("--total-timesteps", "2e3", "total_timesteps", 2000),
+    ("--delay", "none", "delay", None),
+]
+
+
+@pytest.mark.parametrize(("flag", "word", "field", "expected"), AS_WORDS)
+def test_values_as_users_write_them(flag: str, word: str, field: str, expected: Any, tmp_path: Path) -> None:
+    run = parse_train("sac", ["--env", "Pendulum-v1", flag, *([word] if word else []), "--seed", "3"])
+    assert run is not None
+    assert (run.values()[field], run.options.seed) == (expected, 3)
+    name, _, value = flag.removeprefix("--").partition("=")
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"{name}: {word or value}\n")
+    run = parse_train("sac", ["--env", "Pendulum-v1", "--config", str(file)])
+    assert run is not None
+    assert (run.values()[field], type(run.values()[field])) == (expected, type(expected))
+
+
+def test_a_runs_own_settings_can_be_given(run: Path, tmp_path: Path) -> None:
+    file = run / "config.json"
+    again, before = parse_train("sac", ["--config", str(file)]), json.loads(file.read_text())
+    assert again is not None
+    assert again.to_dict()["config"] == before["config"]
+    changed = {"run_dir": None, "config": str(file)}
+    assert again.to_dict()["options"] == before["options"] | changed
+    with pytest.raises(ValueError, match="is of a run of SAC, not TD3"):
+        parse_train("td3", ["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gamma: 0.9\ngamma: 0.8", "the key 'gamma' is there twice"),
+        ("batch-size: 3\nbatch_size: 4", "has the key 'batch_size' twice"),
+        ("seed: 010", "010 is 8 in YAML 1.1"),
+        ("seed: 0o10", "--seed must be int, got '0o10'"),
+        ("seed: 2.5", "--seed must be int, got 2.5"),
+        ("seed: &a [*a]", "recursive"),
+        ("n_timesteps: !!float 1e6", "n_timesteps is not offered by Headway as a keyword: it is total_timesteps"),
+        ("policy_kwargs: dict(net_arch=[400, 300])", "write net_arch, activation"),
+        ("noise_type: normal", "TD3 has action_noise_std"),
+        ("use_sde: True", "use_sde=True is not offered"),
+        ("learning_rate: lin_7.3e-4", "pass 7.3e-4, and learning_rate_schedule='linear'"),
+        ("n_epochs: 3", "it is one of PPO"),
+        ("{agent: sac, options: 3, config: {}}", "is of a run of sac, not SAC"),
+        ("{agent: SAC, options: 3, config: {}}", "options and config must hold names and values"),
+    ],
+)
+def test_files_of_settings_that_cannot_be_heeded(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        parse_train("sac", ["--env", "Pendulum-v1", "--config", str(file)])
+
+
+def test_settings_of_rl_zoo_that_ask_for_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("use_sde: false\nsde_sample_freq: -1\nbuffer_size: 3e5\nlearning_rate: !!float 7.3e-4\n")
+    run = parse_train("sac", ["--env", "Pendulum-v1", "--config", str(file)])
+    assert run is not None
+    assert (run.config.buffer_size, run.config.learning_rate) == (300_000, 7.3e-4)
+
+
+@pytest.mark.parametrize("env", ["HalfCheetah-v4", "HalfCheetah", "headway/HalfCheetah", "gymnasium:HalfCheetah-v5"])
+def test_presets_hold_for_every_version(env: str) -> None:
+    run = parse_train("sac", ["--env", env])
+    assert run is not None
+    assert run.config.learning_starts == 5000
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
