@@ -6,12 +6,14 @@ from .registration import register_all
 from .sb3 import BatchedVecEnv
 from .snapshot import Snapshot, StateNotSavable, capture, restore
 from .spaces_only import SpacesOnlyVecEnv
+from .verification import SnapshotReport, verify_snapshot
 
 __all__ = [
     "BatchedRandomDelay",
     "BatchedVecEnv",
     "RandomDelay",
     "Snapshot",
+    "SnapshotReport",
     "SpacesOnlyVecEnv",
     "StateNotSavable",
     "VecEnvBatch",
@@ -19,6 +21,7 @@ __all__ = [
     "as_batched",
     "capture",
     "restore",
+    "verify_snapshot",
 ]
 
 register_all()

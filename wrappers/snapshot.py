@@ -4,25 +4,32 @@
 pickle to be written to a file; :func:`restore` writes such data into an environment that was built the same way. The
 restored environment goes on exactly as the saved one would have: same observations, rewards and episodes, bit for bit.
 
-What is walked: ``__dict__`` and ``__slots__`` of Python objects, containers, arrays, tensors, random generators,
-MuJoCo's ``MjData``, the workers of ``SubprocVecEnv`` and ``AsyncVectorEnv``. A class with ``state()`` and
-``load_state(state)`` is asked instead. Whatever keeps its state out of Python's sight (a lock, a socket, an iterator, a
-C++ simulator) is refused with its path.
+What is walked: ``__dict__`` and ``__slots__`` of Python objects, containers, arrays, tensors, random generators (also
+those of spaces), what functions and methods are bound to, MuJoCo's ``MjData`` and ``MjModel``, the workers of
+``SubprocVecEnv`` and ``AsyncVectorEnv``. A class with ``state()`` and ``load_state(state)`` is asked instead. Whatever
+keeps its state out of Python's sight (a lock, a socket, an iterator, a C++ simulator) is refused with its path, and so
+is all else that goes wrong on the way: :class:`StateNotSavable` is the one exception of :func:`capture`.
+
+Code is known by its name and compared, not saved: a state in which another function, class or bound method stands is
+restored by that name. Objects that are missing are made anew if their class is plain, belongs to the environment's own
+package, and is imported already: nothing that a state names is imported or called.
 
 What is left alone, because it is not state or is made again with the environment:
 
-- code: functions, methods, modules, classes, specs, compiled patterns; what a closure remembers is out of reach;
-- Gymnasium spaces, so the generator behind ``space.sample()`` is not saved: draw warm-up actions from one of your own;
-- ``MjModel`` and views into MuJoCo's memory: an environment that edits its model must save the edits itself;
+- modules, specs, compiled patterns, the bounds of spaces;
 - renderers, windows, loggers, and files that are only written to;
-- class attributes, and the process-wide generators (``numpy.random.seed``, ``random.seed``, ``torch.manual_seed``);
+- class attributes, and the process-wide generators, which :func:`global_streams` reads;
 - the order in which a set is iterated, and the ``reset_infos`` that workers of ``SubprocVecEnv`` repeat until a reset.
+
+:func:`~headway.wrappers.verify_snapshot` finds out whether something of an environment's state is among these.
 
 Episode statistics that hold durations read the clock, and are the one thing that differs after a restore.
 """
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import functools
 import io
 import pathlib
@@ -30,7 +37,8 @@ import random
 import struct
 import sys
 import types
-from collections import OrderedDict, deque
+import zlib
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from copy import deepcopy
@@ -46,10 +54,10 @@ import torch
 from gymnasium.core import ActType, ObsType
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import EzPickle, RecordConstructorArgs
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 from numpy.random import MT19937, PCG64, PCG64DXSM, SFC64, Generator, Philox, RandomState, SeedSequence
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor
 
@@ -67,24 +75,36 @@ class StateNotSavable(ValueError):
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 _LEAVES = frozenset({types.NoneType, bool, int, float, str, bytes})
 _NUMERIC = "biufc"  # kinds of NumPy dtype
+_NEAR = 8  # objects in one another that one node describes; files limit the depth of a tree. Our choice
 _MISSING = object()
 _BIT_GENERATORS = {cls.__name__: cls for cls in (MT19937, PCG64, PCG64DXSM, Philox, SFC64)}
-_CONTAINERS = {cls.__qualname__: cls for cls in (list, tuple, dict, set, frozenset, deque, OrderedDict, torch.Size)}
+_CONTAINERS: dict[str, Any] = {
+    cls.__qualname__: cls for cls in (list, tuple, dict, set, frozenset, deque, OrderedDict, Counter, torch.Size)
+}
+_FACTORIES = {cls.__name__: cls for cls in (bool, int, float, complex, str, tuple, list, dict, set)}  # of a defaultdict
 _BY_ARGUMENTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     complex: lambda value: (value.real, value.imag),
     range: lambda value: (value.start, value.stop, value.step),
     slice: lambda value: (value.start, value.stop, value.step),
     pathlib.PosixPath: lambda value: (str(value),),
     pathlib.WindowsPath: lambda value: (str(value),),
+    datetime.date: lambda value: (value.year, value.month, value.day),
+    datetime.datetime: lambda value: (*value.timetuple()[:6], value.microsecond, value.tzinfo),
+    datetime.timedelta: lambda value: (value.days, value.seconds, value.microseconds),
+    datetime.timezone: lambda value: (value.utcoffset(None),),
+    decimal.Decimal: lambda value: (str(value),),
 }
-_VALUES = (Enum, tuple, frozenset, np.generic, *_BY_ARGUMENTS)  # immutable: equal is as good as identical
-_ONLY_IN_PLACE = frozenset({"object", "protocol", "workers", "mujoco", "memory"})  # kinds that are never made anew
-_KEPT = _ONLY_IN_PLACE | {"stream", "skipped"}  # a container of these is part of the machinery, and keeps its identity
+_BOUND = (types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType)
+_CODE = (type, types.FunctionType, *_BOUND, functools.partial)
+# immutable: equal is as good as identical
+_VALUES = (Enum, tuple, frozenset, np.generic, type, *_BOUND, functools.partial, *_BY_ARGUMENTS)
+_ONLY_IN_PLACE = frozenset({"protocol", "workers", "mujoco", "model", "space", "memory"})  # kinds never made anew
+# A container of these is part of the machinery, and keeps its identity.
+_KEPT = _ONLY_IN_PLACE | {"object", "far", "stream", "skipped", "code", "method", "partial"}
+_MACHINERY = (gym.Env, VecEnv, VectorEnv, torch.nn.Module)  # objects that are never made anew, nor dropped
 
 _NOT_STATE_TYPES = (
-    *(type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType),
-    *(functools.partial, functools._lru_cache_wrapper, np.ufunc, np.dtype, torch.dtype, torch.device),
-    *(gym.Space, EnvSpec),
+    *(types.ModuleType, functools._lru_cache_wrapper, np.ufunc, np.dtype, torch.dtype, torch.device, EnvSpec),
 )
 # By name, so that optional packages need not be imported. Drawing and logging follow the simulation and never steer it;
 # what games keep their state in (pygame's Rect, Vector2 and Sprite) is not in this list.
@@ -92,13 +112,18 @@ _NOT_STATE_NAMES = (
     *("gymnasium.envs.mujoco.mujoco_rendering.", "mujoco.renderer.", "mujoco.rendering.", "mujoco.viewer."),
     *("mujoco._render.", "mujoco._structs.Mjv", "glfw.", "OpenGL.", "matplotlib.", "tkinter.", "moviepy."),
     *("pygame.surface.Surface", "pygame.time.Clock", "pygame.font.", "pygame.mixer."),
-    *("mujoco._structs.MjModel", "mujoco._structs.MjOption", "mujoco._specs."),  # constant
-    "mujoco._structs._Mj",  # views, such as data.body("torso")
     *("logging.", "stable_baselines3.common.logger.", "stable_baselines3.common.monitor.ResultsWriter"),
     *("torch.utils.tensorboard.", "typing.", "re.Pattern", "numba."),
+    "mujoco._specs.",  # what a model was compiled from
 )
+# Views, such as data.body("torso") and model.opt: their memory is saved with what they look into.
+_VIEWS = ("mujoco._structs._Mj", "mujoco._structs.MjOption", "mujoco._structs.MjStatistic", "mujoco._structs.MjVis")
 # Python objects around something of the operating system's: copying their attributes would hijack a file descriptor.
 _OUTSIDE = frozenset({"multiprocessing", "subprocess", "threading", "socket", "asyncio", "concurrent", "ctypes", "ray"})
+# Libraries that keep a simulation to themselves, and give out numbers for it, which would be all there is to copy.
+_BEHIND_NUMBERS = frozenset({"pybullet", "libsumo", "traci", "raisimpy", "carla", "isaacgym", "unityagents"})
+# Whose classes no state may name to have them made: an environment's own are all that it can need.
+_LIBRARIES = sys.stdlib_module_names - {"__main__"} | {"gymnasium", "headway", "numpy", "stable_baselines3", "torch"}
 _NOT_STATE_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
     (VecEnvWrapper, frozenset({"class_attributes"})),
     (DummyVecEnv, frozenset({"actions"})),  # the caller's array, read only between step_async and step_wait
@@ -114,13 +139,24 @@ def _module(cls: type) -> str:
     return str(getattr(cls, "__module__", "builtins"))
 
 
+def _package(cls: type) -> str:
+    return _module(cls).partition(".")[0]
+
+
 def _name(value: object) -> str:
     return f"{_module(type(value))}.{type(value).__qualname__}"
 
 
+_REMEDY = "give its class, or the class that holds it, state() and load_state(state)"
+
+
+def _short(path: str) -> str:
+    """The path of what many others lead to, without its middle."""
+    return path if len(path) <= 300 else f"{path[:150]} … {path[-150:]}"
+
+
 def _refuse(path: str, value: object, why: str) -> NoReturn:
-    remedy = "give its class, or the class that holds it, state() and load_state(state)"
-    raise StateNotSavable(f"{path} is a {_name(value)}, {why}; {remedy}")
+    raise StateNotSavable(f"{_short(path)} is a {_name(value)}, {why}; {_REMEDY}")
 
 
 def _mismatch(path: str, saved: str, live: object) -> NoReturn:
@@ -128,22 +164,35 @@ def _mismatch(path: str, saved: str, live: object) -> NoReturn:
     remedy = (
         "build the environment as the saved one was, and reset() and step() it first if it makes its parts only then"
     )
-    raise ValueError(f"{path} was saved from a {saved}, but there is {found} to write into; {remedy}")
+    raise ValueError(f"{_short(path)} was saved from a {saved}, but there is {found} to write into; {remedy}")
 
 
-def _container(value: object, path: str) -> str:
-    """:return: the type of a container, which has nothing but items."""
+def _container(value: object, path: str) -> State:
+    """:return: the type of a container, which has nothing but items, and what else it takes to make one."""
     if getattr(value, "__dict__", None) or _slots(type(value)):
         _refuse(path, value, "a container with attributes of its own")
-    return type(value).__qualname__
+    node: State = {"type": type(value).__qualname__}
+    if isinstance(value, deque):
+        node["maxlen"] = value.maxlen
+    factory: Any = getattr(value, "default_factory", None)
+    if type(value) is defaultdict and factory in _FACTORIES.values():
+        node["factory"] = factory.__name__
+    if node["type"] not in _CONTAINERS:
+        node["module"] = _module(type(value))
+    return node
+
+
+def _is_numeric(dtype: Any) -> bool:
+    """Whether a file can hold numbers of a NumPy dtype; it cannot hold ``longdouble``."""
+    return dtype.kind in _NUMERIC and dtype.itemsize <= (16 if dtype.kind == "c" else 8)
 
 
 def _is_leaf(value: object) -> bool:
-    return type(value) in _LEAVES or (isinstance(value, np.generic) and value.dtype.kind in _NUMERIC)
+    return type(value) in _LEAVES or (isinstance(value, np.generic) and _is_numeric(value.dtype))
 
 
 def _is_array(value: object) -> bool:
-    return isinstance(value, Tensor) or (type(value) is np.ndarray and value.dtype.kind in _NUMERIC)
+    return isinstance(value, Tensor) or (type(value) is np.ndarray and _is_numeric(value.dtype))
 
 
 def _per_class(function: Callable[[type], _T]) -> Callable[[type], _T]:
@@ -171,8 +220,12 @@ def _plain_copy(value: Any, path: str) -> Any:
     """Deep copy of plain data; anything else is refused."""
     if _is_leaf(value):
         return value
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            _refuse(path, value, f"of layout {value.layout} and device {value.device}, not a plain dense one")
+        return value.detach().clone()
     if _is_array(value):
-        return value.detach().clone() if isinstance(value, Tensor) else value.copy(order="K")
+        return value.copy(order="K")
     if type(value) in (list, tuple):
         return type(value)(_plain_copy(item, f"{path}[{i}]") for i, item in enumerate(value))
     if type(value) is dict and all(type(key) is str for key in value):
@@ -202,14 +255,43 @@ def _has_kind(nodes: Iterable[Any], kinds: frozenset[str]) -> bool:
     return any(isinstance(node, dict) and node["kind"] in kinds for node in nodes)
 
 
+def _find(node: State) -> Any:
+    """What a node names, if it is imported already; None: it is not. Nothing is imported or called."""
+    found: Any = sys.modules.get(node.get("module", ""))
+    for name in node["type"].split("."):
+        found = getattr(found, name, None)
+    return found
+
+
 def _find_class(node: State, live: object, base: type) -> type | None:
-    """The class that a node names: the live object's, else one already imported. Nothing is imported or called."""
-    cls: Any = type(live)
-    if cls.__qualname__ != node["type"]:
-        cls = sys.modules.get(node["module"])
-        for name in node["type"].split("."):
-            cls = getattr(cls, name, None)
+    """The class that a node names: the live object's, else one already imported."""
+    cls = type(live) if type(live).__qualname__ == node["type"] else _find(node)
     return cls if isinstance(cls, type) and issubclass(cls, base) else None
+
+
+def _fingerprint(function: types.FunctionType) -> int:
+    """What tells functions of one name apart, as lambdas are: their instructions and the constants in them."""
+    code = function.__code__
+    constants = [value for value in code.co_consts if _is_leaf(value)]
+    return zlib.crc32(code.co_code + repr((constants, code.co_names)).encode("utf-8", "replace"))
+
+
+def _cells(function: Any) -> list[tuple[str, types.CellType]]:
+    """What a function remembers from where it was made, by name."""
+    cells = getattr(function, "__closure__", None) or ()
+    return list(zip(function.__code__.co_freevars, cells, strict=True)) if cells else []
+
+
+def _is_named(value: Any, name: State) -> bool:
+    return isinstance(value, type | types.FunctionType | types.BuiltinFunctionType) and _code(value) == name
+
+
+def _code(value: Any) -> State:
+    """How a function or a class is known."""
+    node: State = {"module": getattr(value, "__module__", None) or "builtins", "type": value.__qualname__}
+    if isinstance(value, types.FunctionType) and "<" in value.__qualname__:
+        node["code"] = _fingerprint(value)
+    return node
 
 
 @_per_class
@@ -225,6 +307,39 @@ def _is_python(cls: type) -> bool:
     words = len(_slots(cls)) + (cls.__dictoffset__ > 0) + (cls.__weakrefoffset__ > 0)
     fits = cls.__itemsize__ == 0 and cls.__basicsize__ == object.__basicsize__ + words * struct.calcsize("P")
     return fits and _module(cls).partition(".")[0] not in _OUTSIDE
+
+
+@_per_class
+def _is_plain(cls: type) -> bool:
+    """Whether an object can be made of a class by filling in its attributes, and no code of the class runs for it."""
+    maker: Any = cls.__new__
+    made = maker is object.__new__ and not hasattr(cls, "__del__")
+    return made and _is_python(cls) and not _has_protocol(cls) and not issubclass(cls, _MACHINERY)
+
+
+def _inner_spaces(space: gym.Space[Any]) -> list[gym.Space[Any]]:
+    """A space and all that it is made of, each of which draws from a stream of its own."""
+    parts: Any = getattr(space, "spaces", ())
+    parts = parts.values() if isinstance(parts, dict) else parts
+    parts = [*parts, *(part for part in vars(space).values() if isinstance(part, gym.Space))]
+    return [space, *(inner for part in parts for inner in _inner_spaces(part))]
+
+
+@_per_class
+def _is_view(cls: type) -> bool:
+    return f"{_module(cls)}.{cls.__qualname__}".startswith(_VIEWS)
+
+
+@_per_class
+def _hidden_library(cls: type) -> str | None:
+    """A library that the package of a class imports, and that keeps simulations behind numbers."""
+    package = _package(cls)
+    if package in _LIBRARIES:
+        return None
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == package]
+    used = (value for module in modules for value in list(getattr(module, "__dict__", {}).values()))
+    names = {value.__name__ for value in used if isinstance(value, types.ModuleType)}
+    return next(iter(sorted(names & _BEHIND_NUMBERS)), None)
 
 
 @_per_class
@@ -293,17 +408,49 @@ _fixed_arrays: WeakKeyDictionary[mujoco.MjModel, tuple[str, ...]] = WeakKeyDicti
 def _mujoco_arrays(data: mujoco.MjData) -> tuple[str, ...]:
     """Names of the arrays whose size the model fixes.
 
-    Contacts and constraint rows (``contact``, ``efc_*``) live in an arena that starts empty, and are left out: they are
-    rebuilt at the next step. ``plugin_data`` holds pointers, which mean nothing elsewhere.
+    Contacts, constraint rows and islands (``contact``, ``efc_*``, ``dof_island``) live in an arena that starts empty,
+    and are left out: they are rebuilt at the next step. ``plugin_data`` holds pointers, which mean nothing elsewhere.
     """
     names = _fixed_arrays.get(data.model)
     if names is None:
         fresh = mujoco.MjData(data.model)
         arrays = {name: getattr(fresh, name) for name in dir(fresh) if not name.startswith("_")}
         del arrays["plugin_data"]
-        names = tuple(name for name, a in arrays.items() if _is_array(a) and a.size and a.flags.writeable)
+        arrays = {name: a for name, a in arrays.items() if _is_array(a) and a.size and a.flags.writeable}
+        # Of what is not in the arena yet there is another stand-in at every look.
+        names = tuple(name for name, array in arrays.items() if np.may_share_memory(array, getattr(fresh, name)))
         _fixed_arrays[data.model] = names
     return names
+
+
+_ASSETS = ("tex_", "mesh_", "skin_", "bvh_", "oct_")  # what can be large
+_TEXTS = ("names", "paths", "text_data", "names_map")
+
+
+def _options(model: mujoco.MjModel) -> dict[str, Any]:
+    """Everything in a model that stands in its options and statistics."""
+    parts = {"opt": model.opt, "stat": model.stat}
+    return {f"{part}.{name}": getattr(of, name) for part, of in parts.items() for name in dir(of) if name[0] != "_"}
+
+
+def _model_arrays(model: mujoco.MjModel) -> dict[str, np.ndarray[Any, Any]]:
+    names = [name for name in dir(model) if not name.startswith(("_", *_TEXTS))]
+    arrays = {name: value for name in names if isinstance(value := getattr(model, name), np.ndarray) and value.size}
+    return arrays | {name: value for name, value in _options(model).items() if isinstance(value, np.ndarray)}
+
+
+def _model_assets(model: mujoco.MjModel) -> int:
+    """A checksum of geometry and pictures, which are too large to be saved."""
+    checksum = 0
+    for name, array in _model_arrays(model).items():
+        if name.startswith(_ASSETS):
+            checksum = zlib.crc32(array.tobytes(), checksum)
+    return checksum
+
+
+def _model_values(model: mujoco.MjModel) -> dict[str, np.ndarray[Any, Any]]:
+    """Views of everything else in a model that an environment may edit."""
+    return {name: array for name, array in _model_arrays(model).items() if not name.startswith(_ASSETS)}
 
 
 def _check_workers(venv: Any, path: str) -> None:
@@ -314,14 +461,14 @@ def _check_workers(venv: Any, path: str) -> None:
         remedy = "build it with autoreset_mode=AutoresetMode.SAME_STEP"
         raise StateNotSavable(f"{path}: its workers remember which episodes ended where nothing can reach it; {remedy}")
     # The names of the outermost wrapper: what a wrapper around a Snapshot holds would be lost without a word.
-    if not all({"state", "load_state"} <= set(names) for names in _ask_workers(venv, path, "__dir__")):
+    if not all("attempt" in names for names in _ask_workers(venv, path, "__dir__")):
         remedy = "wrap each environment in headway.wrappers.Snapshot, as the outermost wrapper"
         raise StateNotSavable(f"{path} is a {_name(venv)}, whose environments live in other processes; {remedy}")
 
 
-def _ask_workers(venv: Any, path: str, method: str) -> list[Any]:
+def _ask_workers(venv: Any, path: str, method: str, *arguments: Any) -> list[Any]:
     try:
-        return list(venv.env_method(method) if isinstance(venv, SubprocVecEnv) else venv.call(method))
+        return list((venv.env_method if isinstance(venv, SubprocVecEnv) else venv.call)(method, *arguments))
     except (EOFError, OSError) as error:  # SB3's worker ends with its environment's exception
         raise StateNotSavable(f"{path}: a worker ended in {method}(); its error output says why") from error
 
@@ -329,35 +476,70 @@ def _ask_workers(venv: Any, path: str, method: str) -> list[Any]:
 def _tell_workers(venv: Any, path: str, states: list[Any]) -> None:
     try:
         if isinstance(venv, SubprocVecEnv):
-            for i, state in enumerate(states):
-                venv.env_method("load_state", state, indices=i)
+            answers = [venv.env_method("attempt", "load_state", s, indices=i)[0] for i, s in enumerate(states)]
         else:  # call() sends the same arguments to everyone, so this is its own protocol with one state for each
             for pipe, state in zip(venv.parent_pipes, states, strict=True):
-                pipe.send(("_call", ("load_state", (state,), {})))
+                pipe.send(("_call", ("attempt", ("load_state", state), {})))
             venv._state = AsyncState.WAITING_CALL
-            venv.call_wait()
+            answers = list(venv.call_wait())
     except (EOFError, OSError) as error:
         raise ValueError(f"{path}: a worker ended in load_state(); its error output says why") from error
+    for i, (_, problem) in enumerate(answers):
+        if problem is not None:
+            raise ValueError(f"{path}, in worker {i}: {problem}")
 
 
 class _Saver:
-    """Turns objects into nodes: leaves and arrays are themselves, all else is a dict with its ``kind``."""
+    """Turns objects into nodes: leaves and arrays are themselves, all else is a dict with its ``kind``.
+
+    What lies deeper than ``_NEAR`` objects in one another is described beside the rest and referred to by number, so
+    that neither Python's stack nor the depth of a file limits how far objects are linked.
+    """
 
     def __init__(self, pinned: frozenset[int] = frozenset()) -> None:
         self._seen: dict[int, tuple[str, object]] = {}  # by id; the object is held so that its id is not given away
         self._pinned = pinned
+        self._depth = 0
+        self._far: deque[tuple[Any, str]] = deque()
+        self._far_count = 0
+
+    def run(self, env: object) -> State:
+        """:return: the node of an environment, and of all that is far from it."""
+        state: State = self.save(env, "env")
+        nodes = []
+        while self._far:
+            value, path = self._far.popleft()
+            self._depth = 0
+            nodes.append({**self._describe(value, path), "path": path})
+        return {**state, "far": nodes} if nodes else state
 
     def save(self, value: Any, path: str) -> Any:
         """Node for ``value``; a second way to the same mutable object becomes a reference to the first."""
-        if _is_leaf(value):
+        if type(value) in _LEAVES:
             return value
-        if _is_not_state(value):
-            return {"kind": "skipped"}
-        if not isinstance(value, _VALUES):
-            if id(value) in self._seen:
-                return {"kind": "shared", "path": self._seen[id(value)][0]}
-            self._seen[id(value)] = path, value
-        return next(kind for kind in _KINDS.values() if kind.matches(value)).save(self, value, path)
+        try:
+            if _is_leaf(value):
+                return value
+            if not isinstance(value, _VALUES) and not _is_not_state(value):
+                if id(value) in self._seen:
+                    return {"kind": "shared", "path": self._seen[id(value)][0]}
+                self._seen[id(value)] = path, value
+                if self._depth >= _NEAR and _kind_of(value) in _CLAIMED:
+                    self._far.append((value, path))
+                    self._far_count += 1
+                    return {"kind": "far", "number": self._far_count - 1}
+            self._depth += 1
+            node = self._describe(value, path)
+            self._depth -= 1
+        except StateNotSavable:
+            raise
+        except Exception as cause:  # the environment's own code, or types of an unusual make: anything can happen
+            what = f"cannot be copied ({type(cause).__name__}: {cause})"
+            raise StateNotSavable(f"{_short(path)} {what}; {_REMEDY}") from cause
+        return node
+
+    def _describe(self, value: Any, path: str) -> Any:
+        return _KINDS[_kind_of(value)].save(self, value, path)
 
     def overlapping(self) -> frozenset[int]:
         """Ids of the arrays seen that share memory with another one, as views do."""
@@ -393,20 +575,55 @@ class _Saver:
     def save_object(self, value: Any, path: str) -> State:
         if not _is_python(type(value)):
             _refuse(path, value, "whose state is out of Python's sight")
+        if library := _hidden_library(type(value)):
+            _refuse(path, value, f"and its package uses {library}, which keeps its simulation to itself")
         parts = {name: self.save(part, f"{path}.{name}") for name, part in _attributes(value).items()}
-        return {"kind": "object", "type": type(value).__qualname__, "attributes": parts}
+        return {"kind": "object", "module": _module(type(value)), "type": type(value).__qualname__, "attributes": parts}
+
+    def save_skipped(self, value: Any, path: str) -> State:
+        if isinstance(value, types.ModuleType) and value.__name__ in _BEHIND_NUMBERS:
+            _refuse(path, value, f"and {value.__name__} keeps its simulation to itself")
+        return {"kind": "skipped"}
+
+    def save_view(self, value: Any, path: str) -> State:
+        return {"kind": "view", "type": type(value).__qualname__, "id": getattr(value, "id", None)}
+
+    def save_code(self, value: Any, path: str) -> State:
+        parts = [self.save(cell.cell_contents, f"{path}.<{name}>") for name, cell in _cells(value)]
+        return {"kind": "code", **_code(value), **({"cells": parts} if parts else {})}
+
+    def save_method(self, value: Any, path: str) -> State:
+        if isinstance(owner := value.__self__, types.NoneType | types.ModuleType):  # a function of a C module
+            return self.save_code(value, path)
+        of = self.save(owner, f"{path}.__self__")
+        function = getattr(value, "__func__", None)
+        if function is None:
+            return {"kind": "method", "of": of, "name": value.__name__}
+        return {"kind": "method", "of": of, "function": self.save(function, f"{path}.__func__")}
+
+    def save_partial(self, value: Any, path: str) -> State:
+        parts = [value.func, *value.args, *value.keywords.values()]
+        return {"kind": "partial", "keywords": list(value.keywords), "items": self._save_items(parts, path)}
+
+    def save_space(self, value: Any, path: str) -> State:
+        spaces = _inner_spaces(value)
+        streams = [self.save(space._np_random, f"{path}.np_random") for space in spaces]
+        return {"kind": "space", "type": type(value).__qualname__, "streams": streams}
 
     def save_workers(self, value: Any, path: str) -> State:
         _check_workers(value, path)
-        states = _plain_copy(_ask_workers(value, path, "state"), path)
+        answers = _ask_workers(value, path, "attempt", "state")
+        for i, (_, problem) in enumerate(answers):
+            if problem is not None:
+                raise StateNotSavable(f"{path}, in worker {i}: {problem}")
+        states = _plain_copy([state for state, _ in answers], path)
         return {**self.save_object(value, path), "kind": "workers", "states": states}
 
     def save_list(self, value: Any, path: str) -> State:
-        length = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
-        return {"kind": "list", "type": _container(value, path), **length, "items": self._save_items(value, path)}
+        return {"kind": "list", **_container(value, path), "items": self._save_items(value, path)}
 
     def save_tuple(self, value: Any, path: str) -> Any:
-        name, cls = _container(value, path), type(value)
+        name, cls = _container(value, path)["type"], type(value)
         if name not in _CONTAINERS and not hasattr(cls, "_make"):
             _refuse(path, value, "a tuple that only its own class can make")
         if cls is tuple and all(map(_is_leaf, value)):
@@ -414,17 +631,18 @@ class _Saver:
         return {"kind": "tuple", "type": name, "module": _module(cls), "items": self._save_items(value, path)}
 
     def save_set(self, value: Any, path: str) -> State:
-        return {"kind": "set", "type": _container(value, path), "items": [self._save_key(item, path) for item in value]}
+        return {"kind": "set", **_container(value, path), "items": [self._save_key(item, path) for item in value]}
 
     def save_dict(self, value: Any, path: str) -> State:
-        pairs = ([self._save_key(k, path), self.save(v, f"{path}[{k!r}]")] for k, v in value.items())
-        return {"kind": "dict", "type": _container(value, path), "items": list(pairs)}
+        items = [[self._save_key(k, path), self.save(v, f"{path}[{k!r}]")] for k, v in value.items()]
+        return {"kind": "dict", **_container(value, path), "items": items}
 
     def save_object_array(self, value: Any, path: str) -> State:
         if value.dtype.kind not in "OUS" or (isinstance(value, np.ndarray) and type(value) is not np.ndarray):
             _refuse(path, value, f"of dtype {value.dtype}, not a plain array of numbers, text or objects")
         array = np.asarray(value)
-        node = {"kind": "array", "dtype": array.dtype.str, "shape": list(array.shape), "scalar": array is not value}
+        node: State = {"kind": "array", "dtype": array.dtype.str, "shape": list(array.shape)}
+        node["scalar"] = array is not value
         return {**node, "items": self._save_items(array.ravel().tolist(), path)}
 
     def save_enum(self, value: Enum, path: str) -> State:
@@ -448,7 +666,18 @@ class _Saver:
         vector = np.empty(mujoco.mj_stateSize(value.model, _INTEGRATION))
         mujoco.mj_getState(value.model, value, vector, _INTEGRATION)
         derived = {name: getattr(value, name).copy() for name in _mujoco_arrays(value)}
-        return {"kind": "mujoco", "integration": vector, "derived": derived}
+        model = self.save(value.model, f"{path}.model")
+        return {"kind": "mujoco", "integration": vector, "derived": derived, "model": model}
+
+    def save_model(self, value: mujoco.MjModel, path: str) -> State:
+        arrays = _model_values(value)
+        numbers = {name: option for name, option in _options(value).items() if isinstance(option, (int, float))}
+        layout = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+        joined = b"".join(array.tobytes() for array in arrays.values())
+        return {
+            **{"kind": "model", "layout": zlib.crc32(repr(layout).encode()), "assets": _model_assets(value)},
+            **{"values": np.frombuffer(joined, np.uint8).copy(), "numbers": numbers},
+        }
 
 
 class _Loader:
@@ -457,6 +686,17 @@ class _Loader:
     def __init__(self) -> None:
         self._done: dict[str, Any] = {}  # by path, for shared objects
         self._claimed: dict[int, Any] = {}  # by id: written into for one node, so not for another
+        self._packages: set[str] = set()  # of the environment's own classes, which are all that is made anew
+        self._far: list[State] = []
+        self._waiting: deque[Callable[[], object]] = deque()
+
+    def run(self, env: object, state: State) -> Any:
+        """:return: what a whole state stands for, written into an environment."""
+        self._far = state.get("far", [])
+        target = self.load(state, env, "env")
+        while self._waiting:
+            self._waiting.popleft()()
+        return target
 
     def load(self, node: Any, live: Any, path: str) -> Any:
         """What ``node`` stands for: ``live`` where that can be written into; ``_MISSING`` if skipped and not there."""
@@ -466,8 +706,8 @@ class _Loader:
             return self._claim(path, live, False, lambda: _plain_copy(node, path))
         if not isinstance(node, dict):
             return node
-        if node.get("kind") == "skipped":
-            return live
+        if node.get("kind") == "far":
+            return self._load_far(self._far[node["number"]], live, path)
         if node.get("kind") == "shared":
             if node["path"] not in self._done:
                 raise ValueError(f"{path} was the same object as {node['path']}, which is not there now")
@@ -476,23 +716,57 @@ class _Loader:
             raise ValueError(f"{path}: a state of kind {node.get('kind')!r} is not known here")
         return _KINDS[node["kind"]].load(self, node, live, path)
 
+    def _load_far(self, node: State, live: Any, path: str) -> Any:
+        # Claimed now and filled in later, in the order in which it was described.
+        claim, fill = _CLAIMED[node["kind"]]
+        target = claim(self, node, live, path)
+        self._waiting.append(lambda: fill(self, node, live, target, path))
+        return target
+
     def _claim(self, path: str, live: Any, fits: bool, make: Callable[[], Any]) -> Any:
         target = live if fits and id(live) not in self._claimed else make()
         self._claimed[id(target)] = self._done[path] = target
         return target
 
-    def _claim_object(self, path: str, live: Any, name: str) -> Any:
-        return self._claim(path, live, type(live).__qualname__ == name, lambda: _mismatch(path, name, live))
+    def _find(self, node: State) -> Any:
+        """What a node names, if it is the environment's own."""
+        return _find(node) if node.get("module", "").partition(".")[0] in self._packages else None
+
+    def _claim_object(self, node: State, live: Any, path: str) -> Any:
+        def make() -> Any:
+            cls = self._find(node)
+            if not (isinstance(cls, type) and _is_plain(cls)):
+                _mismatch(path, node["type"], live)
+            return object.__new__(cls)
+
+        fits = type(live).__qualname__ == node["type"]
+        if fits and _package(type(live)) not in _LIBRARIES:
+            self._packages.add(_package(type(live)))
+        return self._claim(path, live, fits, make)
+
+    def _claim_in_place(self, node: State, live: Any, path: str) -> Any:
+        fits = type(live).__qualname__ == node["type"]
+        return self._claim(path, live, fits, lambda: _mismatch(path, node["type"], live))
 
     def _claim_container(self, node: State, live: Any, path: str, parts: Iterable[Any]) -> Any:
         def make() -> Any:
-            if node["type"] not in _CONTAINERS:
+            if "factory" in node:
+                return defaultdict(_FACTORIES[node["factory"]])
+            cls: Any = _CONTAINERS.get(node["type"]) or self._find(node)
+            if not (isinstance(cls, type) and issubclass(cls, (list, deque, set, dict))):
                 _mismatch(path, node["type"], live)
-            return deque(maxlen=node["maxlen"]) if "maxlen" in node else _CONTAINERS[node["type"]]()
+            maker: Any = cls.__new__
+            return deque(maxlen=node["maxlen"]) if cls is deque else maker(cls)
 
         keep = node["type"] not in _CONTAINERS or _has_kind(parts, _KEPT)
         fits = type(live).__qualname__ == node["type"] and getattr(live, "maxlen", None) == node.get("maxlen")
         return self._claim(path, live, keep and fits, make)
+
+    def _claim_list(self, node: State, live: Any, path: str) -> Any:
+        return self._claim_container(node, live, path, node["items"])
+
+    def _claim_dict(self, node: State, live: Any, path: str) -> Any:
+        return self._claim_container(node, live, path, [item for _, item in node["items"]])
 
     def _load_part(self, node: Any, live: Any, path: str) -> Any:
         value = self.load(node, live, path)
@@ -501,7 +775,8 @@ class _Loader:
         return value
 
     def _load_items(self, nodes: list[Any], old: list[Any], path: str) -> list[Any]:
-        if len(old) != len(nodes) and _has_kind(nodes, _ONLY_IN_PLACE):
+        lost = old[len(nodes) :]
+        if any(isinstance(item, _MACHINERY) for item in lost) or (lost and _has_kind(nodes, _ONLY_IN_PLACE)):
             raise ValueError(f"{path} was saved with {len(nodes)} elements, but there are {len(old)} to write into")
         old = old + [_MISSING] * (len(nodes) - len(old))
         return [self._load_part(node, old[i], f"{path}[{i}]") for i, node in enumerate(nodes)]
@@ -524,9 +799,11 @@ class _Loader:
         return array[()] if node["scalar"] else array
 
     def load_list(self, node: State, live: Any, path: str) -> Any:
-        old = list(live) if isinstance(live, (list, deque)) else []
-        target = self._claim_container(node, live, path, node["items"])
-        items = self._load_items(node["items"], old, path)
+        target = self._claim_list(node, live, path)
+        return self._fill_list(node, live, target, path)
+
+    def _fill_list(self, node: State, live: Any, target: Any, path: str) -> Any:
+        items = self._load_items(node["items"], list(live) if isinstance(live, (list, deque)) else [], path)
         target.clear()
         target.extend(items)
         return target
@@ -550,8 +827,11 @@ class _Loader:
         return target
 
     def load_dict(self, node: State, live: Any, path: str) -> Any:
+        target = self._claim_dict(node, live, path)
+        return self._fill_dict(node, live, target, path)
+
+    def _fill_dict(self, node: State, live: Any, target: Any, path: str) -> Any:
         old = dict(live) if isinstance(live, dict) else {}
-        target = self._claim_container(node, live, path, [item for _, item in node["items"]])
         items = {}
         for key_node, item in node["items"]:
             key = self._load_part(key_node, _MISSING, f"a key in {path}")
@@ -579,10 +859,12 @@ class _Loader:
         return target
 
     def load_mujoco(self, node: State, live: Any, path: str) -> Any:
-        target = self._claim_object(path, live, "MjData")
+        target = self._claim_in_place({"type": "MjData"}, live, path)
+        if "model" in node:  # first, for its options decide what is integrated
+            self.load(node["model"], live.model, f"{path}.model")
         arrays = {name: getattr(live, name) for name in _mujoco_arrays(live)}
         vector, derived = node["integration"], node["derived"]
-        if vector.size != mujoco.mj_stateSize(live.model, _INTEGRATION) or derived.keys() != arrays.keys():
+        if vector.size != mujoco.mj_stateSize(live.model, _INTEGRATION) or not derived.keys() >= arrays.keys():
             raise ValueError(f"{path} was saved from another MuJoCo model, or with another version of MuJoCo")
         for name, array in arrays.items():
             if array.shape != derived[name].shape:
@@ -593,20 +875,92 @@ class _Loader:
             np.copyto(array, derived[name])
         return target
 
+    def load_model(self, node: State, live: Any, path: str) -> Any:
+        target = self._claim_in_place({"type": "MjModel"}, live, path)
+        arrays, options = _model_values(live), _options(live)
+        layout = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+        if zlib.crc32(repr(layout).encode()) != node["layout"] or options.keys() < node["numbers"].keys():
+            raise ValueError(f"{path} was saved from another MuJoCo model, or with another version of MuJoCo")
+        if _model_assets(live) != node["assets"]:
+            raise ValueError(f"{path} was saved from a model with other meshes, textures or skins")
+        values, start = node["values"], 0
+        for array in arrays.values():
+            part = values[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            start += array.nbytes
+            if not np.array_equal(array, part):
+                np.copyto(array, part)
+        for name, number in node["numbers"].items():
+            part_name, _, field = name.partition(".")
+            setattr(getattr(live, part_name), field, number)
+        return target
+
+    def load_view(self, node: State, live: Any, path: str) -> Any:
+        if type(live).__qualname__ != node["type"] or getattr(live, "id", None) != node["id"]:
+            _mismatch(path, f"{node['type']} of number {node['id']}", live)
+        return live
+
+    def load_code(self, node: State, live: Any, path: str) -> Any:
+        named = {key: part for key, part in node.items() if key not in ("kind", "cells")}
+        value: Any = live if _is_named(live, named) else self._find(node)
+        if not _is_named(value, named):
+            _mismatch(path, f"function or class {node['type']}", live)
+        self._done[path] = value
+        for (name, cell), part in zip(_cells(value), node.get("cells", ()), strict=True):
+            before = cell.cell_contents
+            if (after := self._load_part(part, before, f"{path}.<{name}>")) is not before:
+                cell.cell_contents = after
+        return value
+
+    def load_method(self, node: State, live: Any, path: str) -> Any:
+        of = self._load_part(node["of"], getattr(live, "__self__", _MISSING), f"{path}.__self__")
+        if "name" not in node:
+            function = self._load_part(node["function"], getattr(live, "__func__", _MISSING), f"{path}.__func__")
+            method = types.MethodType(function, of)
+            return live if live == method else method
+        fits = isinstance(live, _BOUND) and live.__self__ is of and live.__name__ == node["name"]
+        bound = live if fits else getattr(of, node["name"], None)
+        if not isinstance(bound, _BOUND):
+            _mismatch(path, f"method {node['name']}", live)
+        return bound
+
+    def load_partial(self, node: State, live: Any, path: str) -> Any:
+        fits = type(live) is functools.partial and list(live.keywords) == node["keywords"]
+        old = [live.func, *live.args, *live.keywords.values()] if fits else []
+        items: list[Any] = self._load_items(node["items"], old, path)
+        if len(old) == len(items) and all(one is other for one, other in zip(items, old, strict=True)):
+            return live
+        split = len(items) - len(node["keywords"])
+        partial: Any = functools.partial
+        return partial(*items[:split], **dict(zip(node["keywords"], items[split:], strict=True)))
+
+    def load_space(self, node: State, live: Any, path: str) -> Any:
+        target = self._claim_in_place(node, live, path)
+        inner = _inner_spaces(target)
+        if len(inner) != len(node["streams"]):
+            _mismatch(path, f"{node['type']} of {len(node['streams'])} spaces", live)
+        for space, stream in zip(inner, node["streams"], strict=True):
+            space._np_random = self.load(stream, space._np_random, f"{path}.np_random")
+        return target
+
     def load_protocol(self, node: State, live: Any, path: str) -> Any:
-        target = self._claim_object(path, live, node["type"])
+        target = self._claim_in_place(node, live, path)
         target.load_state(_plain_copy(node["state"], path))
         return target
 
     def load_object(self, node: State, live: Any, path: str) -> Any:
-        target: object = self._claim_object(path, live, node["type"])
+        target = self._claim_object(node, live, path)
+        return self._fill_object(node, live, target, path)
+
+    def _fill_object(self, node: State, live: Any, target: Any, path: str) -> Any:
         slots, old, saved = dict(_slots(type(target))), _attributes(target), node["attributes"]
-        for name in old:
-            if name not in saved and not _is_not_state(old[name]):  # made after the capture, as by a first step
+        for name in old:  # made after the capture, as by a first step
+            if name not in saved and not _is_not_state(old[name]) and not isinstance(old[name], _CODE):
                 slots[name].__delete__(target) if name in slots else vars(target).pop(name)
         for name, part in saved.items():
             before = old.get(name, _MISSING)
             value = self.load(part, before, f"{path}.{name}")
+            if value is _MISSING and target is not live:  # an object that was made here lacks what only its class makes
+                _mismatch(f"{path}.{name}", "part that is not state", _MISSING)
             if value is before:
                 continue
             if name not in slots and not hasattr(target, "__dict__"):
@@ -639,6 +993,13 @@ def _of(*types_: type) -> Callable[[Any], bool]:
 
 
 _KINDS = {
+    "skipped": _Kind(_is_not_state, _Saver.save_skipped, lambda loader, node, live, path: live),
+    "view": _Kind(lambda value: _is_view(type(value)), _Saver.save_view, _Loader.load_view),
+    "model": _Kind(_of(mujoco.MjModel), _Saver.save_model, _Loader.load_model),
+    "space": _Kind(_of(gym.Space), _Saver.save_space, _Loader.load_space),
+    "method": _Kind(_of(*_BOUND), _Saver.save_method, _Loader.load_method),
+    "partial": _Kind(_of(functools.partial), _Saver.save_partial, _Loader.load_partial),
+    "code": _Kind(_of(type, types.FunctionType), _Saver.save_code, _Loader.load_code),
     "memory": _Kind(_is_array, _Saver.save_memory, _Loader.load_memory),
     "protocol": _Kind(lambda value: _has_protocol(type(value)), _Saver.save_protocol, _Loader.load_protocol),
     "enum": _Kind(_of(Enum), _Saver.save_enum, _Loader.load_enum),
@@ -653,7 +1014,18 @@ _KINDS = {
     "workers": _Kind(_of(SubprocVecEnv, AsyncVectorEnv), _Saver.save_workers, _Loader.load_workers),
     "object": _Kind(lambda value: True, _Saver.save_object, _Loader.load_object),
 }
-"""By name; an object is of the first kind that matches. Nodes can also be "skipped" and "shared"."""
+"""By name; an object is of the first kind that matches. Nodes can also be "shared" and "far"."""
+
+_CLAIMED = {
+    "list": (_Loader._claim_list, _Loader._fill_list),
+    "dict": (_Loader._claim_dict, _Loader._fill_dict),
+    "object": (_Loader._claim_object, _Loader._fill_object),
+}
+"""Kinds of which an object is there before what it holds: these can be far."""
+
+
+def _kind_of(value: object) -> str:
+    return next(name for name, kind in _KINDS.items() if kind.matches(value))
 
 
 def capture(env: object) -> State:
@@ -664,9 +1036,9 @@ def capture(env: object) -> State:
     :raises StateNotSavable: if part of the environment holds state that cannot be read; the message names the part
     """
     saver = _Saver()
-    state: State = saver.save(env, "env")
+    state = saver.run(env)
     if pinned := saver.overlapping():  # known only when everything has been seen
-        state = _Saver(pinned).save(env, "env")
+        state = _Saver(pinned).run(env)
     return state
 
 
@@ -678,15 +1050,36 @@ def restore(env: object, state: State) -> None:
     with each other or with somebody else are written into, so that views in the environment stay views; a view kept
     outside of it must be taken anew.
 
-    No object of a class is made. So an environment that makes its objects or views in ``reset()`` must have been reset,
-    and a list of objects must have the length it had. After an error the environment is partly restored: reset it.
+    Objects that are missing, or of another class than they were, are made if their class is a plain one of Python's in
+    a package of the environment's own, and if it is imported already. Reset an environment first: what it makes in
+    ``reset()`` is then there to be written into. After an error the environment is partly restored: reset it again.
 
     :param env: an environment built like the captured one, new or used
     :param state: what :func:`capture` returned; it can be used again
     :raises ValueError: if the state does not fit; the message names the part
     """
-    if _Loader().load(state, env, "env") is not env:
+    if _Loader().run(env, state) is not env:
         raise ValueError(f"env is a {_name(env)}, which this state cannot be written into")
+
+
+def global_streams() -> State:
+    """:return: state of Python's, NumPy's and torch's process-wide generators, from which environments may draw."""
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": list(np.random.get_state(legacy=True)),  # noqa: NPY002
+        "python": list(random.getstate()),
+    }
+
+
+def set_global_streams(streams: State) -> None:
+    """Go back to them.
+
+    :param streams: of :func:`global_streams`
+    """
+    torch.set_rng_state(streams["torch"])
+    np.random.set_state(tuple(streams["numpy"]))  # noqa: NPY002
+    version, internal, gauss = streams["python"]
+    random.setstate((version, tuple(internal), gauss))
 
 
 class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
@@ -723,3 +1116,16 @@ class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructo
         :raises ValueError: if the state does not fit
         """
         restore(self.env, state)
+
+    def attempt(self, method: str, *arguments: Any) -> tuple[Any, str | None]:
+        """Call :meth:`state` or :meth:`load_state` in another process, which an exception would end.
+
+        :param method: its name
+        :param arguments: for it
+        :return: what it returned, and None; or None, and what went wrong
+        """
+        try:
+            call: Callable[..., Any] = self.state if method == "state" else self.load_state
+            return call(*arguments), None
+        except Exception as problem:
+            return None, str(problem)

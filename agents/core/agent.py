@@ -3,9 +3,9 @@
 import io
 import logging
 import operator
-import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from ...envs import BatchedEnv, make, supports_rgb
 from ...wrappers.batching import as_batched, counts_of, footprint
 from ...wrappers.sb3 import BatchedVecEnv
-from ...wrappers.snapshot import StateNotSavable
+from ...wrappers.snapshot import StateNotSavable, global_streams, set_global_streams
 from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
 from .attributes import expose, guard
 from .config import AgentConfig
 from .files import contents
+from .files.checkpoints import choose_run, run_of
 from .files.contents import Contents
-from .files.errors import FileFormatError
+from .files.errors import FileFormatError, one_line
 from .loop import LearningLoop, Part
 from .nets import Optimiser, Tracked, TrackedModules, check_precision
 from .normalization import BatchNormalizer, is_fresh, load_normalizer_state, normalised_keys, normalizer_state
@@ -156,6 +157,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self._statistics: Mapping[str, Any] | None = None
         """Of the VecNormalize that a loaded policy was trained in."""
         self.env_is_broken = False
+        self._env_problem = ""
         if _init_setup_model and self.env is not None:
             self._setup_model()
 
@@ -252,7 +254,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.register("environment", Part(self._env_state, self._load_env_state))
         self.register("normalizer", Part(self._normalizer_state, self._load_normalizer_state))
         # Last: what is put back before may draw from them.
-        self.register("global_streams", Part(_global_streams, _set_global_streams))
+        self.register("global_streams", Part(global_streams, set_global_streams))
 
     def _seed_generators(self) -> None:
         seeds = np.random.SeedSequence(self.seed).generate_state(len(PURPOSES), np.uint64).tolist()
@@ -478,20 +480,36 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         if self.env_is_broken or self._last_obs is None:
             return None
         try:
-            state = self.batched_env.state()
-        except StateNotSavable as cause:
-            log.warning("a resumed run will restart its episode: %s", cause)
+            state = {"env": self.batched_env.state(), "obs": self._last_obs, "raw_obs": self._last_original_obs}
+            contents.check_holdable(state)
+        except Exception as cause:  # of the environment's own code, perhaps: it must not end the run
+            known = isinstance(cause, StateNotSavable)
+            problem = one_line(str(cause) if known else f"its state cannot be saved ({type(cause).__name__}: {cause})")
+            if problem != self._env_problem:  # once, not at every checkpoint
+                log.warning("a resumed run will restart its episode: %s", problem)
+            self._env_problem = problem
             return None
-        return {"env": state, "obs": self._last_obs, "raw_obs": self._last_original_obs}
+        return state
 
     def _load_env_state(self, state: Mapping[str, Any] | None) -> None:
         if state is not None:
-            self.batched_env.load_state(state["env"])
+            with suppress(Exception):  # it makes what the environment has only after a reset; learn would say why not
+                self.batched_env.reset()
+            try:
+                self.batched_env.load_state(state["env"])
+            except Exception as cause:  # of the environment's own code, perhaps
+                log.warning(
+                    "the environment's state cannot be put back, and the episode it was saved in is restarted: %s",
+                    one_line(str(cause) or repr(cause)),
+                )
+                state = None
+        elif self.env is not None and self.num_timesteps:
+            log.warning("the checkpoint holds no environment state: the episode it was saved in is restarted")
+        if state is not None:
             obs, raw = (None if o is None else map_obs(self._to_device, o) for o in (state["obs"], state["raw_obs"]))
             assert obs is not None
             self.observe(obs, raw)
         elif self.env is not None and self.num_timesteps:
-            log.warning("the checkpoint holds no environment state: the episode it was saved in is restarted")
             self.env.seed(spawn_seed(self.seed or 0, "restart", self.num_timesteps))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
@@ -675,16 +693,18 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         Networks, targets, optimisers, every part that was registered (stores, random streams, counters, environments:
         see :func:`headway.wrappers.capture`; one that cannot be copied is restarted on resume, and the log says so).
 
-        :param directory: where checkpoints lie; made if missing
+        :param directory: where checkpoints lie; made if missing. Those of other runs there are left alone.
         :param extra: nested plain data of the caller's, given back as ``resumed_extra``
-        :param keep: how many of the newest to keep; None keeps all
+        :param keep: how many of this run's newest to keep; None keeps all
         :return: the file written
         :raises OSError: it could not be written; earlier checkpoints are untouched
         """
-        parts = {name: part.state() for name, part in self.parts.items()}
-        return contents.write_checkpoint(
-            Path(directory), self._manifest(), self.modules.state(), parts | {"extra": extra}, keep
-        )
+        parts = {name: part.state() for name, part in self.parts.items()} | {"extra": extra}
+        folder = Path(directory)
+        run = choose_run(folder, self.num_timesteps, self.run_numbers.get(folder.resolve()))
+        path = contents.write_checkpoint(folder, self._manifest(), self.modules.state(), parts, keep, run)
+        self.run_numbers[folder.resolve()] = run
+        return path
 
     @classmethod
     def resume(
@@ -696,7 +716,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         trust_env: bool = False,
         **options: Any,
     ) -> Self:
-        """Go on from the newest complete checkpoint.
+        """Go on from the newest complete checkpoint, of the newest run where several have saved.
 
         ``agent.learn(agent.remaining_timesteps, reset_num_timesteps=False)`` then finishes the run.
 
@@ -733,6 +753,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         for name, part in agent.parts.items():
             part.load_state(read.parts[name])
         agent.resumed_extra = read.parts["extra"]
+        agent.run_numbers = {Path(directory).resolve(): run_of(path)}
         return agent
 
 
@@ -742,22 +763,6 @@ guard(ActorCriticAgent)
 def _over(rows: Tensor, part: Tensor) -> Tensor:
     """:return: flags (B,) as (B, 1, …), to select rows of a part."""
     return rows.view(-1, *[1] * (part.dim() - 1))
-
-
-def _global_streams() -> dict[str, Any]:
-    """Python's, NumPy's and torch's global streams: Headway draws nothing from them, but environments may."""
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": list(np.random.get_state(legacy=True)),  # noqa: NPY002
-        "python": list(random.getstate()),
-    }
-
-
-def _set_global_streams(streams: Mapping[str, Any]) -> None:
-    torch.set_rng_state(streams["torch"])
-    np.random.set_state(tuple(streams["numpy"]))  # noqa: NPY002
-    version, internal, gauss = streams["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 def _training_env(env: Any, check: Callable[[spaces.Space[Any], spaces.Space[Any]], None]) -> VecEnv:

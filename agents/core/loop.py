@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -193,6 +194,7 @@ class LearningLoop(BaseAlgorithm):
         self._pending = []
         self._left_at = None
         self.parts: dict[str, Stateful] = {}
+        self.run_numbers: dict[Path, int] = {}  # by the folder of checkpoints, where other runs may have saved too
         self.metrics = Metrics(self.device)
         self.register("counters", Part(self._counters, self._load_counters))
         self.register("episodes", Part(self._episodes, self._load_episodes))
@@ -264,6 +266,8 @@ class LearningLoop(BaseAlgorithm):
             self.ep_info_buffer = deque(maxlen=self._stats_window_size)
             self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         if reset_num_timesteps:
+            if self.num_timesteps:
+                self.run_numbers = {}  # another run than was saved
             self.num_timesteps = self._episode_num = 0
             self._pending = []
             self.collector = self._make_collector()

@@ -297,22 +297,42 @@ class Locked(Pixels):
         self.lock = threading.Lock()
 
 
+def gymnasium_workers(makers):
+    return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP, context="fork")
+
+
 @forks
+@pytest.mark.parametrize("workers", [lambda makers: SubprocVecEnv(makers, start_method="fork"), gymnasium_workers])
 @pytest.mark.parametrize(
     ("maker", "act", "message"),
     [
-        (Locked, capture, r"^env: a worker ended in state\(\)"),
-        (Pixels, lambda venv: restore(venv, foreign_state(venv)), r"^env: a worker ended in load_state\(\)"),
+        (Locked, capture, r"^env, in worker 0: env\.lock is a _thread\.lock"),
+        (Pixels, lambda venv: restore(venv, foreign_state(venv)), r"^env, in worker 0: env was saved from a"),
     ],
     ids=["capture", "restore"],
 )
-def test_the_end_of_an_sb3_worker_is_reported(maker, act, message):
-    venv = SubprocVecEnv([lambda: Snapshot(maker())], start_method="fork")
+def test_workers_say_what_they_cannot_copy_and_live_on(workers, maker, act, message):
+    venv = workers([lambda: Snapshot(maker())])
     with pytest.raises(ValueError, match=message):
         act(venv)
+    venv.reset()
+    assert len(venv.step(np.zeros(1, int))) in (4, 5)
+    venv.close()
+
+
+@forks
+def test_the_end_of_a_worker_is_reported():
+    venv = SubprocVecEnv([lambda: Dying(Pixels())], start_method="fork")
+    with pytest.raises(StateNotSavable, match=r"^env: a worker ended in attempt\(\)"):
+        capture(venv)
     for process, remote in zip(venv.processes, venv.remotes, strict=True):
         process.join()
         remote.close()
+
+
+class Dying(Snapshot):
+    def attempt(self, method, *arguments):
+        raise SystemExit
 
 
 def foreign_state(venv):
@@ -715,7 +735,7 @@ def local_classes():
         (lambda: holder(sim=Asked()), lambda: holder(sim=3), r"env\.sim was saved from a Asked.*builtins\.int"),
         (lambda: holder(call=(np.sin, 1)), lambda: holder(call=None), r"env\.call\[0\] was saved from a part"),
         (lambda: [1], lambda: {}, r"env is a builtins\.dict"),
-        (lambda: holder(log=defaultdict(int)), lambda: holder(log={}), r"env\.log was saved from a defaultdict"),
+        (lambda: holder(log=defaultdict(set().copy)), lambda: holder(log={}), r"env\.log was saved from a defaultdict"),
         (
             lambda: holder(place=local_classes()[0]),
             holder,
@@ -744,7 +764,7 @@ def test_slots_cannot_take_a_new_attribute():
 
 def test_a_mujoco_state_of_another_size_is_refused():
     hopper, walker = (gym.make(env_id).unwrapped for env_id in ("Hopper-v5", "Walker2d-v5"))
-    with pytest.raises(ValueError, match=r"^env\.data was saved from another MuJoCo model"):
+    with pytest.raises(ValueError, match=r"^env\.data\.model was saved from another MuJoCo model"):
         restore(holder(data=hopper.data), capture(holder(data=walker.data)))
     state = capture(holder(data=hopper.data))
     derived = state["attributes"]["data"]["derived"]

@@ -1,5 +1,6 @@
 """What agents write to disk and read back: policies, checkpoints, experience. The format is in :mod:`.archive`."""
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from .archive import Archive, read_archive, write_archive
+from .archive import MAX_MANIFEST_BYTES, Archive, read_archive, write_archive
 from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
 from .errors import FileFormatError
 from .trees import pack, unpack
@@ -80,6 +81,7 @@ def write_checkpoint(
     networks: Mapping[str, Tensor],
     parts: Mapping[str, Any],
     keep: int | None,
+    run: int = 1,
 ) -> Path:
     """Write a checkpoint, one member for each part.
 
@@ -87,18 +89,32 @@ def write_checkpoint(
     :param manifest: what describes the agent
     :param networks: weights and moments by name
     :param parts: states by name
-    :param keep: how many of the newest to keep; None keeps all
+    :param keep: how many of the run's newest to keep; None keeps all
+    :param run: its number among those that have saved in the directory
     :return: the file
     """
     directory.mkdir(parents=True, exist_ok=True)
     packed = {name: pack(state) for name, state in parts.items()}
     members = {NETWORKS: networks} | {name: tensors for name, (_, tensors) in packed.items()}
-    path = checkpoint_path(directory, manifest["num_timesteps"])
+    path = checkpoint_path(directory, manifest["num_timesteps"], run)
     trees = {name: tree for name, (tree, _) in packed.items()}
     write_archive(path, {**manifest, "kind": "checkpoint", "parts": trees}, members)
     if keep is not None:
-        prune_checkpoints(directory, keep)
+        prune_checkpoints(directory, keep, run)
     return path
+
+
+def check_holdable(state: Any) -> None:
+    """Make sure that a file can hold the state of a part, beside the others.
+
+    :param state: nested data
+    :raises TypeError: it is not plain
+    :raises ValueError: it is too deep or too long
+    """
+    tree, _ = pack(state)
+    length, limit = len(json.dumps(tree)), MAX_MANIFEST_BYTES // 2
+    if length > limit:
+        raise ValueError(f"it takes {length:,} bytes of the {limit:,} that a file has for it besides arrays")
 
 
 def read(path: PathOrFile, kinds: tuple[str, ...]) -> Contents:

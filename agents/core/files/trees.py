@@ -62,7 +62,8 @@ class _Packer:
         if kind is dict:
             return self.pack_dict(value, path)
         if isinstance(value, Tensor):
-            return {"$tensor": self.store(value, path)}
+            value, axes = _in_order(value, value.stride() if value.layout is torch.strided else ())
+            return _permuted({"$tensor": self.store(value, path)}, axes)
         if kind is np.ndarray or isinstance(value, np.generic):
             return self.pack_numpy(value, path)
         if kind is bytes:
@@ -80,7 +81,7 @@ class _Packer:
         return {"$dict": [[key, item] for key, item in items]}
 
     def pack_numpy(self, value: Any, path: tuple[Any, ...]) -> JSON:
-        array = np.asarray(value)
+        array, axes = _in_order(np.asarray(value), np.asarray(value).strides)
         dtype = np.dtype(array.dtype.newbyteorder("=").str)  # by its name: torch knows int64, not its twin longlong
         try:  # the copy gives torch native byte order, positive strides and memory that may be written
             tensor = torch.from_numpy(array.astype(dtype, order="C"))
@@ -88,12 +89,30 @@ class _Packer:
             raise TypeError(f"{_where(path)} is a NumPy value of dtype {array.dtype}; give numbers or bools") from None
         swapped = array.dtype.str.startswith(">")
         tag = "$scalar" if isinstance(value, np.generic) else "$bigendian" if swapped else "$array"
-        return {tag: self.store(tensor, path)}
+        return _permuted({tag: self.store(tensor, path)}, axes)
 
     def store(self, tensor: Tensor, path: tuple[Any, ...]) -> str:
         name = str(len(self.tensors))
         self.tensors[name] = dense(tensor, _where(path), self.storages)
         return name
+
+
+def _in_order(array: Any, strides: tuple[int, ...]) -> tuple[Any, list[int]]:
+    """Turn the axes of an array so that they lie in memory in their order, as far as they do not now.
+
+    A sum over columns of a Fortran array is rounded in another way than over those of its copy in C order.
+
+    :return: a view, and the axes of it that the original's are; none where nothing is to turn
+    """
+    order = sorted(range(len(strides)), key=lambda axis: -abs(strides[axis]))
+    if 0 in array.shape or sum(length > 1 for length in array.shape) < 2 or order == list(range(len(strides))):
+        return array, []
+    turned = array.permute(order) if isinstance(array, Tensor) else array.transpose(order)
+    return turned, [order.index(axis) for axis in range(len(order))]
+
+
+def _permuted(node: JSON, axes: list[int]) -> JSON:
+    return {"$permuted": [[*axes], node]} if axes else node
 
 
 def _numbers(values: list[Any]) -> str | None:
@@ -200,6 +219,12 @@ class _Unpacker:
             return self.leaves[tag](content)
         if tag == "$tuple" and isinstance(content, list):
             return tuple(self.unpack(item, depth + 1) for item in content)
+        if tag == "$permuted" and isinstance(content, list) and len(content) == 2:
+            axes: Any = content[0]
+            array = self.unpack(content[1], depth + 1)
+            known = isinstance(array, np.ndarray | Tensor) and isinstance(axes, list)
+            if known and sorted(axes) == list(range(array.ndim)):
+                return array.permute(axes) if isinstance(array, Tensor) else array.transpose(axes)
         if tag == "$dict" and isinstance(content, list):
             pairs = [item for item in content if isinstance(item, list) and len(item) == 2]
             tree = {self.unpack(key, depth): self.unpack(item, depth + 1) for key, item in pairs}
