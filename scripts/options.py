@@ -106,6 +106,9 @@ class TrainOptions(Flags):
     keep_checkpoints: Annotated[int, Range(1)] = 2
     """Newest checkpoints that are kept."""
 
+    verify_resume: bool = False
+    """At the first checkpoint, step a copy of the environment, compare, and say whether a resumed run is exact."""
+
     log_every: Annotated[int, Range(1, unit="environment steps")] = 1_000
     """Distance between lines in progress.csv and TensorBoard."""
 
@@ -162,7 +165,7 @@ def simulated_on(options: TrainOptions) -> str | None:
     return str(agent_device) if agent_device.type == "cuda" and find_spec("mujoco_warp") else "cpu"
 
 
-EXECUTION = ("device", "threads", "progress", "video", "total_timesteps", "keep_checkpoints")
+EXECUTION = ("device", "threads", "progress", "video", "total_timesteps", "keep_checkpoints", "verify_resume")
 """Options that may change when a run is resumed; the others would make it another run."""
 
 

@@ -32,7 +32,7 @@ from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
 from ..agents.core.seeds import spawn_seed
-from ..wrappers import BatchedVecEnv, Snapshot
+from ..wrappers import BatchedVecEnv, Snapshot, verify_snapshot
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
 from .machine import busy, commit, cores
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
@@ -123,6 +123,7 @@ class TrainingCallback(BaseCallback):
         super().__init__()
         self.run, self.folder, self.evaluator, self.signals = run, folder, evaluator, signals
         self.bar: tqdm[Any] | None = None
+        self.verified = False
         self.busy = False  # with something other than learning, so that an error is not the environment's
 
     def _on_training_start(self) -> None:
@@ -186,7 +187,22 @@ class TrainingCallback(BaseCallback):
         agent = self._agent
         if isinstance(agent, Peer):
             return None
-        return agent.save_checkpoint(self.folder / "checkpoints", keep=self.run.options.keep_checkpoints)
+        options = self.run.options
+        path = agent.save_checkpoint(self.folder / "checkpoints", keep=options.keep_checkpoints)
+        if options.verify_resume and not self.verified:
+            self.verified = True
+            tqdm.write(f"--verify-resume: {self._verify(agent)}")
+        return path
+
+    def _verify(self, agent: ActorCriticAgent[Any]) -> str:
+        """Find out, with environments of its own, whether a resumed run goes on exactly."""
+        state = None
+        with contextlib.suppress(Exception):  # what cannot be saved here cannot be in a new environment either
+            state = agent.batched_env.state()
+        try:
+            return str(verify_snapshot(lambda: training_env(self.run.options), state=state))
+        except Exception as cause:  # of the environment's own code: it must not end the run
+            return f"the environment cannot be stepped beside a copy of it ({type(cause).__name__}: {cause})"
 
     def close_bar(self) -> None:
         """Leave the progress bar as it stands, and the cursor below it."""
@@ -493,9 +509,9 @@ def _finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float
     from .plot import learning_curve  # takes a second to import, which --help and a mistake need not wait for
 
     options, folder = run.options, callback.folder
+    agent.save(folder / "final.zip")  # first of all: it is what the run was for
     callback.checkpoint()
     dump_logs(agent)
-    agent.save(folder / "final.zip")
     after = callback.evaluate(2 * options.eval_episodes)
     curve = learning_curve(folder, f"{run.name} in {options.env}, seed {options.seed}")
     if options.video:

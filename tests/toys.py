@@ -1,13 +1,21 @@
 """The small worlds of the tests: some with a known optimum, one whose observations say where they come from."""
 
+import math
+import random
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
 from itertools import cycle
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from headway.wrappers.random_delay import RandomDelay
 from stable_baselines3.common.monitor import Monitor
@@ -184,6 +192,255 @@ def vec(n: int = 1, **kwargs: Any) -> DummyVecEnv:
     :param kwargs: the point's
     """
     return DummyVecEnv([lambda: Monitor(Point(**kwargs)) for _ in range(n)])
+
+
+# -- points that keep their state in odd places; each shows it in its rewards ------------------------------------------
+
+
+@dataclass
+class Ball:
+    """Where something is."""
+
+    x: float
+
+    def moved(self) -> float:
+        self.x *= 0.9
+        return self.x
+
+
+class HeavyBall(Ball):
+    """The same, slower."""
+
+    def moved(self) -> float:
+        self.x *= 0.99
+        return self.x
+
+
+class Link:
+    """Knows the one before it, and the one after it."""
+
+    def __init__(self, before: "Link | None") -> None:
+        self.before, self.after, self.value = before, None, 0.0
+        if before is not None:
+            before.after = self  # type: ignore[assignment]
+
+
+class Odd(Point):
+    """A point with something besides; ``_begin`` makes it in a reset, ``_extra`` is added to a step's reward."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        shown = super().reset(seed=seed, options=options)
+        self._begin()
+        return shown
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward + self._extra(), terminated, truncated, info
+
+    def _begin(self) -> None:
+        """Make what is there from a reset on."""
+
+    def _extra(self) -> float:
+        return 0.0
+
+
+class MakesInReset(Odd):
+    """An object."""
+
+    def _begin(self) -> None:
+        self.ball = Ball(float(self.np_random.random()))
+
+    def _extra(self) -> float:
+        return self.ball.moved()
+
+
+class Grows(Odd):
+    """A list of objects that is longer in each step, and empty after a reset."""
+
+    def _begin(self) -> None:
+        self.trail: list[Ball] = []
+
+    def _extra(self) -> float:
+        self.trail.append(Ball(self.x))
+        return sum(ball.moved() for ball in self.trail)
+
+
+class Shrinks(Odd):
+    """Objects in a dict, made in a reset, of which some go."""
+
+    def _begin(self) -> None:
+        self.targets = {i: Ball(i) for i in range(5)}
+
+    def _extra(self) -> float:
+        if len(self.targets) > 2:
+            self.targets.pop(next(iter(self.targets)))
+        return sum(ball.moved() for ball in self.targets.values())
+
+
+class ChangesClass(Odd):
+    """An object of one class, later of another."""
+
+    def _begin(self) -> None:
+        self.ball = Ball(1.0)
+
+    def _extra(self) -> float:
+        if self.t % 3 == 2:
+            self.ball = (HeavyBall if type(self.ball) is Ball else Ball)(self.ball.x)
+        return self.ball.moved()
+
+
+class ChangesMethod(Odd):
+    """A mode that is a bound method."""
+
+    def _begin(self) -> None:
+        self.mode = self._calm
+
+    def _calm(self) -> float:
+        self.mode = self._cross
+        return 1.0
+
+    def _cross(self) -> float:
+        if self.t % 3 == 0:
+            self.mode = self._calm
+        return -1.0
+
+    def _extra(self) -> float:
+        return self.mode()
+
+
+class ChangesFunction(Odd):
+    """A function of the module's, and a class."""
+
+    def _begin(self) -> None:
+        self.rule, self.maker = math.sin, Ball
+
+    def _extra(self) -> float:
+        if self.t == 2:
+            self.rule, self.maker = twice, HeavyBall
+        return self.rule(self.maker(self.x).moved())
+
+
+def twice(x: float) -> float:
+    return 2 * x
+
+
+class Partial(Odd):
+    """State in the arguments of a ``functools.partial``."""
+
+    def _begin(self) -> None:
+        self.step_by = partial(self._by, Ball(1.0), scale=1.0)
+
+    def _by(self, ball: Ball, scale: float) -> float:
+        self.step_by = partial(self._by, ball, scale=scale * 0.9)
+        return ball.moved() * scale
+
+    def _extra(self) -> float:
+        return self.step_by()
+
+
+class Remembers(Odd):
+    """State in what a function remembers from where it was made."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        count, seen = 0, []
+
+        def counting(x: float) -> float:
+            nonlocal count
+            count += 1
+            seen.append(x)
+            return count + sum(seen)
+
+        self.counting = counting
+
+    def _extra(self) -> float:
+        return self.counting(self.x)
+
+
+class Draws(Odd):
+    """State in the methods of generators that nothing else leads to."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.normal, self.uniform = np.random.default_rng(3).normal, random.Random(4).uniform
+
+    def _extra(self) -> float:
+        return self.normal() + self.uniform(0, 1)
+
+
+class SamplesSpaces(Odd):
+    """Draws from its own spaces, and from one that it made in a reset."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return super().reset(seed=seed, options=options)
+
+    def _begin(self) -> None:
+        self.goals = spaces.Dict({"a": spaces.Discrete(9, seed=1), "b": spaces.Tuple([spaces.Box(0, 1, seed=2)])})
+
+    def _extra(self) -> float:
+        goal = self.goals.sample()
+        return float(self.observation_space.sample().sum() + goal["a"] + goal["b"][0].sum())
+
+
+class Fortran(Odd):
+    """Sums that are rounded as their arrays lie in memory."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        cube = np.random.default_rng(0).normal(size=(17, 19, 23))
+        self.arrays = [np.asfortranarray(cube[0]), cube.transpose(2, 0, 1).copy(order="K")]
+        self.tensor = torch.from_numpy(cube).float().permute(1, 2, 0).clone()
+
+    def _extra(self) -> float:
+        sums = [float(np.square(array.sum(axis=0)).sum()) for array in self.arrays]
+        return sum(sums) + self.tensor.sum((0, 1)).square().sum().item()
+
+
+class Linked(Odd):
+    """Objects that lead from one to the next, in both directions, far beyond Python's limit of recursion."""
+
+    def _begin(self) -> None:
+        last = None
+        for _ in range(1500):
+            last = Link(last)
+        self.last = last
+
+    def _extra(self) -> float:
+        link, far = self.last, 0
+        while link is not None and link.before is not None:
+            link, far = link.before, far + 1
+        assert link is not None
+        assert link.after is not None
+        assert link.after.before is link
+        link.value += self.x
+        return link.value + far
+
+
+class Standards(Odd):
+    """Containers and values of the standard library's, in one another."""
+
+    def _begin(self) -> None:
+        self.visits: dict[str, Any] = defaultdict(Counter)
+        self.tries = defaultdict(int)
+        self.when = datetime(2026, 1, 31, 23, 59, 58, 999_999, UTC)
+        self.price = Decimal("0.10")
+
+    def _extra(self) -> float:
+        self.visits[f"{self.t % 2}"][round(self.x)] += 1
+        self.tries[self.t % 3] += 1
+        self.when += timedelta(days=1, microseconds=self.t)
+        self.price *= Decimal("1.01")
+        most = self.visits[f"{self.t % 2}"].most_common(1)[0][1]
+        return float(self.price) + self.when.day + most + self.tries[7 * self.t % 3]
+
+
+ODD = (
+    *(MakesInReset, Grows, Shrinks, ChangesClass, ChangesMethod, ChangesFunction, Partial, Remembers, Draws),
+    *(SamplesSpaces, Fortran, Linked, Standards),
+)
+"""All of these."""
 
 
 # -- a world that says where each observation comes from -------------------------------------------------------------

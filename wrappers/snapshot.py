@@ -525,7 +525,9 @@ class _Saver:
                     return {"kind": "shared", "path": self._seen[id(value)][0]}
                 self._seen[id(value)] = path, value
                 if self._depth >= _NEAR and _kind_of(value) in _CLAIMED:
-                    self._far.append((value, path))
+                    # Paths of a long chain, each with all the others in it, would take the square of its length.
+                    name = path if len(path) <= 100 else f"{path[:60]}…{self._far_count}"
+                    self._far.append((value, name))
                     self._far_count += 1
                     return {"kind": "far", "number": self._far_count - 1}
             self._depth += 1
@@ -597,7 +599,7 @@ class _Saver:
             return self.save_code(value, path)
         of = self.save(owner, f"{path}.__self__")
         function = getattr(value, "__func__", None)
-        if function is None:
+        if not isinstance(function, types.FunctionType):  # but one of C or Cython
             return {"kind": "method", "of": of, "name": value.__name__}
         return {"kind": "method", "of": of, "function": self.save(function, f"{path}.__func__")}
 
@@ -720,7 +722,7 @@ class _Loader:
         # Claimed now and filled in later, in the order in which it was described.
         claim, fill = _CLAIMED[node["kind"]]
         target = claim(self, node, live, path)
-        self._waiting.append(lambda: fill(self, node, live, target, path))
+        self._waiting.append(lambda: fill(self, node, live, target, node["path"]))
         return target
 
     def _claim(self, path: str, live: Any, fits: bool, make: Callable[[], Any]) -> Any:

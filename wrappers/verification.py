@@ -59,7 +59,7 @@ def verify_snapshot(
 
     Observations, rewards and ends are compared bit for bit, and then the states that both have come to. It finds state
     that :func:`~headway.wrappers.capture` does not see: behind the handle of a C library, in a class, in a module.
-    Actions are drawn from the environment's action space. Global random streams are left as they were.
+    Actions are drawn as from the environment's action space. Global random streams are left as they were.
 
     :param env: what makes the environment: an id, or a function that returns an environment of any kind; it is called
         twice, and what it makes is closed. An environment itself is saved and put back in place, which finds less, and
@@ -77,19 +77,14 @@ def verify_snapshot(
     made: list[BatchedEnv] = []
 
     def make() -> BatchedEnv:
-        if isinstance(env, str) or callable(env):
-            batch = as_batched(env if isinstance(env, str) else env())
-            made.append(batch)
-            return batch
-        return as_batched(env)
+        made.append(as_batched(env() if callable(env) else env))
+        return made[-1]
 
     try:
         return _verify(make, steps, warmup, seed, state)
     finally:
         for one in made:
-            one.close()
-        if not made:
-            as_batched(env).reset()  # type: ignore[arg-type]
+            one.close() if isinstance(env, str) or callable(env) else one.reset()
         set_global_streams(streams)
 
 
@@ -163,8 +158,7 @@ def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
     if type(one) is not type(other):
         yield path
     elif isinstance(one, dict):
-        if one.get("kind") == "set":  # its order is not state
-            one, other = ({**node, "items": sorted(node["items"], key=repr)} for node in (one, other))
+        one, other = _entries(one), _entries(other)
         for key in [key for key in {**one, **other} if key not in _CLOCK]:
             pair = one.get(key, _ABSENT), other.get(key, _ABSENT)
             yield from _differences(*pair, one.get("path") or _below(path, one, key))
@@ -175,11 +169,21 @@ def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
         yield path
 
 
+def _entries(node: dict[str, Any]) -> dict[str, Any]:
+    """What there is to compare of a dict, which may be a node of :func:`~headway.wrappers.capture`'s."""
+    match node.get("kind"):
+        case "space":  # its stream was put back; one that nobody seeds or asks may begin anew at a reset
+            return {}
+        case "set":  # its order is not state
+            return {"kind": "set", "items": sorted(node["items"], key=repr)}
+        case "dict":
+            return {str(key): value for key, value in node["items"]}
+    return node
+
+
 def _below(path: str, node: dict[str, Any], key: str) -> str:
     """The path of an entry: what describes a node is no part of it."""
-    if "kind" in node:
-        return path
-    return f"{path}.{key}".removeprefix(".")
+    return path if "kind" in node else f"{path}.{key}".removeprefix(".")
 
 
 def _equal(one: Any, other: Any) -> bool:

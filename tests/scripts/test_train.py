@@ -317,7 +317,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 
 def test_every_flag_is_in_a_test() -> None:
     # Those that have tests of their own, and the others.
-    elsewhere = "resume run_dir progress vec env_device preset config compile precision delay delay_form"
+    elsewhere = "verify_resume resume run_dir progress vec env_device preset config compile precision delay delay_form"
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     for agent in ("sac", "ppo", "dqn"):  # DQN's others are those of every off-policy agent
@@ -1007,6 +1007,42 @@ def test_an_environment_that_raises_costs_only_its_episode(headway: Command, cap
     assert code == 0
     assert "resumed at step 39" in out
     assert "the episode it was saved in is restarted" in caplog.text  # it was half way through a step
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--env worlds:ChangesClass-v0", "is saved exactly (20 steps of a copy are equal bit for bit)"),
+        ("--env worlds:Point-v0 --delay uniform:0-2,constant:1 --n-envs 2", "is saved exactly"),
+        ("--env worlds:ShortCheetah-v0 --n-envs 2", "is saved exactly"),
+        ("--env worlds:Locked-v0", "cannot be saved, a resumed run restarts its episode: env.env.env.env.lock"),
+        ("--env worlds:Shared-v0", "is not saved exactly: step 1 of a copy differs in rewards"),
+    ],
+)
+def test_the_first_checkpoint_can_be_checked(
+    headway: Command, flags: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policies = []
+    for checked in ([], ["--verify-resume"]):
+        code, out, err = headway("train", "sac", *TINY, *shlex.split(flags), *checked, "--run-dir", f"run{checked}")
+        assert (code, err) == (0, "")
+        assert out.count("--verify-resume: the environment's state") == len(checked)
+        policies.append(networks(Path(f"run{checked}")))
+    assert said in out
+    if "Shared" not in flags:  # whose rewards depend on whoever steps besides
+        assert all(torch.equal(part, policies[1][name]) for name, part in policies[0].items())
+    assert len(caplog.records) == 2 * ("Locked" in flags)  # one in each run, not one for each checkpoint
+
+
+def test_the_policy_is_written_first(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(callback: TrainingCallback) -> None:
+        raise OSError("no room for a checkpoint")
+
+    monkeypatch.setattr(TrainingCallback, "checkpoint", full)
+    code, _, err = headway("train", "sac", *TINY, "--checkpoint-every", 0, "--run-dir", "run")
+    assert code == 1
+    assert "no room for a checkpoint" in err
+    assert agents.load("run/final.zip").num_timesteps == 60
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(headway: Command, alone: Path) -> None:

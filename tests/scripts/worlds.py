@@ -1,5 +1,6 @@
 """Registers small environments, as a user's own module would: ``--env worlds:Point-v0``."""
 
+import threading
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -7,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from headway.envs import register_mujoco_task
 from headway.envs.mujoco.tasks import HalfCheetah
-from toys import Point
+from toys import ChangesClass, Point
 
 
 class Sick(Point):
@@ -73,7 +74,29 @@ class Unlit(Point):
         raise RuntimeError("no light")
 
 
+class Locked(Point):
+    """A point that nobody can copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Shared(Point):
+    """A point that counts what all points together do."""
+
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        Shared.steps += 1
+        obs, reward, *rest = super().step(action)
+        return obs, reward + Shared.steps, *rest
+
+
 gym.register("Point-v0", Point)
+gym.register("ChangesClass-v0", ChangesClass)
+gym.register("Locked-v0", Locked)
+gym.register("Shared-v0", Shared)
 gym.register("Halves-v0", Point, kwargs={"moves": "discrete"})
 gym.register("Blind-v0", Blind)
 gym.register("Unlit-v0", Unlit)
