@@ -257,9 +257,11 @@ def _has_kind(nodes: Iterable[Any], kinds: frozenset[str]) -> bool:
 
 def _find(node: State) -> Any:
     """What a node names, if it is imported already; None: it is not. Nothing is imported or called."""
-    found: Any = sys.modules.get(node.get("module", ""))
-    for name in node["type"].split("."):
-        found = getattr(found, name, None)
+    module = sys.modules.get(node.get("module", ""))
+    first, *names = node["type"].split(".")
+    found = getattr(module, "__dict__", {}).get(first)  # a module's __getattr__ may import
+    for name in names:
+        found = getattr(found, name, None) if isinstance(found, type) else None
     return found
 
 
@@ -433,24 +435,36 @@ def _options(model: mujoco.MjModel) -> dict[str, Any]:
     return {f"{part}.{name}": getattr(of, name) for part, of in parts.items() for name in dir(of) if name[0] != "_"}
 
 
-def _model_arrays(model: mujoco.MjModel) -> dict[str, np.ndarray[Any, Any]]:
+@_per_class
+def _model_names(cls: type[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the arrays in every model: those that are saved, and those that are only compared."""
+    model = cls.from_xml_string("<mujoco/>")
     names = [name for name in dir(model) if not name.startswith(("_", *_TEXTS))]
-    arrays = {name: value for name in names if isinstance(value := getattr(model, name), np.ndarray) and value.size}
-    return arrays | {name: value for name, value in _options(model).items() if isinstance(value, np.ndarray)}
+    names = [name for name in names if isinstance(getattr(model, name), np.ndarray)]
+    assets = tuple(name for name in names if name.startswith(_ASSETS))
+    return tuple(name for name in names if name not in assets), assets
 
 
 def _model_assets(model: mujoco.MjModel) -> int:
     """A checksum of geometry and pictures, which are too large to be saved."""
-    checksum = 0
-    for name, array in _model_arrays(model).items():
-        if name.startswith(_ASSETS):
-            checksum = zlib.crc32(array.tobytes(), checksum)
-    return checksum
+    arrays = (getattr(model, name) for name in _model_names(type(model))[1])
+    return functools.reduce(lambda checksum, array: zlib.adler32(array.tobytes(), checksum), arrays, 1)
 
 
 def _model_values(model: mujoco.MjModel) -> dict[str, np.ndarray[Any, Any]]:
     """Views of everything else in a model that an environment may edit."""
-    return {name: array for name, array in _model_arrays(model).items() if not name.startswith(_ASSETS)}
+    arrays = {name: getattr(model, name) for name in _model_names(type(model))[0]}
+    return arrays | {name: value for name, value in _options(model).items() if isinstance(value, np.ndarray)}
+
+
+def _layout(arrays: dict[str, np.ndarray[Any, Any]]) -> int:
+    """A checksum of the names and shapes of arrays."""
+    return zlib.crc32(repr([(name, array.shape) for name, array in arrays.items()]).encode())
+
+
+def _joined(arrays: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """The bytes of arrays, one after the other."""
+    return np.frombuffer(bytearray().join(array.tobytes() for array in arrays.values()), np.uint8)
 
 
 def _check_workers(venv: Any, path: str) -> None:
@@ -674,11 +688,9 @@ class _Saver:
     def save_model(self, value: mujoco.MjModel, path: str) -> State:
         arrays = _model_values(value)
         numbers = {name: option for name, option in _options(value).items() if isinstance(option, (int, float))}
-        layout = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-        joined = b"".join(array.tobytes() for array in arrays.values())
         return {
-            **{"kind": "model", "layout": zlib.crc32(repr(layout).encode()), "assets": _model_assets(value)},
-            **{"values": np.frombuffer(joined, np.uint8).copy(), "numbers": numbers},
+            **{"kind": "model", "layout": _layout(arrays), "assets": _model_assets(value)},
+            **{"values": _joined(arrays), "numbers": numbers},
         }
 
 
@@ -741,7 +753,8 @@ class _Loader:
                 _mismatch(path, node["type"], live)
             return object.__new__(cls)
 
-        fits = type(live).__qualname__ == node["type"]
+        modules = {_module(type(live)), node.get("module", "__main__")}  # a script's classes, once it is imported
+        fits = type(live).__qualname__ == node["type"] and (len(modules) == 1 or "__main__" in modules)
         if fits and _package(type(live)) not in _LIBRARIES:
             self._packages.add(_package(type(live)))
         return self._claim(path, live, fits, make)
@@ -880,17 +893,14 @@ class _Loader:
     def load_model(self, node: State, live: Any, path: str) -> Any:
         target = self._claim_in_place({"type": "MjModel"}, live, path)
         arrays, options = _model_values(live), _options(live)
-        layout = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-        if zlib.crc32(repr(layout).encode()) != node["layout"] or options.keys() < node["numbers"].keys():
+        if _layout(arrays) != node["layout"] or options.keys() < node["numbers"].keys():
             raise ValueError(f"{path} was saved from another MuJoCo model, or with another version of MuJoCo")
         if _model_assets(live) != node["assets"]:
             raise ValueError(f"{path} was saved from a model with other meshes, textures or skins")
         values, start = node["values"], 0
-        for array in arrays.values():
-            part = values[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        for array in () if np.array_equal(values, _joined(arrays)) else arrays.values():
+            np.copyto(array, values[start : start + array.nbytes].view(array.dtype).reshape(array.shape))
             start += array.nbytes
-            if not np.array_equal(array, part):
-                np.copyto(array, part)
         for name, number in node["numbers"].items():
             part_name, _, field = name.partition(".")
             setattr(getattr(live, part_name), field, number)
@@ -1130,4 +1140,4 @@ class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructo
             call: Callable[..., Any] = self.state if method == "state" else self.load_state
             return call(*arguments), None
         except Exception as problem:
-            return None, str(problem)
+            return None, str(problem) if isinstance(problem, ValueError) else f"{type(problem).__name__}: {problem}"

@@ -16,8 +16,9 @@ from .batching import AnyEnv, as_batched
 from .snapshot import StateNotSavable, global_streams, set_global_streams
 
 Stage = Literal["save", "restore", "replay", "exact"]
-# What Monitor, VecMonitor and RecordEpisodeStatistics read from the clock; it steers nothing.
-_CLOCK = frozenset({"t", "t_start", "episode_times", "episode_start_time", "episode_start_times", "time_queue"})
+# What Monitor, VecMonitor and RecordEpisodeStatistics read from the clock, and infos that a DummyVecEnv only hands out.
+_IGNORED = frozenset({"t", "t_start", "episode_times", "episode_start_time", "episode_start_times", "time_queue"})
+_IGNORED |= {"buf_infos", "reset_infos"}
 _ABSENT = object()
 
 
@@ -159,7 +160,7 @@ def _differences(one: Any, other: Any, path: str) -> Iterator[str]:
         yield path
     elif isinstance(one, dict):
         one, other = _entries(one), _entries(other)
-        for key in [key for key in {**one, **other} if key not in _CLOCK]:
+        for key in [key for key in {**one, **other} if key not in _IGNORED]:
             pair = one.get(key, _ABSENT), other.get(key, _ABSENT)
             yield from _differences(*pair, one.get("path") or _below(path, one, key))
     elif isinstance(one, list | tuple):
