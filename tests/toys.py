@@ -1,9 +1,10 @@
 """The small worlds of the tests: some with a known optimum, one whose observations say where they come from."""
 
+import collections
 import math
 import random
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class Odd(Point):
     :param kwargs: the point's
     """
 
-    made = 0
+    made = ticks = 0  # in the class, where no copy reaches
 
     def __init__(self, fault: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -135,17 +136,14 @@ class Odd(Point):
         Odd.made += 1
         self.number = Odd.made
         self.lock = threading.Lock() if fault == "lock" else None
-        hidden = [0]  # in a closure, where no copy reaches
-
-        def tick() -> int:
-            hidden[0] += 1
-            return hidden[0]
-
-        self.tick = tick
         if fault == "text":
             self.observation_space = spaces.Text(5)
         if fault == "unbounded":
             self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def _tick(self) -> int:
+        Odd.ticks += 1
+        return Odd.ticks
 
     def _observe(self) -> Any:
         obs = super()._observe()
@@ -162,7 +160,7 @@ class Odd(Point):
             "word": lambda: np.array(["a"]),
             "global": lambda: obs * 0 + np.float32(np.random.random()),  # noqa: NPY002
             "own": lambda: obs * 0 + np.float32(self.number % 1009 / 1009),
-            "hidden": lambda: obs * 0 + np.float32(self.tick() % 1009 / 1009),
+            "hidden": lambda: obs * 0 + np.float32(self._tick() % 1009 / 1009),
         }
         return changed.get(self.fault, lambda: obs)()
 
@@ -225,7 +223,7 @@ class Link:
             before.after = self  # type: ignore[assignment]
 
 
-class Odd(Point):
+class Hiding(Point):
     """A point with something besides; ``_begin`` makes it in a reset, ``_extra`` is added to a step's reward."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -244,7 +242,7 @@ class Odd(Point):
         return 0.0
 
 
-class MakesInReset(Odd):
+class MakesInReset(Hiding):
     """An object."""
 
     def _begin(self) -> None:
@@ -254,7 +252,7 @@ class MakesInReset(Odd):
         return self.ball.moved()
 
 
-class Grows(Odd):
+class Grows(Hiding):
     """A list of objects that is longer in each step, and empty after a reset."""
 
     def _begin(self) -> None:
@@ -265,7 +263,7 @@ class Grows(Odd):
         return sum(ball.moved() for ball in self.trail)
 
 
-class Shrinks(Odd):
+class Shrinks(Hiding):
     """Objects in a dict, made in a reset, of which some go."""
 
     def _begin(self) -> None:
@@ -277,7 +275,7 @@ class Shrinks(Odd):
         return sum(ball.moved() for ball in self.targets.values())
 
 
-class ChangesClass(Odd):
+class ChangesClass(Hiding):
     """An object of one class, later of another."""
 
     def _begin(self) -> None:
@@ -289,7 +287,7 @@ class ChangesClass(Odd):
         return self.ball.moved()
 
 
-class ChangesMethod(Odd):
+class ChangesMethod(Hiding):
     """A mode that is a bound method."""
 
     def _begin(self) -> None:
@@ -308,7 +306,7 @@ class ChangesMethod(Odd):
         return self.mode()
 
 
-class ChangesFunction(Odd):
+class ChangesFunction(Hiding):
     """A function of the module's, and a class."""
 
     def _begin(self) -> None:
@@ -324,7 +322,7 @@ def twice(x: float) -> float:
     return 2 * x
 
 
-class Partial(Odd):
+class Partial(Hiding):
     """State in the arguments of a ``functools.partial``."""
 
     def _begin(self) -> None:
@@ -338,7 +336,7 @@ class Partial(Odd):
         return self.step_by()
 
 
-class Remembers(Odd):
+class Remembers(Hiding):
     """State in what a function remembers from where it was made."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -357,7 +355,7 @@ class Remembers(Odd):
         return self.counting(self.x)
 
 
-class Draws(Odd):
+class Draws(Hiding):
     """State in the methods of generators that nothing else leads to."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -368,7 +366,7 @@ class Draws(Odd):
         return self.normal() + self.uniform(0, 1)
 
 
-class SamplesSpaces(Odd):
+class SamplesSpaces(Hiding):
     """Draws from its own spaces, and from one that it made in a reset."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -384,7 +382,7 @@ class SamplesSpaces(Odd):
         return float(self.observation_space.sample().sum() + goal["a"] + goal["b"][0].sum())
 
 
-class Fortran(Odd):
+class Fortran(Hiding):
     """Sums that are rounded as their arrays lie in memory."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -398,7 +396,7 @@ class Fortran(Odd):
         return sum(sums) + self.tensor.sum((0, 1)).square().sum().item()
 
 
-class Linked(Odd):
+class Linked(Hiding):
     """Objects that lead from one to the next, in both directions, far beyond Python's limit of recursion."""
 
     def _begin(self) -> None:
@@ -418,11 +416,11 @@ class Linked(Odd):
         return link.value + far
 
 
-class Standards(Odd):
+class Standards(Hiding):
     """Containers and values of the standard library's, in one another."""
 
     def _begin(self) -> None:
-        self.visits: dict[str, Any] = defaultdict(Counter)
+        self.visits: dict[str, Any] = defaultdict(collections.Counter)
         self.tries = defaultdict(int)
         self.when = datetime(2026, 1, 31, 23, 59, 58, 999_999, UTC)
         self.price = Decimal("0.10")
@@ -436,7 +434,7 @@ class Standards(Odd):
         return float(self.price) + self.when.day + most + self.tries[7 * self.t % 3]
 
 
-ODD = (
+HIDING = (
     *(MakesInReset, Grows, Shrinks, ChangesClass, ChangesMethod, ChangesFunction, Partial, Remembers, Draws),
     *(SamplesSpaces, Fortran, Linked, Standards),
 )

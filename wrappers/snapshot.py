@@ -690,7 +690,7 @@ class _Saver:
         numbers = {name: option for name, option in _options(value).items() if isinstance(option, (int, float))}
         return {
             **{"kind": "model", "layout": _layout(arrays), "assets": _model_assets(value)},
-            **{"values": _joined(arrays), "numbers": numbers},
+            **{"values": _joined(arrays).copy(), "numbers": numbers},
         }
 
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from tests import toys
-from tests.toys import ODD, Ball, Odd, Point, vec
+from tests.toys import HIDING, Ball, Hiding, Point, vec
 
 SMALL: dict[str, Any] = {"seed": 0, "learning_starts": 999, "buffer_size": 200, "device": "cpu", "net_arch": (4,)}
 
@@ -36,9 +36,9 @@ def experience(agent: Any) -> dict[str, torch.Tensor]:
 # -- resumed exactly -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", ODD)
+@pytest.mark.parametrize("world", HIDING)
 def test_state_in_odd_places_is_resumed_exactly(
-    world: type[Odd], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    world: type[Hiding], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = SAC("MlpPolicy", world(length=6), **SMALL)
     agent.learn(15)
@@ -179,7 +179,7 @@ def test_odd_things_do_not_end_a_run(thing: str, tmp_path: Path, caplog: pytest.
     assert resumed.num_timesteps == 16
 
 
-class BadBatch(Odd):
+class BadBatch(Hiding):
     """Its state is no plain data, or too much of it."""
 
     def __init__(self, what: Any) -> None:
@@ -236,7 +236,7 @@ def test_workers_live_on_when_they_cannot_be_saved(tmp_path: Path, caplog: pytes
 # -- what cannot be put back -----------------------------------------------------------------------------------------
 
 
-class MakesLocal(Odd):
+class MakesLocal(Hiding):
     """An object of a class that nobody can find."""
 
     def _extra(self) -> float:
@@ -247,7 +247,7 @@ class MakesLocal(Odd):
         return 0.0
 
 
-class MakesForeign(Odd):
+class MakesForeign(Hiding):
     """An object of another library's class, made in a step."""
 
     def _extra(self) -> float:
@@ -263,7 +263,7 @@ class Refuses(BadBatch):
 @pytest.mark.parametrize("world", [MakesLocal, MakesForeign, lambda: Refuses(1)])
 @pytest.mark.parametrize("cls", [SAC, PPO])
 def test_what_cannot_be_put_back_is_begun_again(
-    cls: Any, world: Callable[[], Odd], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cls: Any, world: Callable[[], Hiding], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kwargs = SMALL if cls is SAC else {"seed": 0, "device": "cpu", "n_steps": 8, "batch_size": 4}
     agent = cls("MlpPolicy", VecNormalize(DummyVecEnv([world])), **kwargs)
@@ -311,7 +311,7 @@ class Dangerous:
         (__name__, "Dangerous"),
         ("tests.toys", "Point"),
         ("tests.toys", "twice"),
-        ("tests.toys", "ODD"),
+        ("tests.toys", "HIDING"),
     ],
 )
 def test_a_file_makes_no_object_but_plain_ones_of_the_environments_own(

@@ -17,7 +17,7 @@ from headway.wrappers.random_delay import BatchedRandomDelay
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from tests import toys
-from tests.toys import ODD, Odd, Point, vec
+from tests.toys import HIDING, Hiding, Point, vec
 
 EXACT = [
     *("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0"),
@@ -51,8 +51,8 @@ def test_what_is_exact_is_called_so(env: str) -> None:
     assert "20 steps" in str(report)
 
 
-@pytest.mark.parametrize("world", ODD)
-def test_what_python_can_see_is_exact(world: type[Odd]) -> None:
+@pytest.mark.parametrize("world", HIDING)
+def test_what_python_can_see_is_exact(world: type[Hiding]) -> None:
     report = verify_snapshot(lambda: world(length=9), warmup=23)
     assert report.exact, report
     report = verify_snapshot(world(length=9), warmup=23)  # in place, beyond the state that was saved
@@ -85,7 +85,7 @@ def test_foreign_environments_are_exact(env_id: str) -> None:
     assert report.exact, report
 
 
-class InItsClass(Odd):
+class InItsClass(Hiding):
     """Counts in a class attribute, which all objects of it share."""
 
     count = 0
@@ -98,7 +98,7 @@ class InItsClass(Odd):
 HOW_OFTEN = [0]
 
 
-class InItsModule(Odd):
+class InItsModule(Hiding):
     """Counts in its module."""
 
     def _extra(self) -> float:
@@ -106,7 +106,7 @@ class InItsModule(Odd):
         return float(HOW_OFTEN[0])
 
 
-class Unseen(Odd):
+class Unseen(Hiding):
     """Drifts apart without showing it, in what its copy is not told."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Unseen(Odd):
         return 0.0
 
 
-class Forgets(Odd):
+class Forgets(Hiding):
     """Says of its engine less than there is."""
 
     def __init__(self) -> None:
@@ -150,14 +150,14 @@ class Engine:
         (Unseen, r"after 20 steps of a copy these differ, though nothing was observed of it: env\.envs\[0\].*hidden"),
     ],
 )
-def test_what_is_not_exact_is_named(world: type[Odd], said: str) -> None:
+def test_what_is_not_exact_is_named(world: type[Hiding], said: str) -> None:
     report = verify_snapshot(world)
     assert report.stage == "replay"
     assert not report.exact
     assert re.search(said, report.problem), report
 
 
-class Refuses(Odd):
+class Refuses(Hiding):
     """Cannot be put back."""
 
     def state(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def test_it_starts_from_a_state_that_is_given() -> None:
 
 
 def test_global_streams_count_and_are_left_alone() -> None:
-    class Global(Odd):
+    class Global(Hiding):
         def _extra(self) -> float:
             return np.random.rand() + random.random() + torch.rand(()).item()  # noqa: NPY002
 
