@@ -130,7 +130,8 @@ def test_crowds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_using_batches() -> None:
-    using, vary, snapshots = (block for block in blocks("python", ENVIRONMENTS) if "register_mujoco_task(" not in block)
+    found = [block for block in blocks("python", ENVIRONMENTS) if "register_mujoco_task(" not in block]
+    using, vary, snapshots, verified = found
     names: dict[str, Any] = {}
     exec(using.replace("1024", "4").replace("64", "3"), names)
     assert names["obs"].shape == (4, 105)
@@ -139,6 +140,8 @@ def test_using_batches() -> None:
     exec(snapshots.replace("7", "2"), names)
     rows = names["env"].sim.qpos
     assert (rows[1:] == rows[0]).all()
+    exec(verified, names)
+    assert names["report"].exact
 
 
 @pytest.mark.parametrize(
