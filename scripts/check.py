@@ -158,7 +158,7 @@ def _findings(world: World, env: Env[Any, Any], options: CheckOptions) -> list[F
         f.check_ends(seen, limit),
         f.check_speed(seen),
         f.tried("seeds", partial(f.check_seeds, world.single, actions, seed)),
-        f.tried("snapshot", partial(f.check_snapshot, world.single, actions, seed)),
+        f.tried("snapshot", partial(f.check_snapshot, world.single, max(1, len(actions) // 2), seed)),
     ]
     if options.delay is None:
         findings.append(f.tried("delays", partial(f.check_delays, world.single, actions, seed)))

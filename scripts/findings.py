@@ -21,7 +21,7 @@ from ..agents.core.registry import known_agents
 from ..agents.core.spaces.actions import check_actions
 from ..agents.core.spaces.as_json import shown
 from ..agents.core.spaces.observations import ObservationCodec
-from ..wrappers import RandomDelay, StateNotSavable, capture, restore
+from ..wrappers import RandomDelay, verify_snapshot
 from .options import TrainOptions
 from .train import close_env, policy_for, training_env
 
@@ -386,41 +386,16 @@ def closing(make: Make) -> Iterator[Env[Any, Any]]:
         env.close()
 
 
-def verify_snapshot(make: Make, actions: Sequence[Any], seed: int) -> str | None:
-    """Copy an environment in the middle of an episode, and step the copy and the original side by side.
-
-    :param make: makes the environment
-    :param actions: half of them are taken before the copy, half after it
-    :param seed: of the environment
-    :return: what differs; None: nothing, in a bit
-    :raises StateNotSavable: it cannot be copied
-    :raises ValueError: the copy cannot be put into a new environment
-    """
-    middle = len(actions) // 2
-    with closing(make) as env, closing(make) as other:
-        rollout(env, actions[:middle], seed)
-        state = capture(env)
-        expected = rollout(env, actions[middle:])
-        other.reset(seed=seed + 1)
-        for again, where in ((env, "the environment itself"), (other, "a new one")):
-            restore(again, state)
-            number = first_difference(expected, rollout(again, actions[middle:]))
-            if number is not None:
-                return f"{where}, put back to where it was, goes on otherwise from the {number + 1}. step on"
-    return None
-
-
-def check_snapshot(make: Make, actions: Sequence[Any], seed: int) -> Finding:
+def check_snapshot(make: Make, steps: int, seed: int) -> Finding:
     """:return: whether a copy of the environment goes on as the original does."""
-    try:
-        difference = verify_snapshot(make, actions, seed)
-    except (StateNotSavable, ValueError) as cause:
-        return Finding("snapshot", "note", f"cannot be copied: {cause}", "", {"exact": False, "refused": str(cause)})
-    if difference is not None:
-        text = f"{difference}: give its class state() and load_state(state)"
-        return Finding("snapshot", "fault", text, "copies differ", {"exact": False, "difference": difference})
-    text = f"a copy goes on bit for bit as the original ({count(len(actions) - len(actions) // 2, 'step')})"
-    return Finding("snapshot", "good", text, "", {"exact": True})
+    report = verify_snapshot(make, steps, warmup=steps, seed=seed)
+    figures = {"exact": report.exact, "stage": report.stage, "differing": list(report.differing)}
+    if report.exact:
+        text = f"a copy goes on bit for bit as the original ({count(report.steps, 'step')})"
+        return Finding("snapshot", "good", text, "", figures)
+    if report.stage == "replay":
+        return Finding("snapshot", "fault", report.problem, "copies differ", figures)
+    return Finding("snapshot", "note", f"cannot be copied: {report.problem}", "", figures)
 
 
 # -- delays and training -----------------------------------------------------------------------------------------------
@@ -531,7 +506,7 @@ def _content(agent: Any) -> dict[str, Any]:
 def _compared(one: dict[str, Any], other: dict[str, Any], messages: Sequence[str]) -> Finding:
     if not differs(one, other):
         return Finding("resumes", "good", "as if it had never stopped, bit for bit", "exactly", {"exact": True})
-    why = [text.partition("restart its episode: ")[2] or text for text in messages]
+    why = [re.split(r"restart its episode: |episode it was saved in is restarted: ", text)[-1] for text in messages]
     if not why:
         text = "a resumed run differs from one that went on, without a warning"
         return Finding("resumes", "fault", text, "inexactly", {"exact": False})

@@ -122,19 +122,20 @@ def test_seeds_that_count() -> None:
     [
         ("", "good", "a copy goes on bit for bit"),
         ("reuses", "good", "a copy goes on bit for bit"),
-        ("hidden", "fault", "goes on otherwise from the 1. step on"),
+        ("hidden", "fault", "step 1 of a copy differs in observations"),
         ("lock", "note", "env.lock is a _thread.lock"),
     ],
 )
 def test_snapshot(fault: str, verdict: str, text: str) -> None:
-    finding = findings.check_snapshot(lambda: Odd(fault), ACTIONS, 0)
+    finding = findings.check_snapshot(lambda: Odd(fault), len(ACTIONS) // 2, 0)
     assert finding.verdict == verdict
     assert text in finding.text
 
 
 def test_delays() -> None:
     good = findings.check_delays(Point, ACTIONS, 0)
-    assert (good.verdict, good.figures["agents"]) == ("good", ["DCAC", "PPO", "SAC", "TD3"])
+    assert good.verdict == "good"
+    assert {"DCAC", "PPO", "SAC", "TD3"} <= set(good.figures["agents"])  # beside those that other tests register
     several = findings.check_delays(lambda: Point(moves="multidiscrete"), [], 0)
     assert several.verdict == "note"
     assert "MultiDiscrete" in several.text
