@@ -7,7 +7,7 @@ import torch
 
 from ..envs.naming import nearest
 from .core.agent import ActorCriticAgent
-from .core.data import NonFiniteError
+from .core.data import DivergedError, NonFiniteError
 from .core.files import FileFormatError, read_manifest
 from .core.registry import AGENTS
 from .dcac import DCAC, DCACConfig
@@ -26,6 +26,7 @@ __all__ = [
     "ActorCriticAgent",
     "DCACConfig",
     "DQNConfig",
+    "DivergedError",
     "FileFormatError",
     "NonFiniteError",
     "PPOConfig",

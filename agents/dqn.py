@@ -140,10 +140,17 @@ class DQN(OffPolicyAgent[DQNConfig]):
         share = done / cfg.exploration_fraction
         return cfg.exploration_initial_eps + share * (cfg.exploration_final_eps - cfg.exploration_initial_eps)
 
+    def explore(self, obs: Obs) -> dict[str, Tensor]:
+        """See :meth:`OffPolicyAgent.explore`; with the largest value, by which a network of NaN shows itself."""
+        values, best = self.q.module(obs).squeeze(-3).max(1)  # (N,) each
+        return {"actions": self._mixed(best, self.generators["collect"]), "values": values}
+
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         best: Tensor = self.q.module(obs).squeeze(-3).argmax(1)  # (B,)
-        if deterministic:
-            return best
+        return best if deterministic else self._mixed(best, generator)
+
+    def _mixed(self, best: Tensor, generator: torch.Generator) -> Tensor:
+        """:return: the best actions, (B,), some of them exchanged for random ones"""
         other = self.actions.random(len(best), generator)
         explores = torch.rand(len(best), generator=generator, device=self.device) < self.exploration_rate
         return torch.where(explores, other, best)

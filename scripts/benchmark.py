@@ -31,8 +31,8 @@ from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
 from .machine import origin
 from .options import Flags, run_flags
-from .runs import write_json
-from .timing import check_outputs, in_json, spread
+from .runs import check_outputs, write_json
+from .timing import in_json, spread
 from .worlds import World
 
 

@@ -18,9 +18,9 @@ from ..envs.mean_field import MFGame, exploitability, make_game, solve
 from ..envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
 from ..envs.naming import nearest
 from .options import Flags
+from .runs import check_outputs
 from .timing import (
     Absent,
-    check_outputs,
     in_json,
     need_cuda,
     noted,

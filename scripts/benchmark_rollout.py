@@ -17,7 +17,8 @@ from .contenders import MAKERS, WARM_UP, Scene, Side
 from .machine import cores
 from .options import Flags
 from .plot import rollout_speeds
-from .timing import check_outputs, in_json, noted, place, print_conditions, spread, take_turns, write_json
+from .runs import check_outputs
+from .timing import in_json, noted, place, print_conditions, spread, take_turns, write_json
 
 Peer = Literal["gymnasium", "gymnasium-sync", "gymnasium-async", "sb3-dummy", "sb3-subproc", "envpool"]
 PEERS = get_args(Peer)
@@ -190,9 +191,9 @@ def rollout(options: RolloutOptions) -> list[Measurement]:
 
     :param options: its arguments
     :return: every measurement, as printed and written
-    :raises ValueError: a file to write exists, or its folder does not
+    :raises OSError: a file to write exists, or cannot be written
     """
-    check_outputs(options.json, options.plot, overwrite=options.overwrite)
+    check_outputs(options.json, plot=options.plot, overwrite=options.overwrite)
     measurements: list[Measurement] = []
     absent: list[Missing] = []
     with noted(options.torch_threads, PACKAGES) as conditions:
@@ -247,4 +248,5 @@ def _draw(options: RolloutOptions, conditions: dict[str, Any], measurements: Seq
     for m in measurements:
         rates.setdefault(m.robot, {}).setdefault(m.side, {})[m.num_envs] = m.rates
     note = f"{place(conditions)}; medians of {options.rounds} rounds, bars from least to greatest"
+    options.plot.parent.mkdir(parents=True, exist_ok=True)
     rollout_speeds(rates, _title(options), note, options.plot)

@@ -1,13 +1,18 @@
 """The console command ``headway``."""
 
 import ctypes.util
+import dis
 import importlib
 import logging
 import os
 import re
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
 
 USAGE = """\
 headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium interfaces
@@ -28,6 +33,8 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway --version                          versions of Headway and of what it stands on
 
 Also as python -m headway.scripts, where no script is on the path.
+
+A mistake in a command ends in one line. HEADWAY_TRACEBACK=1 in front of it shows the way to where it was noticed.
 """
 
 
@@ -43,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         return _version()
-    # A mistake of the user's ends in one line that says what to do; HEADWAY_TRACEBACK=1 shows where it was noticed.
     try:
         code = _dispatch(arguments[0], arguments[1:])
         sys.stdout.flush()
@@ -57,11 +63,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("HEADWAY_TRACEBACK") or (isinstance(error, RuntimeError) and not full):
             raise
         text = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
-        print(f"headway: error: {text or type(error).__name__}", file=sys.stderr)
+        where = origin_of(error)
+        text = f"{text or type(error).__name__}{'' if where is None else f' ({where})'}"
+        print(f"headway: error: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("headway: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+LIBRARIES = {"gymnasium", "mujoco", "numpy", "stable_baselines3", "torch", "tyro"}
+"""Packages whose lines say little of where a mistake lies."""
+
+
+def origin_of(error: BaseException) -> str | None:
+    """Say where an error comes from that is not a mistake in the command.
+
+    A mistake in the command is what Headway itself refuses, by a ``raise`` of its own with nobody else's code on the
+    way there, or what the operating system does when Headway asks it for something.
+
+    :param error: it, or where it was raised from another, that one
+    :return: file, line and how to see the rest; None: of a mistake in the command
+    """
+    package, standard = str(Path(__file__).resolve().parents[1]), sysconfig.get_path("stdlib")
+    while error.__cause__ is not None and not isinstance(error.__cause__, OSError):
+        error = error.__cause__
+    steps = list(traceback.walk_tb(error.__traceback__))
+
+    def part(step: tuple[FrameType, int]) -> str:
+        file = step[0].f_code.co_filename
+        if str(Path(file).resolve()).startswith(package + os.sep):
+            return "ours"
+        library = file.startswith((standard, "<")) and "site-packages" not in file
+        return "library" if library or LIBRARIES & set(Path(file).parts) else "others'"
+
+    parts = [part(step) for step in steps]
+    if "others'" not in parts:
+        if isinstance(error, (OSError, MemoryError)) or not steps:
+            return None
+        frame, last = steps[-1][0], error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        assert last is not None
+        if parts[-1] == "ours" and frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]:
+            return None
+    told = "others'" if "others'" in parts else "ours"
+    frame, line = next((step for step, p in zip(steps[::-1], parts[::-1], strict=True) if p == told), steps[-1])
+    place = f"{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
+    return f"{type(error).__name__} at {place}; HEADWAY_TRACEBACK=1 shows the whole way there"
 
 
 def _dispatch(command: str, rest: list[str]) -> int:

@@ -10,6 +10,7 @@ import tyro
 
 from ..wrappers.delays import age_law, law_table, parse
 from .options import Flags, run_flags
+from .runs import check_outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,7 @@ def show(options: DelayOptions) -> None:
     """
     if not options.laws:
         raise ValueError("name at least one law: headway delays wifi uniform:0-3")
-    if options.plot is not None and options.plot.exists() and not options.overwrite:
-        raise FileExistsError(f"{options.plot} exists: choose another name or pass --overwrite")
+    check_outputs(plot=options.plot, overwrite=options.overwrite)
     laws = {text: parse(text) for text in options.laws}
     tables = {text: (law_table(law), age_law(law)) for text, law in laws.items()}
     longest = max(law.max for law in laws.values())
@@ -50,6 +50,7 @@ def show(options: DelayOptions) -> None:
     if options.plot is not None:
         from .plot import delay_laws  # takes a second to import
 
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         delay_laws(options.plot, {text: [p.tolist() for p in pair] for text, pair in tables.items()})
         print(f"plot: {options.plot}")
 

@@ -1,5 +1,11 @@
 """``headway evaluate``: how good a saved policy is."""
 
+import csv
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,17 +28,19 @@ from ..agents.core.config import Range
 from ..agents.core.data.episodes import Turn, run_episodes
 from ..agents.core.files import list_checkpoints, read_archive, unpack
 from ..agents.core.files.replacing import replacing
-from ..agents.core.logging import write_csv
 from ..agents.core.normalization import load_normalizer_state
 from ..envs import make
 from ..envs.batched import Obs
 from ..wrappers import BatchedVecEnv, as_batched
 from ..wrappers.sb3 import to_numpy
+from ..wrappers.specs import spec_of
 from .options import Flags, check_device
 from .peers import Peer, is_sb3_file, load_peer, name_of, trainable
-from .runs import read_run
+from .runs import check_outputs, read_run
 from .statistics import Summary, summarise
 from .worlds import World
+
+log = logging.getLogger("headway")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,9 @@ class EvaluateOptions(Flags):
     plot: Path | None = None
     """Draw the comparison of --delays to this file."""
 
+    max_episode_steps: Annotated[int, Range(1, unit="environment steps")] | None = None
+    """Where episodes are cut, of an environment that does not end by itself; by default where they were in training."""
+
     seed: Annotated[int, Range(0)] = 10_000
     """Seed of the episodes; episode i starts from seed + i, however many are stepped together."""
 
@@ -88,11 +99,10 @@ class EvaluateOptions(Flags):
 
         :raises ValueError: a device that is not there, a video format that is not known
         :raises FileExistsError: a file would be overwritten
+        :raises OSError: a file cannot be written
         """
         check_device(self.device)
-        for file in (self.video, self.csv, self.plot):
-            if file is not None and file.exists() and not self.overwrite:
-                raise FileExistsError(f"{file} exists: choose another name or pass --overwrite")
+        check_outputs(self.video, self.csv, plot=self.plot, overwrite=self.overwrite)
         if self.delays and self.video is not None:
             raise ValueError("--video shows one law of delays: choose it with --delay instead of --delays")
         if self.plot is not None and not self.delays:
@@ -134,8 +144,20 @@ def following_camera(world: World) -> dict[str, str]:
     return {"camera_name": "track"} if has_one else {}
 
 
+PATIENCE = 5.0
+"""Seconds after which an evaluation in an environment without a time limit says what it waits for. Our choice."""
+
+LONG = 2_000
+"""Steps of an episode before which it says nothing: a slow machine is no environment that never ends. Our choice."""
+
+
 def evaluate_agent(
-    agent: BaseAlgorithm, env: VecEnv, episodes: int, seed: int, deterministic: bool = True
+    agent: BaseAlgorithm,
+    env: VecEnv,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
+    done: Callable[[int, float, int], object] = lambda *told: None,
 ) -> tuple[list[float], list[int]]:
     """Run episodes from seeded starts.
 
@@ -145,18 +167,36 @@ def evaluate_agent(
     :param episodes: how many; episode ``i`` is that of an environment seeded ``seed + i``
     :param seed: of the first episode
     :param deterministic: the mode of the policy instead of samples
+    :param done: told the number, return and length of each episode, in their order, as soon as those before it are over
     :return: returns and lengths, in the order of the seeds
     """
-    batch, memory = as_batched(env), None
+    batch, memory, taken = as_batched(env), None, 0
+    spec = spec_of(env)
+    due = math.inf if spec is not None and spec.max_episode_steps else time.monotonic() + PATIENCE
 
     def act(obs: Obs, turn: Turn) -> Tensor:
-        nonlocal memory
+        nonlocal memory, taken, due
+        taken = taken * (not turn.starts.any()) + 1
+        if time.monotonic() > due and taken > LONG:
+            due = math.inf
+            log.warning(
+                "waiting for an episode of the evaluation to end, now at step %s: one that never does is cut by "
+                "--max-episode-steps, or by max_episode_steps where its environment is registered",
+                f"{taken:,}",
+            )
         starts = turn.starts.cpu().numpy()
         actions, memory = agent.predict(to_numpy(obs), memory, starts, deterministic)
         return torch.as_tensor(actions, device=batch.device)
 
-    done = run_episodes(batch, act, episodes=episodes, seed=seed)
-    return done.returns.tolist(), done.lengths.tolist()
+    returns: list[float] = []
+    lengths: list[int] = []
+    for first in range(0, episodes, batch.num_envs):  # rounds as run_episodes makes them, told one by one
+        round_ = run_episodes(batch, act, episodes=min(batch.num_envs, episodes - first), seed=seed + first)
+        for number, (reached, length) in enumerate(zip(round_.returns.tolist(), round_.lengths.tolist(), strict=True)):
+            done(first + number, reached, length)
+        returns += round_.returns.tolist()
+        lengths += round_.lengths.tolist()
+    return returns, lengths
 
 
 def check_drawing(env_id: str) -> None:
@@ -295,7 +335,8 @@ def _world_of_run(folder: Path) -> World | None:
     if not (folder / "config.json").exists():
         return None
     options = read_run(folder)["options"]
-    return World(options["env"], options["delay"], options["delay_form"])
+    limit = options.get("max_episode_steps")
+    return World(options["env"], options["delay"], options["delay_form"], max_episode_steps=limit)
 
 
 def evaluate(options: EvaluateOptions) -> Summary:
@@ -312,6 +353,8 @@ def evaluate(options: EvaluateOptions) -> Summary:
         raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
     if options.delay is not None:
         world = replace(world, delay=options.delay) if world.delay is None else world.under(options.delay)
+    if options.max_episode_steps is not None:
+        world = replace(world, max_episode_steps=options.max_episode_steps)
     if options.video is not None:
         check_drawing(world.env_id)
     deterministic = not options.stochastic
@@ -320,13 +363,12 @@ def evaluate(options: EvaluateOptions) -> Summary:
         return _evaluate_delays(options, policy, world, said)
     env = policy.in_(evaluation_env(world, min(options.n_envs, options.episodes)))
     print(said)
-    returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic)
+    with table(options.csv, ["episode", "return", "length"]) as write:
+        returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic, write)
     env.close()
     summary = summarise(returns, lengths)
     print(summary)
     if options.csv is not None:
-        episodes = zip(range(len(returns)), returns, lengths, strict=True)
-        write_csv(options.csv, ["episode", "return", "length"], episodes)
         print(f"episodes written to {options.csv}")
     if options.video is not None:
         filmed = policy.in_(evaluation_env(world, 1, render=True))
@@ -336,26 +378,45 @@ def evaluate(options: EvaluateOptions) -> Summary:
     return summary
 
 
+@contextmanager
+def table(path: Path | None, columns: Sequence[str]) -> Iterator[Callable[..., object]]:
+    """Write a CSV file row by row, each at once on disk, so that what is done is there if the rest is not.
+
+    :param path: the file; None: none
+    :param columns: their names
+    :return: writes a row
+    """
+    if path is None:
+        yield lambda *row: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", buffering=1) as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        yield lambda *row: writer.writerow(row)
+
+
 def _evaluate_delays(options: EvaluateOptions, policy: Policy, world: World, said: str) -> Summary:
     """Evaluate one policy under several laws of delays; :return: the summary under the last."""
     worlds = [world.under(delay) for delay in options.delays]  # all of them first: a mistake in the last is told now
     print(said)
     width = max(map(len, options.delays))
     summaries = []
-    for delay, changed in zip(options.delays, worlds, strict=True):
-        env = policy.in_(evaluation_env(changed, min(options.n_envs, options.episodes)))
-        returns, lengths = evaluate_agent(policy.agent, env, options.episodes, options.seed, not options.stochastic)
-        env.close()
-        summaries.append(summarise(returns, lengths))
-        print(f"{delay:<{width}}  {summaries[-1]}", flush=True)
+    with table(options.csv, ["delays", *(field.name for field in fields(Summary))]) as write:
+        for delay, changed in zip(options.delays, worlds, strict=True):
+            env = policy.in_(evaluation_env(changed, min(options.n_envs, options.episodes)))
+            returns, lengths = evaluate_agent(policy.agent, env, options.episodes, options.seed, not options.stochastic)
+            env.close()
+            summaries.append(summarise(returns, lengths))
+            write(delay, *astuple(summaries[-1]))
+            print(f"{delay:<{width}}  {summaries[-1]}", flush=True)
     if options.csv is not None:
-        rows = ([delay, *astuple(s)] for delay, s in zip(options.delays, summaries, strict=True))
-        write_csv(options.csv, ["delays", *(field.name for field in fields(Summary))], rows)
         print(f"returns written to {options.csv}")
     if options.plot is not None:
         from .plot import returns_by_delay  # takes a second to import
 
         title = f"{policy.name} trained behind {world.delay}, in {world.env_id}"
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
         returns_by_delay(options.plot, title, options.delays, summaries)
         print(f"plot: {options.plot}")
     return summaries[-1]

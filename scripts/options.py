@@ -24,7 +24,7 @@ from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from ..wrappers.random_delay import Form
 from .peers import Peer, is_trusted, name_of, trainable
-from .runs import read_run
+from .runs import read_run, read_yaml
 from .worlds import World
 
 T = TypeVar("T")
@@ -55,6 +55,9 @@ class TrainOptions(Flags):
     delay_form: Form = "dict"
     """What is observed behind delays: dict (with the actions on their way and the ages of what is seen), the same as
     one flat vector, or bare (the observation alone)."""
+
+    max_episode_steps: Annotated[int, Range(1, unit="environment steps")] | None = None
+    """Where episodes are cut, for an environment that does not end by itself; it replaces a limit that there is."""
 
     total_timesteps: Annotated[int, Range(1, unit="environment steps")] = 100_000
     """Length of the run, over all environments together."""
@@ -128,7 +131,7 @@ class TrainOptions(Flags):
     @property
     def world(self) -> World:
         """The environment, delays included."""
-        return World(self.env, self.delay, self.delay_form)
+        return World(self.env, self.delay, self.delay_form, max_episode_steps=self.max_episode_steps)
 
 
 def check_device(name: str, flag: str = "--device") -> None:

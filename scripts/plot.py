@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from ..agents.core.logging import read_csv
 from .options import EXECUTION, Flags, TrainOptions, run_flags
-from .runs import read_run
+from .runs import check_outputs, read_run
 from .statistics import Summary, estimate_curve
 
 
@@ -264,10 +264,7 @@ def plot(options: PlotOptions) -> None:
     :raises ValueError: there is nothing to draw
     """
     output = options.output
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--output must end in .png, .pdf or .svg, got {output.name}")
-    if output.exists() and not options.overwrite:
-        raise FileExistsError(f"{output} exists: choose another --output or pass --overwrite")
+    check_outputs(plot=output, flag="--output", overwrite=options.overwrite)
     panels = grouped(find_runs(options.runs))
     for title, groups in panels.items():
         for label, curves in groups.items():

@@ -1,14 +1,17 @@
 """What commands have in common that work in folders: what a run says of itself, one process at a time, a bar."""
 
+import errno
 import fcntl
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from ..agents.core.files.replacing import replacing
@@ -42,6 +45,77 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+PICTURES = (".png", ".pdf", ".svg")
+"""Endings of figures."""
+
+
+def check_outputs(*paths: Path | None, plot: Path | None = None, flag: str = "--plot", overwrite: bool) -> None:
+    """See that files can be written before the work that fills them begins; nothing is left behind.
+
+    :param paths: of the files; None: not to be written
+    :param plot: of a figure
+    :param flag: that named the figure
+    :param overwrite: whether they may exist
+    :raises ValueError: a figure's ending is that of no picture
+    :raises FileExistsError: one exists
+    :raises OSError: one cannot be written there
+    """
+    if plot is not None and plot.suffix not in PICTURES:
+        raise ValueError(f"{flag} must end in .png, .pdf or .svg, got {plot.name}")
+    for path in (*paths, plot):
+        if path is None:
+            continue
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if path.exists() and not overwrite:
+                raise FileExistsError(f"{path} exists: choose another name or pass --overwrite")
+            folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others will be made
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as cause:
+            if cause.errno is None:
+                raise
+            raise OSError(f"cannot write {path}: {cause.strerror}; choose another place") from cause
+
+
+LARGEST = 100_000
+"""Values that a YAML file of settings may stand for. Our choice."""
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """Read YAML that somebody wrote.
+
+    :param text: of it
+    :param name: what it is called in messages
+    :return: what it holds: plain values, lists and dicts
+    :raises ValueError: it is no YAML, refers to itself, or stands for more than a file of settings can hold
+    """
+
+    def count(value: Any, above: tuple[int, ...] = ()) -> int:
+        if not isinstance(value, (dict, list)):
+            return 1
+        if id(value) in above:
+            raise ValueError(f"{name} refers to itself: write out what the alias stands for")
+        total, inner = 1, (*above, id(value))
+        for part in value.values() if isinstance(value, dict) else value:
+            total += count(part, inner)
+            if total > LARGEST:
+                raise ValueError(
+                    f"{name} stands for more than {LARGEST:,} values: write out what its aliases stand for"
+                )
+        return total
+
+    try:
+        value = yaml.safe_load(text)
+        count(value)
+    except yaml.YAMLError as cause:
+        raise ValueError(f"{name} is not YAML: {' '.join(str(cause).split())}") from cause
+    except RecursionError as cause:
+        raise ValueError(f"{name} is nested too deeply, or refers to itself") from cause
+    return value
 
 
 @contextmanager

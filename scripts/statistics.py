@@ -76,7 +76,20 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
     :return: (*)
     """
     cut = values.shape[-1] // 4
-    return np.asarray(np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1))
+    middle = np.asarray(np.sort(values)[..., cut : values.shape[-1] - cut].mean(-1))
+    return np.where(np.isnan(values).any(-1), np.nan, middle)  # sorting puts NaN last, as if it were the best
+
+
+def _resampled(scores: Sequence[np.ndarray], seed: int, resamples: int) -> np.ndarray:
+    """Interquartile means of bootstrap samples, (resamples), drawn within each group; some at a time, since all of
+    10,000 episodes would take gigabytes.
+    """
+    rng, total = np.random.default_rng(seed), sum(map(len, scores))
+    if len(scores) > 1:  # group by group, each all at once, so that figures stay as they were
+        return interquartile_mean(np.concatenate([rng.choice(runs, (resamples, len(runs))) for runs in scores], 1))
+    size = max(1, 2**20 // total)
+    sizes = [min(size, resamples - done) for done in range(0, resamples, size)]
+    return np.concatenate([interquartile_mean(rng.choice(scores[0], (n, total))) for n in sizes])
 
 
 def summarise(
@@ -112,9 +125,7 @@ def estimate_iqm(scores: Sequence[np.ndarray], *, seed: int = 0, resamples: int 
     value = float(interquartile_mean(np.concatenate(scores)))
     if _too_few(scores):
         return Estimate(value, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    drawn = np.concatenate([rng.choice(runs, (resamples, len(runs))) for runs in scores], 1)
-    return Estimate(value, *map(float, _interval(interquartile_mean(drawn))))
+    return Estimate(value, *map(float, _interval(_resampled(scores, seed, resamples))))
 
 
 def estimate_improvement(

@@ -201,20 +201,6 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
     return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}]"
 
 
-def check_outputs(*paths: Path | None, overwrite: bool) -> None:
-    """See that files can be written, before anything is timed.
-
-    :param paths: of the files; None: not to be written
-    :param overwrite: whether they may exist
-    :raises ValueError: one exists, or its folder does not
-    """
-    for path in paths:
-        if path is not None and path.exists() and not overwrite:
-            raise ValueError(f"{path} exists: choose another name, or pass --overwrite")
-        if path is not None and not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}")
-
-
 def in_json(measurements: Sequence[Any]) -> list[dict[str, Any]]:
     """:return: dataclasses with a ``median``, as they are written."""
     return [asdict(m) | {"median": m.median} for m in measurements]

@@ -1,12 +1,15 @@
 """``headway train``: train an agent into a run folder, watch it, stop it, go on with it."""
 
 import contextlib
+import itertools
 import logging
 import multiprocessing
+import os
 import re
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +29,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from tqdm import tqdm
 
-from ..agents import ActorCriticAgent
+from ..agents import ActorCriticAgent, DivergedError
 from ..agents.core.files import list_checkpoints
 from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
@@ -57,7 +60,7 @@ def training_env(options: TrainOptions) -> VecEnv:
     def build() -> Env[Any, Any]:
         if vec == "subproc":
             # A terminal's Ctrl-C reaches the workers too; they have to live on until their state is saved.
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in HANDLED:
                 signal.signal(number, signal.SIG_IGN)
         env: Env[Any, Any] = Snapshot(Monitor(world.single()))
         return env
@@ -187,6 +190,10 @@ class TrainingCallback(BaseCallback):
         agent = self._agent
         if isinstance(agent, Peer):
             return None
+        # What a resumed run does not do again has to outlive a power cut as the checkpoint does.
+        for table in (self.evaluator.file, *agent.logger.output_formats):
+            if isinstance(table, CSVFile):
+                table.sync()
         options = self.run.options
         path = agent.save_checkpoint(self.folder / "checkpoints", keep=options.keep_checkpoints)
         if options.verify_resume and not self.verified:
@@ -203,6 +210,14 @@ class TrainingCallback(BaseCallback):
             return str(verify_snapshot(lambda: training_env(self.run.options), state=state))
         except Exception as cause:  # of the environment's own code: it must not end the run
             return f"the environment cannot be stepped beside a copy of it ({type(cause).__name__}: {cause})"
+
+    def lost(self) -> str:
+        """:return: what is, if the run ends now."""
+        agent = self._agent
+        if isinstance(agent, Peer):
+            return STARTS_AGAIN
+        since = "all of it" if agent.last_checkpoint is None else f"what came after {agent.last_checkpoint}"
+        return f"{since} is lost, up to step {agent.num_timesteps:,}"
 
     def close_bar(self) -> None:
         """Leave the progress bar as it stands, and the cursor below it."""
@@ -244,23 +259,61 @@ class Evaluator:
         return summary
 
 
-class Signals:
-    """Lets Ctrl-C and SIGTERM stop a run where it can be continued exactly.
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a run to stop: Ctrl-C, a supervisor, a terminal that is closed."""
 
-    While an agent learns it is asked to stop after its step; a second Ctrl-C ends at once. Outside of learning every
-    signal ends at once, as a KeyboardInterrupt.
+TOGETHER = 1.0
+"""Seconds within which signals of a supervisor or a terminal are one request: both like to send several. Our choice."""
+
+PATIENCE = 10.0
+"""Seconds that a run may take to end after a second request, before it is ended from outside. Our choice."""
+
+
+class Signals:
+    """Lets Ctrl-C, SIGTERM and SIGHUP stop a run where it can be continued exactly.
+
+    While an agent learns it is asked to stop after its step; a second request ends at once, and says what is lost.
+    Where not even that is heard, since a step of the environment hangs in a library, a thread ends the process. Outside
+    of learning every signal ends at once, as a KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self.received: list[int] = []
+        self._first = 0.0
         self._agent: Trainee | None = None
+        self._lost: Callable[[], str] = str
+        self._over = threading.Event()
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def _insists(self, number: int, received: int, first: float) -> bool:
+        """Whether a signal is a second request; a person's Ctrl-C always is."""
+        return received > 0 and (number == signal.SIGINT or time.monotonic() - first > TOGETHER)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
+        if number == signal.SIGHUP:  # what is written to a terminal that has gone would fail, before anything is saved
+            for terminal in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+        insists = self._insists(number, len(self.received), self._first)
+        self._first = self._first or time.monotonic()
         self.received.append(number)
-        if self._agent is None or (len(self.received) > 1 and number == signal.SIGINT):
+        if self._agent is None or insists:
             raise KeyboardInterrupt
         self._agent.request_stop()
+
+    def _watch(self, source: int) -> None:
+        """End the process if a second request is not obeyed; this thread hears what Python cannot handle yet."""
+        received, first = 0, 0.0
+        while numbers := os.read(source, 64):
+            for number in numbers:
+                insists = self._insists(number, received, first)
+                received, first = received + 1, first or time.monotonic()
+                if insists and not self._over.wait(PATIENCE):
+                    os.write(2, f"headway: ended in the midst of a step that hangs: {self._lost()}\n".encode())
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
+                    os._exit(128 + number)
+        os.close(source)
 
     @property
     def exit_code(self) -> int:
@@ -269,21 +322,30 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle them, until the context is left."""
-        previous = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Handle them, until the context is left; SIGHUP not if it is ignored, as by nohup."""
+        handled = [n for n in HANDLED if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        source, sink = os.pipe()
+        os.set_blocking(sink, False)
+        before = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(source,), daemon=True).start()
+        previous = {number: signal.signal(number, self) for number in handled}
         try:
             yield
         finally:
+            self._over.set()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(before)
+            os.close(sink)
 
     @contextmanager
-    def asking(self, agent: Trainee) -> Iterator[None]:
+    def asking(self, agent: Trainee, lost: Callable[[], str]) -> Iterator[None]:
         """Hand them to an agent that learns, until the context is left.
 
         :param agent: the agent
+        :param lost: says what is, if it is ended at once
         """
-        self._agent = agent
+        self._agent, self._lost = agent, lost
         try:
             yield
         finally:
@@ -291,25 +353,24 @@ class Signals:
 
 
 def run_folder(run: Run) -> Path:
-    """Where a run is, or will be, kept.
+    """Where a run is, or shall be, kept.
 
     :param run: the resolved command
     :return: the folder
-    :raises FileExistsError: the run is a new one, and the folder exists
+    :raises FileExistsError: the run is a new one, and the folder that was asked for exists
     """
     options, name = run.options, run.agent_class.__name__.lower()
     if issubclass(run.agent_class, Peer):
         name = re.sub(r"\W+", "-", run.name).lower()  # not beside Headway's own of the same name
     if options.resume is not None:
         return options.resume
+    if options.run_dir is not None and options.run_dir.exists():
+        raise _exists(options.run_dir)
     env_name = options.env.rpartition(":")[2].replace("/", "-")
     if options.delay is not None:
         env_name += "-" + re.sub(r"[^\w.]+", "-", f"{options.delay_form} {options.delay}")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-s{options.seed}"
-    folder = options.run_dir or Path("runs") / env_name / name / stamp
-    if folder.exists():
-        raise _exists(folder)
-    return folder
+    return options.run_dir or Path("runs") / env_name / name / stamp
 
 
 def _exists(folder: Path) -> FileExistsError:
@@ -318,26 +379,34 @@ def _exists(folder: Path) -> FileExistsError:
     )
 
 
-def make_folder(run: Run, folder: Path) -> None:
+def make_folder(run: Run, folder: Path) -> Path:
     """Make the folder of a new run, with its ``config.json`` in it from the first moment on.
 
     :param run: the resolved command
-    :param folder: where
-    :raises FileExistsError: it exists
+    :param folder: where; of runs that started in the same second all but one have a number behind it
+    :return: the folder
+    :raises FileExistsError: it was asked for, and exists
     """
     seeds = {purpose: spawn_seed(run.options.seed, purpose) for purpose in ("environments", "evaluation")}
     about = {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions(), "commit": commit()}
     content = run.to_dict() | about | {"seeds": seeds, "torch_threads": torch.get_num_threads()}
-    try:
-        with replacing(folder) as temporary:
-            temporary.mkdir()
-            write_json(temporary / "config.json", content)
-            if folder.exists():  # a rename would put up with an empty one
-                raise FileExistsError
-    except OSError as cause:
-        if folder.exists():
-            raise _exists(folder) from cause
-        raise OSError(f"cannot make the run folder {folder}: {cause.strerror}; choose another --run-dir") from cause
+    wanted = folder
+    for number in itertools.count(2):
+        try:
+            with replacing(folder) as temporary:
+                temporary.mkdir()
+                write_json(temporary / "config.json", content)
+                if folder.exists():  # a rename would put up with an empty one
+                    raise FileExistsError
+            return folder
+        except OSError as cause:
+            if not folder.exists():
+                remedy = "choose another --run-dir"
+                raise OSError(f"cannot make the run folder {folder}: {cause.strerror}; {remedy}") from cause
+            if run.options.run_dir is not None:
+                raise _exists(folder) from cause
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    raise AssertionError
 
 
 def train(run: Run) -> int:
@@ -365,7 +434,7 @@ def train(run: Run) -> int:
             if not resumed:  # an agent's own seed would make row i of run s row 0 of run s + i
                 env.seed(spawn_seed(options.seed, "environments"))
             if options.resume is None:
-                make_folder(run, folder)
+                folder = make_folder(run, folder)
                 stack.enter_context(alone(folder, "training"))
             return _train(agent, run, folder, signals, resumed)
         except KeyboardInterrupt:
@@ -469,7 +538,7 @@ def _learn(agent: Trainee, run: Run, callback: TrainingCallback, resumed: bool) 
     try:
         if not resumed:
             print(f"before training: {callback.evaluator.evaluate(agent, 2 * options.eval_episodes)}")
-        with signals.asking(agent):
+        with signals.asking(agent, callback.lost):
             agent.learn(steps, callback, log_interval=None, reset_num_timesteps=not resumed)  # type: ignore[arg-type]
         callback.close_bar()
         callback.busy = True
@@ -482,6 +551,10 @@ def _learn(agent: Trainee, run: Run, callback: TrainingCallback, resumed: bool) 
         return signals.exit_code
     except BaseException as error:
         callback.close_bar()
+        if isinstance(error, DivergedError):  # whose message names the last checkpoint: from there it would do so again
+            raise
+        if isinstance(error, KeyboardInterrupt) and len(signals.received) > 1:
+            print(f"ended at once: {callback.lost()}", file=sys.stderr)
         _save_what_is_whole(agent, callback, error)
         print(f"go on with: {command}", file=sys.stderr)
         if options.vec == "subproc" and isinstance(error, (EOFError, ConnectionError)):
@@ -501,7 +574,7 @@ def _save_what_is_whole(agent: Trainee, callback: TrainingCallback, error: BaseE
         agent.env_is_broken = True
         try:
             print(f"saved {callback.checkpoint()}", file=sys.stderr)
-        except OSError as failed:
+        except (OSError, DivergedError) as failed:
             print(f"headway: {failed}", file=sys.stderr)
 
 

@@ -27,6 +27,7 @@ class World:
     :param form: what is observed behind delays
     :param initial_action: what acts behind delays before any action has arrived; None: zeros
     :param spec: how it is made, without the delays, where that is more than its id
+    :param max_episode_steps: where episodes are cut, instead of the environment's own limit; None: there
     """
 
     env_id: str
@@ -34,6 +35,7 @@ class World:
     form: Form = "dict"
     initial_action: Any = None
     spec: EnvSpec | None = field(default=None, compare=False)
+    max_episode_steps: int | None = None
 
     @classmethod
     def of_spec(cls, spec: EnvSpec) -> "World":
@@ -69,6 +71,8 @@ class World:
 
     def single(self, **options: Any) -> Env[Any, Any]:
         """:return: one environment, made with options such as ``render_mode``."""
+        if self.max_episode_steps is not None:
+            options["max_episode_steps"] = self.max_episode_steps
         env = make(self.env_id, **options) if self.spec is None else make_single(self.spec, **options)
         if self.delay is None:
             return env
@@ -83,6 +87,8 @@ class World:
         :return: the batch
         """
         how = {} if self.spec is None else {k: v for k, v in changes(self.spec).items() if k != "render_mode"}
+        if self.max_episode_steps is not None:
+            how["max_episode_steps"] = self.max_episode_steps
         if self.delay is None:
             return make_batched(self.env_id, num_envs, device=device, num_threads=threads, **how)
         how["autoreset_mode"] = AutoresetMode.DISABLED

@@ -27,13 +27,22 @@ from ...wrappers.snapshot import StateNotSavable, global_streams, set_global_str
 from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
 from .attributes import expose, guard
 from .config import AgentConfig
+from .data import NonFiniteError, check_shown, diverged, first_broken
 from .files import contents
 from .files.checkpoints import choose_run, run_of
 from .files.contents import Contents
 from .files.errors import FileFormatError, one_line
 from .loop import LearningLoop, Part
 from .nets import Optimiser, Tracked, TrackedModules, check_precision
-from .normalization import BatchNormalizer, is_fresh, load_normalizer_state, normalised_keys, normalizer_state
+from .normalization import (
+    BatchNormalizer,
+    is_fresh,
+    load_normalizer_state,
+    moments_of,
+    normalised_keys,
+    normalizer_state,
+    put_back,
+)
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
 from .sb3_names import POLICIES, as_fields, check_policy, check_subclass, policy_fields
@@ -158,6 +167,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """Of the VecNormalize that a loaded policy was trained in."""
         self.env_is_broken = False
         self._env_problem = ""
+        self.last_checkpoint: Path | None = None
+        """The newest that was written, or resumed from."""
         if _init_setup_model and self.env is not None:
             self._setup_model()
 
@@ -423,8 +434,14 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         assert self.env is not None
         # A VecEnv keeps seeds and options of its next reset itself; a batch behind BatchedVecEnv is handed them.
         waiting = self.env.take_seeds_and_options() if isinstance(self.env, BatchedVecEnv) else {}
+        moments = moments_of(self.normalizer)
         obs, info = self.batched_env.reset(**waiting)
         raw = info.get("raw")
+        try:
+            check_shown(self, "from reset", [self.codec.encode(obs, self.device)])
+        except NonFiniteError:
+            put_back(moments)
+            raise
         self.env_is_broken = False
         self.observe(
             self.codec.encode(obs, self.device),
@@ -512,6 +529,20 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         elif self.env is not None and self.num_timesteps:
             self.env.seed(spawn_seed(self.seed or 0, "restart", self.num_timesteps))
 
+    def broken_weights(self) -> str | None:
+        """:return: the name of a network's tensor, moments included, that holds NaN or infinity; None: none does."""
+        return first_broken(self.modules.state())
+
+    def _sound_networks(self) -> dict[str, Tensor]:
+        """:return: what files hold of the networks; a file that nobody could go on from is not written.
+
+        :raises DivergedError: a number in them is not finite
+        """
+        state = self.modules.state()
+        if (name := first_broken(state)) is not None:
+            raise diverged(self, f"its weights {name} are not finite")
+        return state
+
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)
 
@@ -552,10 +583,11 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             replaced only once the new one is complete
         :param exclude: must be empty: the file holds a fixed set of entries, not the object's attributes
         :param include: likewise
+        :raises headway.agents.DivergedError: weights are NaN or infinite
         """
         if exclude or include:
             raise ValueError("Headway's files hold a fixed set of entries: exclude and include do not apply")
-        contents.write_policy(path, self._manifest(), self.modules.state(), self._normalizer_state())
+        contents.write_policy(path, self._manifest(), self._sound_networks(), self._normalizer_state())
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -697,13 +729,16 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param extra: nested plain data of the caller's, given back as ``resumed_extra``
         :param keep: how many of this run's newest to keep; None keeps all
         :return: the file written
+        :raises headway.agents.DivergedError: weights are NaN or infinite; earlier checkpoints are untouched
         :raises OSError: it could not be written; earlier checkpoints are untouched
         """
+        networks = self._sound_networks()
         parts = {name: part.state() for name, part in self.parts.items()} | {"extra": extra}
         folder = Path(directory)
         run = choose_run(folder, self.num_timesteps, self.run_numbers.get(folder.resolve()))
-        path = contents.write_checkpoint(folder, self._manifest(), self.modules.state(), parts, keep, run)
+        path = contents.write_checkpoint(folder, self._manifest(), networks, parts, keep, run)
         self.run_numbers[folder.resolve()] = run
+        self.last_checkpoint = path
         return path
 
     @classmethod
@@ -752,7 +787,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             raise FileFormatError(f"{path} does not hold just what {cls.__name__} needs to go on: {', '.join(odd)}")
         for name, part in agent.parts.items():
             part.load_state(read.parts[name])
-        agent.resumed_extra = read.parts["extra"]
+        agent.resumed_extra, agent.last_checkpoint = read.parts["extra"], Path(path)
         agent.run_numbers = {Path(directory).resolve(): run_of(path)}
         return agent
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,20 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]])
         csv.writer(file).writerows([columns, *rows])
 
 
+def _fields_of(line: bytes) -> list[str] | None:
+    """:return: the fields of one line; None if it is none, as of a block that was never written to disk."""
+    try:
+        text = line.decode().removesuffix("\r")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else next(csv.reader([text]), [""])
+
+
 class CSVFile(KVWriter):
     """A CSV log that keeps its earlier rows when it is opened again and grows columns as keys appear.
 
-    Rows later than ``keep_until`` are dropped: they belong to steps that a resumed run will do again.
+    Rows later than ``keep_until`` are dropped: they belong to steps that a resumed run will do again. Its values are
+    numbers and words, without line breaks.
 
     :param path: the file
     :param key: the column that holds the step
@@ -94,9 +105,44 @@ class CSVFile(KVWriter):
         self.rows: list[dict[str, str]] = []
         self.columns: list[str] = []
         if path.exists():
-            self.rows = [row for row in read_csv(path) if int(row[key]) <= keep_until]
+            self.rows = [row for row in self._sound_rows(keep_until) if int(row[key]) <= keep_until]
             self.columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
+
+    def _sound_rows(self, keep_until: int) -> list[dict[str, str]]:
+        """Read what a power cut or an editor has left. Rows that are none are told, and kept in a copy beside the file.
+
+        :raises ValueError: not even the names of the columns can be read
+        """
+        path, data = self.path, self.path.read_bytes()
+        lines = data.split(b"\n")[:-1]  # a last line without its end was being written
+        columns = _fields_of(lines[0]) if lines else None
+        if columns == [""] and len(lines) == 1:
+            return []  # of a table in which nothing was written yet
+        if columns is None or self.key not in columns:
+            if not data and keep_until <= 0:
+                return []
+            raise ValueError(
+                f"{path} is damaged: its first line does not name the columns; restore it, or move it away to go on "
+                "without its rows"
+            )
+        parsed = [_fields_of(line) for line in lines[1:]]
+        rows = [
+            dict(zip(columns, row, strict=True)) if row is not None and len(row) == len(columns) else None
+            for row in parsed
+        ]
+        sound = [row for row in rows if row is not None and row[self.key].isdecimal()]
+        if len(sound) < len(rows):
+            copy = path.with_name(f"{path.name}.damaged")
+            copy.write_bytes(data)
+            lost = len(rows) - len(sound)
+            log.warning("%s: %d of %d rows are damaged and left out; %s holds them", path, lost, len(rows), copy)
+        return sound
+
+    def sync(self) -> None:
+        """Wait until all rows are safely on disk."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row and write it out.

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import configure_logger, safe_mean
 from torch import Tensor
 
 from .config import AgentConfig
-from .data import Collector
+from .data import Collector, check_losses
 from .files.contents import Stateful
 from .logging import Metrics
 from .nets import TrackedModules
@@ -96,6 +96,7 @@ class LearningLoop(BaseAlgorithm):
         :param progress_bar: show Stable-Baselines3's progress bar
         :return: the agent
         :raises headway.agents.NonFiniteError: the environment returned NaN or infinity
+        :raises headway.agents.DivergedError: the agent's own actions or losses did
         """
         self._log_interval = log_interval
         if total_timesteps != int(total_timesteps):
@@ -337,8 +338,10 @@ class LearningLoop(BaseAlgorithm):
         if self._n_updates:
             record("train/n_updates", self._n_updates, exclude="tensorboard")
             record("train/learning_rate", self.current_learning_rate)
-        for name, value in self.metrics.flush().items():
+        means = self.metrics.flush()
+        for name, value in means.items():
             record(f"train/{name}", value)
         for name, values in self._distributions().items():
             record(name, values, exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(step=self.num_timesteps)
+        check_losses(self, means)

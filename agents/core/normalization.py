@@ -143,3 +143,22 @@ def _moments(rms: RunningMeanStd) -> dict[str, Any]:
 
 def _set_moments(rms: RunningMeanStd, moments: Mapping[str, Any]) -> None:
     rms.mean, rms.var, rms.count = np.array(moments["mean"]), np.array(moments["var"]), moments["count"]
+
+
+def moments_of(normalizer: BatchNormalizer | None) -> list[tuple[RunningMeanStd, dict[str, Any]]]:
+    """:return: the statistics of a normaliser as they are, to be put back; an update replaces their arrays."""
+    if normalizer is None:
+        return []
+    source, statistics = normalizer.source, [normalizer.source.ret_rms]
+    if source.norm_obs:
+        statistics += source.obs_rms.values() if isinstance(source.obs_rms, dict) else [source.obs_rms]
+    return [(rms, dict(vars(rms))) for rms in statistics]
+
+
+def put_back(moments: list[tuple[RunningMeanStd, dict[str, Any]]]) -> None:
+    """Undo what a step made of statistics.
+
+    :param moments: as of :func:`moments_of`, from before it
+    """
+    for rms, before in moments:
+        vars(rms).update(before)

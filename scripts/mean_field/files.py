@@ -59,9 +59,16 @@ def new_folder(asked: Path | None, *default: str) -> Path:
     """
     parent, stamp = Path("runs/mfg", *default), time.strftime("%Y-%m-%d_%H-%M-%S")
     names = (stamp if number == 1 else f"{stamp}-{number}" for number in range(1, 1000))
-    folder = asked or next(parent / name for name in names if not (parent / name).exists())
-    folder.mkdir(parents=True)
-    return folder
+    if asked is not None:
+        asked.mkdir(parents=True)
+        return asked
+    for folder in (parent / name for name in names):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # of a command that began in the same second
+            continue
+        return folder
+    raise FileExistsError(f"{parent} is full of folders of this second: name one by --out")
 
 
 @contextmanager

@@ -64,11 +64,11 @@ def _show_folder(folder: Path, options: Options) -> None:
     saved = load_solution(folder, device)
     name, algorithm = saved.manifest["game"], saved.manifest["algorithm"]
     print_solved(name, algorithm, saved.solved)
+    out = options.out or folder
+    out.mkdir(parents=True, exist_ok=True)
     for part in saved.solved:
         again = float(exploitability(part.game, part.solution.policy))
         print(f"NashConv {to_ten_places(again)}  {FORMS[part.compat]}: computed again from the policy in the folder")
-    out = options.out or folder
-    out.mkdir(parents=True, exist_ok=True)
     draw_solved(out, titled(name, algorithm), saved.solved, options.format, options.fps)
     print(f"pictures: {out}")
 

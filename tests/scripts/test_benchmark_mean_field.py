@@ -128,7 +128,7 @@ def test_iterations_are_timed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--env-games", "sis"), "--env-games sis: the benchmark has no such game"),
         (("--rounds", 0), "--rounds must lie in [1, inf), got 0"),
         (("--num-envs", 4, 0), "--num-envs must lie in [1, inf), got 0"),
-        (("--json", "nowhere/b.json"), "there is no folder nowhere"),
+        (("--json", "/proc/b.json"), "cannot write /proc/b.json: "),
     ],
 )
 def test_mistakes_of_the_benchmark(headway: Command, flags: tuple[Any, ...], message: str) -> None:

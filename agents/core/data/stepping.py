@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,11 +11,9 @@ from torch import Tensor
 
 from ....envs import BatchedEnv
 from ....wrappers.sb3 import row_infos
+from ..normalization import BatchNormalizer, moments_of, put_back
 from ..spaces import Actions, Obs, ObservationCodec, map_obs
-
-
-class NonFiniteError(ValueError):
-    """An environment returned NaN or infinity; nothing of that step was stored."""
+from .finite import NonFiniteError, check_chosen, check_shown, sum_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +73,17 @@ class Host(Protocol):
     actions: Actions
     n_envs: int
     num_timesteps: int
+    normalizer: BatchNormalizer | None
     env_is_broken: bool
     stop_requested: bool
+    last_checkpoint: Path | None
 
     @property
     def env_id(self) -> str | None:
         """What the environment is called."""
+
+    def broken_weights(self) -> str | None:
+        """Name a network's tensor that is not finite."""
 
     @property
     def last_obs(self) -> Obs:
@@ -116,9 +120,16 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
     :param blank: N empty dicts, for rows of which there is nothing to say
     :return: the step
     :raises NonFiniteError: the environment returned NaN or infinity; nothing was kept
+    :raises DivergedError: the agent chose such an action; likewise
     """
     env, codec, device = host.batched_env, host.codec, host.device
-    obs, rewards, terminated, truncated, info = env.step(host.actions.to_env(chosen["actions"]).to(env.device))
+    sent, own = host.actions.to_env(chosen["actions"]).to(env.device), sum_of(chosen)
+    if own is not None and env.device.type == "cpu":  # where actions come to the host anyway; elsewhere after the step
+        if not math.isfinite(own):
+            check_chosen(host, chosen)
+        own = None
+    moments = moments_of(host.normalizer)
+    obs, rewards, terminated, truncated, info = env.step(sent)
     acting_obs = codec.encode(obs, env.device)
     same = info["final_obs"] is obs  # as where no row ended
     raw_obs, raw_rewards = info.get("raw", (None, rewards))
@@ -126,13 +137,19 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
         next_obs = acting_obs if same else codec.encode(info["final_obs"], env.device)
     else:
         next_obs = codec.encode(info["final_obs"], env.device, raw=True)
-    total = raw_rewards.sum()
+    total = raw_rewards.sum() if own is None else raw_rewards.sum() + own
     for shown in (acting_obs,) if same else (acting_obs, next_obs):
         for part in codec.numbers(shown).values():
             total = total + part.sum()
     host_rewards, dones, total_read = _read(rewards, terminated | truncated, total)
     if not math.isfinite(total_read):
-        _refuse_non_finite(host, raw_rewards, next_obs, acting_obs)
+        try:
+            check_chosen(host, chosen)
+            check_shown(host, f"at step {host.num_timesteps + host.n_envs}", [next_obs, acting_obs], raw_rewards)
+        except NonFiniteError:
+            host.env_is_broken = True
+            put_back(moments)
+            raise
     cut = truncated & ~terminated
     infos = row_infos(info, dones, cut, blank)
     real = ~info["dummy"] if "dummy" in info else None
@@ -173,20 +190,3 @@ def _read(rewards: Tensor, ended: Tensor, total: Tensor) -> tuple[np.ndarray[Any
     count = len(ended)
     read = torch.cat((rewards.float(), ended.float(), total.float().view(1))).cpu().numpy()
     return read[:count], read[count:-1] > 0, float(read[-1])
-
-
-def _refuse_non_finite(host: Host, rewards: Tensor, next_obs: Obs, acting_obs: Obs) -> None:
-    """Name the first number that is not finite; there is none where only the sum was too large."""
-    found = [("reward", rewards.unsqueeze(1))]
-    found += [("", part.flatten(1)) for obs in (next_obs, acting_obs) for part in host.codec.numbers(obs).values()]
-    for name, values in found:
-        bad = (~torch.isfinite(values)).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            where = name or host.codec.locate(column)
-            host.env_is_broken = True
-            raise NonFiniteError(
-                f"environment {row} ({host.env_id or 'no id'}) returned {where} = {values[row, column].item()} "
-                f"at step {host.num_timesteps + host.n_envs}: nothing of this step was stored; "
-                "mend the environment, then resume from the last checkpoint"
-            )
