@@ -86,7 +86,7 @@ def _fields_of(line: bytes) -> list[str] | None:
         text = line.decode().removesuffix("\r")
     except UnicodeDecodeError:
         return None
-    return None if "\0" in text else next(csv.reader([text]), [""])
+    return None if "\0" in text else next(csv.reader([text]), [])
 
 
 class CSVFile(KVWriter):
@@ -117,7 +117,7 @@ class CSVFile(KVWriter):
         path, data = self.path, self.path.read_bytes()
         lines = data.split(b"\n")[:-1]  # a last line without its end was being written
         columns = _fields_of(lines[0]) if lines else None
-        if columns == [""] and len(lines) == 1:
+        if columns == [] and len(lines) == 1:
             return []  # of a table in which nothing was written yet
         if columns is None or self.key not in columns:
             if not data and keep_until <= 0:
