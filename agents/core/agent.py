@@ -16,8 +16,9 @@ from gymnasium import Env, spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
 from ...envs import BatchedEnv, make, supports_rgb
@@ -28,7 +29,7 @@ from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported
 from .attributes import expose, guard
 from .config import AgentConfig
 from .data import NonFiniteError, check_shown, diverged, first_broken
-from .files import contents
+from .files import contents, list_checkpoints
 from .files.checkpoints import choose_run, run_of
 from .files.contents import Contents
 from .files.errors import FileFormatError, one_line
@@ -755,9 +756,10 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
 
         ``agent.learn(agent.remaining_timesteps, reset_num_timesteps=False)`` then finishes the run.
 
-        :param directory: where checkpoints lie
-        :param env: an environment built as the interrupted one was; made from its spec where that was saved, and there
-            was one row, or one batch of them
+        Versions and threads other than those of the run are mentioned in the log: sums may then round differently.
+
+        :param directory: where checkpoints lie, or the folder of a run of ``headway train``
+        :param env: an environment built as the interrupted one was; made from its spec where that was saved
         :param device: where to load it
         :param trust_env: import the modules that the saved spec names; otherwise they must be imported already
         :param options: ``verbose`` or ``tensorboard_log``, what the agent lists in :attr:`arguments`, and
@@ -769,13 +771,17 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """
         for name in options.keys() - {"verbose", "tensorboard_log", *cls.arguments, *cls.config_class.live}:
             raise TypeError(f"resume goes on with the run as it was, {name} included: leave it out, or use load")
-        read = contents.read_newest(Path(directory))
+        directory = Path(directory)
+        if not list_checkpoints(directory) and (directory / "checkpoints").is_dir():
+            directory /= "checkpoints"
+        read = contents.read_newest(directory)
         manifest, path = read.manifest, read.path
         if env is None and not cls.arguments:
             env = _saved_env(manifest, path, trust_env)
         agent = cls._from_contents(read, env, device, dict(options))
         if agent.n_envs != manifest["n_envs"]:
             raise ValueError(f"{path} was saved with {manifest['n_envs']} environments, env has {agent.n_envs}")
+        contents.mention_versions(path, manifest)
         if manifest["threads"] != torch.get_num_threads():
             log.warning(
                 "saved with %d torch threads, resuming with %d: sums may round differently (torch.set_num_threads)",
@@ -846,7 +852,7 @@ def _saved_spec(manifest: Mapping[str, Any]) -> EnvSpec | None:
 def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
     """Make the environment that a file was saved with."""
     spec = _saved_spec(manifest)
-    if spec is None or (manifest["n_envs"] != 1 and not is_batch(spec)):
+    if spec is None:
         raise ValueError(
             f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
             "pass env=, built as it was then"
@@ -856,4 +862,6 @@ def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
             f"{path} was saved with environment {inner_id(spec)}, which needs the module {module}: pass env=, import "
             f"{module} first, or, if you trust the file, pass trust_env=True"
         )
-    return make_spec(spec, manifest["n_envs"])
+    if manifest["n_envs"] == 1 or is_batch(spec):
+        return make_spec(spec, manifest["n_envs"])
+    return DummyVecEnv([lambda: Monitor(make_spec(spec, 1))] * manifest["n_envs"])

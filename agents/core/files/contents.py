@@ -1,6 +1,7 @@
 """What agents write to disk and read back: policies, checkpoints, experience. The format is in :mod:`.archive`."""
 
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from .archive import MAX_MANIFEST_BYTES, Archive, read_archive, write_archive
 from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
-from .errors import FileFormatError
+from .errors import FileFormatError, one_line
 from .trees import pack, unpack
 
 PathOrFile = Any
+_log = logging.getLogger("headway")
 NETWORKS = "networks"
 
 
@@ -30,6 +32,24 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def mention_versions(path: PathOrFile, manifest: Mapping[str, Any]) -> None:
+    """Say in the log which versions a file was written by that are not those here.
+
+    :param path: the file
+    :param manifest: of it
+    """
+    saved, here = manifest.get("versions"), versions()
+    if not isinstance(saved, Mapping):
+        return
+    others = [f"{name} {saved[name]} (here {here[name]})" for name in here if saved.get(name, here[name]) != here[name]]
+    if others:
+        _log.warning(
+            "%s was saved with %s: what follows may differ in the last digits from what an uninterrupted run would do",
+            path,
+            one_line(", ".join(others)),
+        )
 
 
 class Stateful(Protocol):
