@@ -12,7 +12,8 @@ import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Literal
 
 USAGE = """\
 headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium interfaces
@@ -72,43 +73,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-LIBRARIES = {"gymnasium", "mujoco", "numpy", "stable_baselines3", "torch", "tyro"}
-"""Packages whose lines say little of where a mistake lies."""
+LIBRARIES = {
+    *("gymnasium", "h5py", "imageio", "imageio_ffmpeg", "matplotlib", "minari", "mujoco", "numpy", "optuna"),
+    *(
+        "PIL",
+        "ray",
+        "safetensors",
+        "scipy",
+        "stable_baselines3",
+        "statsmodels",
+        "tensorboard",
+        "torch",
+        "tqdm",
+        "tyro",
+        "yaml",
+    ),
+}
+"""Packages that Headway stands on, whose lines say little of where a mistake lies."""
 
 
 def origin_of(error: BaseException) -> str | None:
     """Say where an error comes from that is not a mistake in the command.
 
-    A mistake in the command is what Headway itself refuses, by a ``raise`` of its own with nobody else's code on the
-    way there, or what the operating system does when Headway asks it for something.
+    A mistake in the command is what Headway itself refuses, by a ``raise`` of its own, or what the operating system
+    does when Headway asks it for something; with nobody else's code on the way there, nor to what it was raised from.
 
-    :param error: it, or where it was raised from another, that one
+    :param error: it
     :return: file, line and how to see the rest; None: of a mistake in the command
     """
-    package, standard = str(Path(__file__).resolve().parents[1]), sysconfig.get_path("stdlib")
-    while error.__cause__ is not None and not isinstance(error.__cause__, OSError):
-        error = error.__cause__
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for one in reversed(chain):
+        for step in reversed(list(traceback.walk_tb(one.__traceback__))):
+            if _author(step[0]) == "another":
+                return _place(one, *step)
     steps = list(traceback.walk_tb(error.__traceback__))
+    own = [step for step in steps if _author(step[0]) == "headway"]
+    if not own or isinstance(error, (OSError, MemoryError)):
+        return None
+    frame, instruction = steps[-1][0], _last(error.__traceback__).tb_lasti
+    if frame is own[-1][0] and frame.f_code.co_code[instruction] == dis.opmap["RAISE_VARARGS"]:
+        return None
+    return _place(error, *own[-1])
 
-    def part(step: tuple[FrameType, int]) -> str:
-        file = step[0].f_code.co_filename
-        if str(Path(file).resolve()).startswith(package + os.sep):
-            return "ours"
-        library = file.startswith((standard, "<")) and "site-packages" not in file
-        return "library" if library or LIBRARIES & set(Path(file).parts) else "others'"
 
-    parts = [part(step) for step in steps]
-    if "others'" not in parts:
-        if isinstance(error, (OSError, MemoryError)) or not steps:
-            return None
-        frame, last = steps[-1][0], error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        assert last is not None
-        if parts[-1] == "ours" and frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]:
-            return None
-    told = "others'" if "others'" in parts else "ours"
-    frame, line = next((step for step, p in zip(steps[::-1], parts[::-1], strict=True) if p == told), steps[-1])
+def _author(frame: FrameType) -> Literal["headway", "library", "another"]:
+    """:return: who wrote the code of a frame."""
+    file, package = Path(frame.f_code.co_filename), Path(__file__).resolve().parents[1]
+    if any(file.resolve().is_relative_to(package / part) for part in ("agents", "envs", "scripts", "wrappers")):
+        return "headway"
+    standard = file.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in file.parts
+    return "library" if standard or str(file).startswith("<") or LIBRARIES & set(file.parts) else "another"
+
+
+def _last(step: TracebackType | None) -> TracebackType:
+    assert step is not None
+    return step if step.tb_next is None else _last(step.tb_next)
+
+
+def _place(error: BaseException, frame: FrameType, line: int) -> str:
     place = f"{frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
     return f"{type(error).__name__} at {place}; HEADWAY_TRACEBACK=1 shows the whole way there"
 

@@ -32,6 +32,7 @@ class Summary:
     :param low: lower end of the IQM's 95 % percentile-bootstrap interval; NaN of one episode
     :param high: its upper end, or NaN
     :param length: mean episode length, in steps
+    :param broken: how many returns are NaN or infinite
     """
 
     episodes: int
@@ -41,14 +42,16 @@ class Summary:
     low: float
     high: float
     length: float
+    broken: int = 0
 
     def __str__(self) -> str:
+        broken = f", {self.broken} of them without a finite return" if self.broken else ""
         if self.episodes == 1:
             return f"return {self.mean:.1f}   length {self.length:.0f}   1 episode"
         level = 0.95 if self.episodes >= max(COVERAGE) else coverage(self.episodes)
         return (
             f"return {self.mean:.1f} ± {self.std:.1f}   IQM {self.iqm:.1f} [{self.low:.1f}, {self.high:.1f}] "
-            f"({100 * level:.0f} %)   length {self.length:.0f}   {self.episodes} episodes"
+            f"({100 * level:.0f} %)   length {self.length:.0f}   {self.episodes} episodes{broken}"
         )
 
 
@@ -109,7 +112,9 @@ def summarise(
         raise ValueError("no episodes to summarise: at least one must finish")
     iqm = estimate_iqm([values], seed=seed, resamples=resamples)
     mean, std = float(values.mean()), float(values.std())
-    return Summary(len(values), mean, std, iqm.value, iqm.low, iqm.high, float(np.mean(lengths)))
+    return Summary(
+        len(values), mean, std, iqm.value, iqm.low, iqm.high, float(np.mean(lengths)), int((~np.isfinite(values)).sum())
+    )
 
 
 def estimate_iqm(scores: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:

@@ -1,6 +1,7 @@
 import csv
 from pathlib import Path
 
+import pytest
 import torch
 from headway.agents.core.logging import CSVFile, Metrics, read_csv, run_logger, write_csv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -50,6 +51,57 @@ def test_tensorboard_hides_what_a_resumed_run_does_again(tmp_path: Path) -> None
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("x")
     assert [(event.step, event.value) for event in events] == [(10, 10.0), (20, 20.0), (30, 50.0), (40, 60.0)]
     assert [row["x"] for row in rows(tmp_path / "progress.csv")] == ["10.0", "20.0", "50.0", "60.0"]
+
+
+WHOLE = b"step,a\r\n10,1.5\r\n20,2.5\r\n30,3.5\r\n"
+
+DAMAGES: dict[str, tuple[bytes, list[str]]] = {
+    "a block of zeros": (b"step,a\r\n10,1.5\r\n" + bytes(8) + b"\r\n30,3.5\r\n", ["10", "30"]),
+    "zeros at the end": (WHOLE[:24] + bytes(20) + b"\n", ["10", "20"]),
+    "a byte that is no text": (WHOLE.replace(b"2.5", b"\xff.5"), ["10", "30"]),
+    "a line break lost": (WHOLE.replace(b"1.5\r\n", b"1.5"), ["30"]),
+    "half a row": (WHOLE.replace(b"20,2.5", b"20"), ["10", "30"]),
+    "a step that is none": (WHOLE.replace(b"20,", b"2x,"), ["10", "30"]),
+    "an empty line": (WHOLE.replace(b"20,2.5", b""), ["10", "30"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_rows_are_told_and_kept_beside(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, steps = DAMAGES[damage]
+    path = tmp_path / "progress.csv"
+    path.write_bytes(data)
+    table = CSVFile(path, "step", keep_until=30)
+    assert [row["step"] for row in rows(path)] == steps
+    assert all(row["a"] == f"{int(row['step']) / 10 + 0.5}" for row in rows(path))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{path}: ")
+    assert said.endswith(f"rows are damaged and left out; {path}.damaged holds them")
+    assert Path(f"{path}.damaged").read_bytes() == data
+    table.append({"step": 40, "a": 4.5})
+    assert rows(path)[-1] == {"step": "40", "a": "4.5"}
+    caplog.clear()
+    assert len(CSVFile(path, "step", keep_until=40).rows) == len(steps) + 1
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "data", [b"", bytes(30), bytes(30) + b"\r\n", b"st" + WHOLE[3:], WHOLE[8:], b"\xff" + WHOLE, b"step,a"]
+)
+def test_a_table_without_the_names_of_its_columns_is_refused_by_name(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.csv"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"evaluations.csv is damaged: its first line does not name the columns"):
+        CSVFile(path, "step", keep_until=30)
+    assert path.read_bytes() == data
+
+
+def test_a_new_or_empty_table_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert CSVFile(tmp_path / "a.csv", "step", keep_until=30).rows == []
+    (tmp_path / "b.csv").touch()
+    CSVFile(tmp_path / "b.csv", "step").append({"step": 1})
+    assert caplog.text == ""
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:

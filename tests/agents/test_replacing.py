@@ -18,11 +18,32 @@ def test_new_content_takes_the_place_of_the_old(tmp_path: Path, sync: bool) -> N
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_who_may_read_a_file_stays_the_same(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(mode)
+    with replacing(path) as temporary:
+        assert temporary.stat().st_mode & 0o777 == mode  # not open to others even while it is written
+        temporary.write_text("new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", mode)
+
+
+def test_a_new_file_is_as_open_as_others(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("folder", [False, True])
 def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException], folder: bool) -> None:
     path = tmp_path / "a"
-    path.write_text("old")
+    if folder:
+        path.mkdir()
+    old = path / "part" if folder else path
+    old.write_text("old")
 
     def fail() -> None:
         with replacing(path) as temporary:
@@ -35,7 +56,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseExceptio
 
     with pytest.raises(error):
         fail()
-    assert path.read_text() == "old"
+    assert old.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -57,6 +57,25 @@ def test_file_suffix_and_folder_mean_the_same_policy(headway: Command, policy: P
         assert again.startswith(f"{tmp_path / name}: ")
 
 
+def test_episodes_are_written_as_they_end(headway: Command, policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert headway("evaluate", policy, "--episodes", 9, "--n-envs", 2, "--csv", "whole.csv")[0] == 0
+    seen: list[int] = []
+    original = VecEnv.step
+
+    def step(self: Any, actions: Any) -> Any:
+        seen.append(len(Path("a.csv").read_text().splitlines()) - 1)
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+        return original(self, actions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VecEnv, "step", step)
+        assert headway("evaluate", policy, "--episodes", 9, "--n-envs", 2, "--csv", "a.csv")[0] == 130
+    assert seen == [2 * (step // 7) for step in range(30)]  # episodes have seven steps
+    assert Path("whole.csv").read_text().startswith(Path("a.csv").read_text())
+    assert len(Path("whole.csv").read_text().splitlines()) == 10
+
+
 def test_a_run_with_nothing_but_checkpoints(headway: Command, tmp_path: Path) -> None:
     SAC("MlpPolicy", "worlds:Point-v0", net_arch=(8,), buffer_size=9).save_checkpoint(tmp_path / "checkpoints")
     code, out, _ = headway("evaluate", tmp_path, "--episodes", 1)

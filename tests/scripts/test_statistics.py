@@ -1,6 +1,7 @@
 """Interquartile means, probabilities of improvement, and their bootstrap intervals."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from headway.scripts.statistics import (
     estimate_improvement,
     estimate_iqm,
     interquartile_mean,
+    summarise,
 )
 
 
@@ -19,6 +21,40 @@ from headway.scripts.statistics import (
 def test_interquartile_mean_is_the_published_trimmed_mean(count: int) -> None:
     values = np.random.default_rng(count).normal(size=(4, count))
     np.testing.assert_allclose(interquartile_mean(values), scipy.stats.trim_mean(values, 0.25, axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 9])
+def test_what_is_no_number_is_never_among_the_best(count: int) -> None:
+    values = np.arange(count, dtype=float)
+    values[1] = np.nan
+    assert np.isnan(interquartile_mean(values))  # sorting puts it last, to be put aside with the best quarter
+    assert np.isnan(estimate_iqm([values]).value)
+    improved = estimate_improvement([values], [np.zeros(count)])
+    assert np.isnan(improved.value)
+    summary = summarise(values.tolist(), [7] * count)
+    assert np.isnan([summary.mean, summary.iqm, summary.low, summary.high]).all()
+    assert "nan ± nan   IQM nan [nan, nan]" in str(summary)
+    assert f"length 7   {count} episodes, 1 of them without a finite return" in str(summary)
+
+
+def test_an_interval_of_many_episodes_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same numbers: a generator gives one row after the other."""
+    values = np.random.default_rng(0).normal(size=700)
+    drawn = np.random.default_rng(5).choice(values, (3_001, 700))
+    expected = np.percentile(interquartile_mean(drawn), [2.5, 97.5])
+    found = estimate_iqm([values], seed=5, resamples=3_001)
+    assert (found.low, found.high) == tuple(expected)
+
+
+def test_ten_thousand_episodes_take_little_memory() -> None:
+    values = np.random.default_rng(0).normal(size=10_000).tolist()
+    tracemalloc.start()
+    try:
+        summarise(values, [1] * 10_000, resamples=300)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50e6  # a part is a million numbers, which are sorted in a copy
 
 
 def test_iqm_pools_the_runs_of_all_environments() -> None:

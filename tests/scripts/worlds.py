@@ -1,6 +1,9 @@
 """Registers small environments, as a user's own module would: ``--env worlds:Point-v0``."""
 
+import ctypes
 import threading
+import time
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -58,6 +61,59 @@ class Wide(Point):
         return np.array([self.x, 0.0], np.float32)
 
 
+class Still(Point):
+    """A point that does not move, and so ends only where it is cut."""
+
+    def _moved(self, action: Any) -> float:
+        return -self.x
+
+
+class Faulty(Point):
+    """A point whose author has made a mistake.
+
+    :param where: it shows: "made", "reset" or "step"
+    :param error: what is raised; None: whatever NumPy raises there
+    """
+
+    def __init__(self, where: str, error: Exception | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.where, self.error = where, error
+        self._check("made")
+
+    def _check(self, where: str) -> None:
+        if where == self.where and self.error is not None:
+            raise self.error
+        if where == self.where:
+            np.concatenate([np.zeros((1, 1)), np.zeros(1)])
+
+    def reset(self, **kwargs: Any) -> Any:
+        self._check("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self._check("step")
+        return super().step(action)
+
+
+class Hangs(Point):
+    """A point whose second episode does not come to an end, in Python or in a library that hears no signal."""
+
+    def __init__(self, within: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.within, self.age = within, 0
+
+    def step(self, action: Any) -> Any:
+        self.age += 1
+        if self.age > 15:
+            Path("hangs").touch()
+            while self.within == "python":
+                time.sleep(0.01)
+            lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+            for _ in range(2):
+                library.pthread_mutex_lock(lock)
+        return super().step(action)
+
+
 class Blind(Point):
     """A point that nobody sees."""
 
@@ -101,6 +157,14 @@ gym.register("Halves-v0", Point, kwargs={"moves": "discrete"})
 gym.register("Blind-v0", Blind)
 gym.register("Unlit-v0", Unlit)
 gym.register("Wide-v0", Wide)
+gym.register("Endless-v0", Still, kwargs={"length": 10**9})
+gym.register("Long-v0", Still, kwargs={"length": 50})
+for where in ("made", "reset", "step"):
+    gym.register(f"Faulty-{where}-v0", Faulty, kwargs={"where": where, "error": ValueError("it is Tuesday")})
+gym.register("Unlike-v0", Faulty, kwargs={"where": "step"})
+gym.register("Denied-v0", Faulty, kwargs={"where": "step", "error": PermissionError(13, "not allowed", "a.dat")})
+for within in ("python", "library"):
+    gym.register(f"Hangs-{within}-v0", Hangs, kwargs={"within": within})
 gym.register("Witness-v0", Witness)
 gym.register("NaNObservation-v0", Sick, kwargs={"what": "", "value": np.nan})
 gym.register("InfiniteReward-v0", Sick, kwargs={"what": "reward", "value": np.inf})
