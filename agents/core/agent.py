@@ -25,7 +25,17 @@ from ...envs import BatchedEnv, make, supports_rgb
 from ...wrappers.batching import as_batched, counts_of, footprint
 from ...wrappers.sb3 import BatchedVecEnv
 from ...wrappers.snapshot import StateNotSavable, global_streams, set_global_streams
-from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
+from ...wrappers.specs import (
+    inner_id,
+    is_batch,
+    make_single,
+    make_spec,
+    named,
+    not_imported,
+    spec_from_json,
+    spec_of,
+    spec_to_json,
+)
 from .attributes import expose, guard
 from .config import AgentConfig
 from .data import NonFiniteError, check_shown, diverged, first_broken
@@ -530,10 +540,6 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         elif self.env is not None and self.num_timesteps:
             self.env.seed(spawn_seed(self.seed or 0, "restart", self.num_timesteps))
 
-    def broken_weights(self) -> str | None:
-        """:return: the name of a network's tensor, moments included, that holds NaN or infinity; None: none does."""
-        return first_broken(self.modules.state())
-
     def _sound_networks(self) -> dict[str, Tensor]:
         """:return: what files hold of the networks; a file that nobody could go on from is not written.
 
@@ -864,4 +870,4 @@ def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
         )
     if manifest["n_envs"] == 1 or is_batch(spec):
         return make_spec(spec, manifest["n_envs"])
-    return DummyVecEnv([lambda: Monitor(make_spec(spec, 1))] * manifest["n_envs"])
+    return DummyVecEnv([lambda: Monitor(make_single(spec))] * manifest["n_envs"])

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import configure_logger, safe_mean
 from torch import Tensor
 
 from .config import AgentConfig
-from .data import Collector, check_losses
+from .data import Collector, check_losses, first_broken
 from .files.contents import Stateful
 from .logging import Metrics
 from .nets import TrackedModules
@@ -45,6 +45,7 @@ class LearningLoop(BaseAlgorithm):
     collector: Collector
     modules: TrackedModules
     metrics: Metrics
+    last_checkpoint: Path | None
     _pending: list[tuple[str, int]]
     _left_at: Any
 
@@ -186,6 +187,10 @@ class LearningLoop(BaseAlgorithm):
     def request_stop(self) -> None:
         """Ask ``learn`` to return where it can be continued exactly. Safe in a signal handler."""
         self.stop_requested = True
+
+    def broken_weights(self) -> str | None:
+        """:return: the name of a network's tensor, moments included, that holds NaN or infinity; None: none does."""
+        return first_broken(self.modules.state())
 
     # -- state -------------------------------------------------------------------------------------------------------
 

@@ -19,19 +19,24 @@ class DivergedError(NonFiniteError):
     """The agent's own numbers are NaN or infinite: weights, actions or losses. Nothing of it was stored or saved."""
 
 
-class Subject(Protocol):
-    """What is asked of an agent to say what is wrong."""
+class Learner(Protocol):
+    """What is asked of an agent to say what is wrong with it."""
 
-    codec: ObservationCodec
     num_timesteps: int
     last_checkpoint: Path | None
+
+    def broken_weights(self) -> str | None:
+        """:return: the name of a network's tensor that is not finite; None: all are."""
+
+
+class Seer(Protocol):
+    """What is asked of an agent to say what is wrong with its environment."""
+
+    codec: ObservationCodec
 
     @property
     def env_id(self) -> str | None:
         """What the environment is called."""
-
-    def broken_weights(self) -> str | None:
-        """:return: the name of a network's tensor that is not finite; None: all are."""
 
 
 def sum_of(chosen: Mapping[str, Tensor]) -> Tensor | None:
@@ -40,7 +45,7 @@ def sum_of(chosen: Mapping[str, Tensor]) -> Tensor | None:
     return sum(sums[1:], sums[0]) if sums else None
 
 
-def check_chosen(agent: Subject, chosen: Mapping[str, Tensor]) -> None:
+def check_chosen(agent: Learner, chosen: Mapping[str, Tensor]) -> None:
     """Refuse what a policy chose that has become NaN; nothing happens where only a sum was too large.
 
     :param agent: whose policy
@@ -58,7 +63,7 @@ def check_chosen(agent: Subject, chosen: Mapping[str, Tensor]) -> None:
             raise diverged(agent, f"its {what} for environment {row} is {numbers[row, column].item()}")
 
 
-def diverged(agent: Subject, what: str) -> DivergedError:
+def diverged(agent: Learner, what: str) -> DivergedError:
     """:return: the error for an agent whose own numbers are none: which, since when, and what can be done."""
     weights = agent.broken_weights()
     holds = f", its weights {weights} are not finite" if weights and weights not in what else ""
@@ -71,7 +76,7 @@ def diverged(agent: Subject, what: str) -> DivergedError:
     )
 
 
-def check_losses(agent: Subject, means: Mapping[str, float]) -> None:
+def check_losses(agent: Learner, means: Mapping[str, float]) -> None:
     """Refuse to go on with losses that are none.
 
     :param agent: whose losses
@@ -91,7 +96,7 @@ def first_broken(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def check_shown(agent: Subject, when: str, shown: list[Obs], rewards: Tensor | None = None) -> None:
+def check_shown(agent: Seer, when: str, shown: list[Obs], rewards: Tensor | None = None) -> None:
     """Refuse what an environment shows; nothing happens where only a sum was too large.
 
     :param agent: who sees it
