@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from headway.scripts.cli import main
-from kill_resume import compare, differences
+from kill_resume import CASES, compare, differences
 
 
 def test_three_kills(tmp_path: Path) -> None:
@@ -18,12 +18,12 @@ def test_three_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agent", ["sac", "td3"])
-def test_twenty_kills(tmp_path: Path, agent: str) -> None:
-    hits, found = compare(tmp_path, kills=20, seed=20, total=1500, every=50, agent=agent)
+@pytest.mark.parametrize("case", CASES)
+def test_ten_kills_of_each_kind_of_run(tmp_path: Path, case: str) -> None:
+    hits, found = compare(tmp_path, kills=10, seed=20, total=900, every=50, case=case)
     assert found == []
-    assert len(hits) == 20
-    assert len({hit.checkpoint for hit in hits}) > 5
+    assert len(hits) == 10
+    assert len({hit.checkpoint for hit in hits}) > 4
     assert {"starting", "stepping", "writing", "finishing"} == {hit.moment for hit in hits}
 
 
