@@ -24,7 +24,7 @@ from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from ..wrappers.random_delay import Form
 from .peers import Peer, is_trusted, name_of, trainable
-from .runs import read_run, read_yaml
+from .runs import read_run
 from .worlds import World
 
 T = TypeVar("T")

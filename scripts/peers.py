@@ -25,7 +25,6 @@ from ..agents.core.config import Config
 from ..agents.core.plain_yaml import read_yaml
 from ..agents.core.registry import agent_name, find_agent, find_class
 from ..envs.naming import nearest
-from .runs import read_yaml
 
 PACKAGES = {"sb3": "stable_baselines3", "sb3_contrib": "sb3_contrib"}
 """What stands before the colon of a rival's name, and the package that is meant."""

@@ -409,7 +409,8 @@ def _pivot(title: str, found: Sequence[Comparison], arms: Sequence[str], cell: C
     columns = list(dict.fromkeys(comparison.environment for comparison in found))
     texts = {}
     for c in found:
-        missing = f" ({c.runs} of {c.planned} runs)" if c.runs < c.planned else ""
+        broken = f", {c.broken} without a finite score" if c.broken else ""
+        missing = f" ({c.runs} of {c.planned} runs{broken})" if c.runs < c.planned else ""
         texts[c.arm, c.environment] = (cell(c) or "-") + missing
     return _table([title, *columns], [[arm, *(texts[arm, column] for column in columns)] for arm in arms])
 

@@ -25,7 +25,7 @@ TOGETHER = "all, normalised"
 EXIT = "exit code"
 """Begins the last line of a run's log."""
 
-INTERRUPTED = (130, 143, -2, -15)
+INTERRUPTED = (129, 130, 143, -1, -2, -15)
 """Exit codes of a run that was asked to stop: it can go on."""
 
 
@@ -241,6 +241,7 @@ class Comparison:
     :param arm: its label
     :param runs: how many enter
     :param planned: how many there should be
+    :param broken: how many of the others are finished, but hold no finite score
     :param iqm: their interquartile mean; None without runs
     :param improvement: probability that a run of it scores higher than one of the baseline; None for that itself
     """
@@ -250,6 +251,7 @@ class Comparison:
     arm: str
     runs: int
     planned: int
+    broken: int
     iqm: Estimate | None
     improvement: Estimate | None
 
@@ -304,6 +306,8 @@ def _comparison(
 
     ours, theirs = scores(arm), scores(suite.baseline)
     complete = all(map(len, ours))
+    labels = [environment.label for environment in group]
+    of_arm = [r for r in results if r.trial.arm == arm and r.trial.environment in labels]
     compared = complete and all(map(len, theirs)) and arm != suite.baseline
     return Comparison(
         score,
@@ -311,6 +315,7 @@ def _comparison(
         arm,
         sum(map(len, ours)),
         len(suite.seeds) * len(group),
+        sum(r.status == "finished" and not r.counts for r in of_arm),
         estimate_iqm(ours) if complete else None,
         estimate_improvement(ours, theirs) if compared else None,
     )

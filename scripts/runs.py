@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from ..agents.core.files.replacing import replacing
@@ -79,43 +78,6 @@ def check_outputs(*paths: Path | None, plot: Path | None = None, flag: str = "--
             if cause.errno is None:
                 raise
             raise OSError(f"cannot write {path}: {cause.strerror}; choose another place") from cause
-
-
-LARGEST = 100_000
-"""Values that a YAML file of settings may stand for. Our choice."""
-
-
-def read_yaml(text: str, name: str) -> Any:
-    """Read YAML that somebody wrote.
-
-    :param text: of it
-    :param name: what it is called in messages
-    :return: what it holds: plain values, lists and dicts
-    :raises ValueError: it is no YAML, refers to itself, or stands for more than a file of settings can hold
-    """
-
-    def count(value: Any, above: tuple[int, ...] = ()) -> int:
-        if not isinstance(value, (dict, list)):
-            return 1
-        if id(value) in above:
-            raise ValueError(f"{name} refers to itself: write out what the alias stands for")
-        total, inner = 1, (*above, id(value))
-        for part in value.values() if isinstance(value, dict) else value:
-            total += count(part, inner)
-            if total > LARGEST:
-                raise ValueError(
-                    f"{name} stands for more than {LARGEST:,} values: write out what its aliases stand for"
-                )
-        return total
-
-    try:
-        value = yaml.safe_load(text)
-        count(value)
-    except yaml.YAMLError as cause:
-        raise ValueError(f"{name} is not YAML: {' '.join(str(cause).split())}") from cause
-    except RecursionError as cause:
-        raise ValueError(f"{name} is nested too deeply, or refers to itself") from cause
-    return value
 
 
 @contextmanager

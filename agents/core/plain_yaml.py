@@ -36,6 +36,22 @@ for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
+LARGEST = 100_000
+"""Values that a text may stand for. Our choice."""
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Count values, those that aliases repeat each time; a few lines can stand for more than any memory holds."""
+    if isinstance(node, yaml.CollectionNode) and id(node) not in sizes:
+        sizes[id(node)] = 1  # for what holds itself, which is found later
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        sizes[id(node)] += sum(_check_size(part, sizes) for part in parts)
+    size = sizes.get(id(node), 1)
+    if size > LARGEST:
+        raise yaml.YAMLError(f"it stands for more than {LARGEST:,} values, by aliases or without")
+    return size
+
+
 def read_yaml(text: str, source: str) -> Any:
     """Read YAML, which JSON is too.
 
@@ -47,7 +63,10 @@ def read_yaml(text: str, source: str) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        return None if node is None else loader.construct_object(node, deep=True)  # deep: finds what holds itself
+        if node is None:
+            return None
+        _check_size(node, {})
+        return loader.construct_object(node, deep=True)  # deep: finds what holds itself
     except (yaml.YAMLError, TypeError, RecursionError) as cause:  # TypeError: keys that cannot be hashed
         reason = " ".join(str(cause).replace('in "<unicode string>", ', "").split())
         raise ValueError(f"{source} is not YAML that can be read safely: {reason}") from cause

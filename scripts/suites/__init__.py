@@ -14,7 +14,6 @@ from ...agents.core.plain_yaml import read_yaml
 from ...envs.naming import nearest
 from ..options import Run, TrainOptions, on_or_off, parse_train
 from ..peers import trainable
-from ..runs import read_yaml
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from headway.agents.core.files import list_checkpoints
 from headway.agents.core.files.contents import versions
 from headway.scripts import train as training
 from headway.scripts.cli import origin_of
-from headway.scripts.runs import check_outputs, read_yaml
+from headway.scripts.runs import check_outputs
 from kill_resume import newest
 
 TINY = shlex.split("--total-timesteps 60 --learning-starts 20 --batch-size 8 --net-arch 8 --eval-episodes 1")
@@ -335,20 +335,19 @@ def test_where_errors_come_from() -> None:
 # -- YAML that stands for more than it says ----------------------------------------------------------------------------
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{new}: &{new} [{','.join(10 * [f'*{old}'])}]\n" for old, new in zip("abcdef", "bcdefg", strict=True)
+    f"{new}: &{new} [{','.join(10 * [f'*{old}'])}]\n" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("net_arch: &a [*a]", "refers to itself"),
-        ("&a gamma: {tau: &b {c: *b}}", "refers to itself"),
-        ("&top\ngamma: *top", "refers to itself"),
-        (BOMB, "stands for more than 100,000 values"),
-        (5000 * "[", "is nested too deeply"),
-        ("gamma: [1", "is not YAML"),
-        ("gamma: *nobody", "is not YAML"),
+        ("net_arch: &a [*a]", "recursive"),
+        ("gamma: &b {c: *b}", "recursive"),
+        ("&top\ngamma: *top", "recursive"),
+        (BOMB, "it stands for more than 100,000 values"),
+        (5000 * "[", "recursion"),
+        ("gamma: *nobody", "undefined alias"),
     ],
 )
 def test_odd_yaml_is_one_line(headway: Command, text: str, message: str) -> None:
@@ -356,9 +355,9 @@ def test_odd_yaml_is_one_line(headway: Command, text: str, message: str) -> None
     for command in ("train sac --env worlds:Point-v0 --config odd.yaml", "benchmark learn odd.yaml"):
         code, out, err = headway(*command.split())
         assert (code, out, err.count("\n")) == (1, "", 1)
-        assert f"odd.yaml {message}" in err
-    shared = read_yaml("a: &a [1, 2]\nb: *a\nc: *a", "shared")  # which is no fault
-    assert shared == {"a": [1, 2], "b": [1, 2], "c": [1, 2]}
+        assert err.startswith("headway: error: odd.yaml is not YAML that can be read safely: ")
+        assert message in err
+        assert "HEADWAY_TRACEBACK" not in err
 
 
 # -- policies that diverge ---------------------------------------------------------------------------------------------

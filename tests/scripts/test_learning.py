@@ -366,7 +366,9 @@ def test_report_of_hardly_anything(headway: Command, tmp_path: Path) -> None:
     assert (tmp_path / "learning_curves.png").exists()
     (trial.folder / "evaluations.csv").write_text("step,mean\n0,-1\n40,nan\n60,nan\n")
     assert headway("benchmark", "learn", tmp_path, "--report-only")[0] == 0
-    assert "**Only 0 of 1 runs enter" in (tmp_path / "results.md").read_text()
+    text = (tmp_path / "results.md").read_text()
+    assert "**Only 0 of 1 runs enter" in text
+    assert "(0 of 1 runs, 1 without a finite score)" in text
     assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["final"] is None
 
 
