@@ -6,6 +6,7 @@ import operator
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -21,18 +22,28 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 
 from ...envs import BatchedEnv, make, supports_rgb
+from ...envs.generators import write_global_numpy, write_python, write_torch
+from ...envs.schema import array, group, maybe
 from ...wrappers.batching import as_batched, counts_of, footprint
 from ...wrappers.sb3 import BatchedVecEnv
 from ...wrappers.snapshot import StateNotSavable
-from ...wrappers.specs import inner_id, is_batch, make_spec, named, not_imported, spec_from_json, spec_of, spec_to_json
+from ...wrappers.specs import inner_id, is_batch, make_spec, named, spec_from_json, spec_of, spec_to_json, unasked
 from .attributes import expose, guard
 from .config import AgentConfig
 from .files import contents
+from .files.budget import Budget
 from .files.contents import Contents
-from .files.errors import FileFormatError
+from .files.errors import FileFormatError, one_line, reading
 from .loop import LearningLoop, Part
 from .nets import Optimiser, Tracked, TrackedModules, check_precision
-from .normalization import BatchNormalizer, is_fresh, load_normalizer_state, normalised_keys, normalizer_state
+from .normalization import (
+    BatchNormalizer,
+    is_fresh,
+    load_normalizer_state,
+    normalised_keys,
+    normalizer_state,
+    checked_state,
+)
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent
 from .sb3_names import POLICIES, as_fields, check_policy, check_subclass, policy_fields
@@ -43,6 +54,7 @@ from .spaces import (
     actions_of,
     check_actions,
     count_rows,
+    dtype_name,
     map_obs,
     space_from_json,
     space_to_json,
@@ -155,6 +167,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """Whether it reads action buffers in [-1, 1]; policies of earlier versions may not."""
         self._statistics: Mapping[str, Any] | None = None
         """Of the VecNormalize that a loaded policy was trained in."""
+        self._budget: AbstractContextManager[Any] = nullcontext()
         self.env_is_broken = False
         if _init_setup_model and self.env is not None:
             self._setup_model()
@@ -235,7 +248,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.modules = TrackedModules(self.device, self.config.learning_rate)
         self._begin_loop()
         self.register("generators", Part(self._streams, self._load_streams))
-        with torch.random.fork_rng(devices=[], enabled=self.seed_is_drawn):
+        with self._budget, torch.random.fork_rng(devices=[], enabled=self.seed_is_drawn):
             if self.seed_is_drawn:
                 torch.default_generator.manual_seed(self.seed or 0)
             self._build()
@@ -470,8 +483,9 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         return {name: generator.get_state() for name, generator in self.generators.items()}
 
     def _load_streams(self, state: Mapping[str, Tensor]) -> None:
+        group(dict.fromkeys(self.generators, array(None, "uint8")))(state, "generators")
         for name, generator in self.generators.items():
-            generator.set_state(state[name])
+            write_torch(generator, state[name], f"generators[{name!r}]")
 
     def _env_state(self) -> dict[str, Any] | None:
         """The environments and what they last showed, or None where they must be restarted."""
@@ -486,6 +500,9 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
 
     def _load_env_state(self, state: Mapping[str, Any] | None) -> None:
         if state is not None:
+            rows = {name: array((self.n_envs, *f.shape), dtype_name(f.dtype)) for name, f in self.codec.fields.items()}
+            seen = next(iter(rows.values())) if len(rows) == 1 else group(rows)
+            group({"env": lambda *_: None, "obs": seen, "raw_obs": maybe(seen)})(state, "environment")
             self.batched_env.load_state(state["env"])
             obs, raw = (None if o is None else map_obs(self._to_device, o) for o in (state["obs"], state["raw_obs"]))
             assert obs is not None
@@ -608,6 +625,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             )
         plain = {name: overrides.pop(name) for name in _PLAIN if name in overrides}
         plain = {"seed": manifest["seed"], "stats_window_size": manifest["stats_window_size"]} | plain
+        held = read.networks.values()
+        numbers = sum(tensor.numel() for tensor in held)
         try:
             # As a configuration, never as keywords: a file that names "env" there must not choose what is imported.
             agent = cls(
@@ -619,18 +638,25 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
                 **overrides,
             )
             agent.seed_is_drawn |= plain["seed"] == manifest["seed"] and manifest.get("seed_is_drawn", False)
-            agent.observation_space = space_from_json(manifest["observation_space"])
-            agent.action_space = space_from_json(manifest["action_space"])
+            agent.observation_space = space_from_json(manifest["observation_space"], numbers)
+            agent.action_space = space_from_json(manifest["action_space"], numbers)
+            agent._check_spaces(agent.observation_space, agent.action_space)
+            agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
         except (KeyError, TypeError, ValueError) as cause:
             if overrides:
                 raise
             raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
-        agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
-        agent.scales_buffers = bool(manifest.get("scaled_buffers", cls.flattens))  # DCAC always did
-        agent._statistics = read.normalizer
+        agent.scales_buffers = manifest.get("scaled_buffers", cls.flattens)  # DCAC always did
+        with reading(path):
+            agent._statistics = None if read.normalizer is None else checked_state(read.normalizer)
         if env is not None:
             agent.attach_env(env)
-        agent._setup_model()
+        with nullcontext() if overrides else reading(path):  # an override may be at fault as well
+            # One that changes networks may make them larger than those in the file.
+            grown = overrides.keys() - {*cls.arguments, *cls.config_class.live}
+            agent._budget = nullcontext() if grown else Budget(held)
+            agent._setup_model()
+            agent._budget = nullcontext()
         try:
             agent.modules.load_state(agent._networks_of(read))
         except ValueError as cause:
@@ -704,7 +730,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param env: an environment built as the interrupted one was; made from its spec where that was saved, and there
             was one row, or one batch of them
         :param device: where to load it
-        :param trust_env: import the modules that the saved spec names; otherwise they must be imported already
+        :param trust_env: make the environment of the saved spec even if that imports modules that are not imported
+            already, or writes files
         :param options: ``verbose`` or ``tensorboard_log``, what the agent lists in :attr:`arguments`, and
             hyper-parameters that may change while it trains (its configuration's ``live``)
         :return: the agent
@@ -717,7 +744,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         read = contents.read_newest(Path(directory))
         manifest, path = read.manifest, read.path
         if env is None and not cls.arguments:
-            env = _saved_env(manifest, path, trust_env)
+            env = _saved_env(read, trust_env)
         agent = cls._from_contents(read, env, device, dict(options))
         if agent.n_envs != manifest["n_envs"]:
             raise ValueError(f"{path} was saved with {manifest['n_envs']} environments, env has {agent.n_envs}")
@@ -731,7 +758,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             odd = sorted(read.parts.keys() ^ (agent.parts.keys() | {"extra"}))
             raise FileFormatError(f"{path} does not hold just what {cls.__name__} needs to go on: {', '.join(odd)}")
         for name, part in agent.parts.items():
-            part.load_state(read.parts[name])
+            with reading(f"{path}, {name}"):
+                part.load_state(read.parts[name])
         agent.resumed_extra = read.parts["extra"]
         return agent
 
@@ -754,10 +782,11 @@ def _global_streams() -> dict[str, Any]:
 
 
 def _set_global_streams(streams: Mapping[str, Any]) -> None:
-    torch.set_rng_state(streams["torch"])
-    np.random.set_state(tuple(streams["numpy"]))  # noqa: NPY002
-    version, internal, gauss = streams["python"]
-    random.setstate((version, tuple(internal), gauss))
+    where = "global_streams"
+    group(dict.fromkeys(("torch", "numpy", "python"), lambda *_: None))(streams, where)
+    write_torch(torch.default_generator, streams["torch"], f"{where}['torch']")
+    write_global_numpy(streams["numpy"], f"{where}['numpy']")
+    write_python(random, streams["python"], f"{where}['python']")
 
 
 def _training_env(env: Any, check: Callable[[spaces.Space[Any], spaces.Space[Any]], None]) -> VecEnv:
@@ -803,17 +832,29 @@ def _saved_spec(manifest: Mapping[str, Any]) -> EnvSpec | None:
     return named(manifest["env_id"]) if manifest.get("env_id") and "env_spec" not in manifest else None
 
 
-def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
-    """Make the environment that a file was saved with."""
-    spec = _saved_spec(manifest)
-    if spec is None or (manifest["n_envs"] != 1 and not is_batch(spec)):
+def _saved_env(read: Contents, trusted: bool) -> Any:
+    """Make the environment that a checkpoint was saved with."""
+    manifest, path, rows = read.manifest, read.path, read.manifest["n_envs"]
+    with reading(path):
+        spec = _saved_spec(manifest)
+    if spec is None or (rows != 1 and not is_batch(spec)):
         raise ValueError(
-            f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
-            "pass env=, built as it was then"
+            f"{path} was saved with {rows} environments of id {manifest.get('env_id')}: pass env=, built as it was then"
         )
-    if not trusted and (module := not_imported(spec)) is not None:
+    if not trusted and (what := unasked(spec)) is not None:
         raise ValueError(
-            f"{path} was saved with environment {inner_id(spec)}, which needs the module {module}: pass env=, import "
-            f"{module} first, or, if you trust the file, pass trust_env=True"
+            f"{path} was saved with environment {one_line(inner_id(spec))}, which would {one_line(what)}: pass env=, "
+            "import the module first, or, if you trust the file, pass trust_env=True"
         )
-    return make_spec(spec, manifest["n_envs"])
+    shown = read.parts.get("environment")
+    seen = shown.get("obs") if isinstance(shown, Mapping) else None
+    if rows != 1 and (not isinstance(seen, (Tensor, Mapping)) or _rows_of(seen) != rows):
+        raise FileFormatError(f"{path} names {rows} environments, but does not hold as many: pass env=")
+    return make_spec(spec, rows)
+
+
+def _rows_of(obs: Any) -> int | None:
+    """:return: how many rows saved observations have; None: they are none"""
+    parts = list(obs.values()) if isinstance(obs, Mapping) else [obs]
+    sizes = {len(part) if isinstance(part, Tensor) and part.dim() else None for part in parts}
+    return sizes.pop() if len(sizes) == 1 else None

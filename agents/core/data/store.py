@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ....envs.generators import write_torch
+from ....envs.schema import array
 from ..spaces.fields import Fields, FieldSpec, Obs, map_obs
 
 if TYPE_CHECKING:
@@ -316,14 +318,12 @@ class ReplayStore(Generic[BatchT]):
 
         :param state: what :meth:`state` returned in a store of the same fields, capacity and number of environments;
             its tensors may be on any device.
-        :raises ValueError: if a name, size, shape or dtype does not fit; the store is then as it was before.
+        :raises ValueError: if a name, size, shape or dtype does not fit, or a number is impossible; the store is then
+            as it was before.
         """
         heads, sizes = self._check_state(state)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        try:
-            self.generator.set_state(tensors["generator"].cpu())
-        except RuntimeError as error:
-            raise ValueError(f"the state's 'generator' is damaged ({error}): load an intact checkpoint") from error
+        write_torch(self.generator, state["generator"], "the state's 'generator'")
         rows = self._stored_rows(sizes)
         for name, flat in self._flat.items():
             flat.index_copy_(0, rows, tensors[f"data.{name}"].to(self.device))
@@ -450,28 +450,33 @@ class ReplayStore(Generic[BatchT]):
     def _check_state(self, state: Mapping[str, Tensor | int]) -> tuple[Tensor, Tensor]:
         names = ["capacity_per_env", "n_envs", "heads", "sizes", "open_runs", "runs", "generator"]
         names += [f"data.{name}" for name in self.fields]
-        if state.keys() != set(names):
-            raise ValueError(f"state: {_name_difference(state, dict.fromkeys(names))}")
+        if not isinstance(state, Mapping) or state.keys() != set(names):
+            found = state if isinstance(state, Mapping) else {}
+            raise ValueError(f"state: {_name_difference(found, dict.fromkeys(names))}")
         for name, value in (("capacity_per_env", self.capacity_per_env), ("n_envs", self.n_envs)):
-            if state[name] != value:
+            if type(state[name]) is not int or state[name] != value:
                 raise ValueError(
                     f"the state has {name} {state[name]}, this store {value}: build the store with the saved value"
                 )
-        heads = _checked_tensor(state, "heads", (self.n_envs,), torch.int64).cpu()
-        sizes = _checked_tensor(state, "sizes", (self.n_envs,), torch.int64).cpu()
         limit = self.capacity_per_env
+        positions = []
+        for name, most in (("heads", limit - 1), ("sizes", limit)):
+            value = state[name]
+            array((self.n_envs,), "int64", low=0, high=most)(value, f"the state's {name!r}")
+            assert isinstance(value, Tensor)
+            positions.append(value.cpu())
+        heads, sizes = positions
         # A column that never came round has its head at its size.
-        if not ((heads >= 0) & (heads < limit) & ((sizes == limit) | (sizes == heads))).all():
+        if not ((sizes == limit) | (sizes == heads)).all():
             raise ValueError(
                 f"the state's write positions are impossible (heads {heads.tolist()}, sizes {sizes.tolist()}, limit "
                 f"{limit} rows per environment): load an intact checkpoint"
             )
         rows = int(sizes.sum())
-        _checked_tensor(state, "open_runs", (self.n_envs,), torch.int32)
-        _checked_tensor(state, "runs", (rows,), torch.int32)
-        _checked_tensor(state, "generator", tuple(self.generator.get_state().shape), torch.uint8)
+        array((self.n_envs,), "int32", low=0)(state["open_runs"], "the state's 'open_runs'")
+        array((rows,), "int32", low=1)(state["runs"], "the state's 'runs'")
         for name, field in self.fields.items():
-            _checked_tensor(state, f"data.{name}", (rows, *field.shape), field.dtype)
+            field.check(state[f"data.{name}"], f"the state's 'data.{name}'", (rows,))
         return heads, sizes
 
 
@@ -516,17 +521,6 @@ def _wrap(flat: Tensor, ring: int) -> Tensor:
 def _name_difference(got: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     missing, unknown = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     return f"expected exactly the fields {sorted(expected)}; missing {missing}, unknown {unknown}"
-
-
-def _checked_tensor(state: Mapping[str, Tensor | int], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    value = state[name]
-    if isinstance(value, Tensor) and value.dtype is dtype and value.shape == shape:
-        return value
-    got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(
-        f"the state's {name!r} must be {dtype} of shape {shape}, got {got}: load it into a store built "
-        "as the saved one, on the same kind of device"
-    )
 
 
 def _check_at_least_one(name: str, value: int) -> None:
