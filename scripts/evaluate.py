@@ -24,7 +24,7 @@ from ..agents.core.files import list_checkpoints, read_archive, unpack
 from ..agents.core.files.errors import reading
 from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import write_csv
-from ..agents.core.normalization import load_normalizer_state, checked_state
+from ..agents.core.normalization import checked_state, load_normalizer_state
 from ..envs import is_batched, make
 from ..envs.batched import Obs
 from ..wrappers import BatchedVecEnv, as_batched
@@ -300,10 +300,10 @@ def read_policy(path: Path, name: str | None, device: str) -> Policy:
 
 def _world_of_run(folder: Path) -> World | None:
     """:return: the environment of a run folder; None where it is none."""
-    if not (folder / "config.json").exists():
-        return None
-    options = read_run(folder)["options"]
-    return World(options["env"], options.get("delay"), options.get("delay_form", "dict"))
+    options = read_run(folder)["options"] if (folder / "config.json").exists() else {}
+    return (
+        None if "env" not in options else World(options["env"], options.get("delay"), options.get("delay_form", "dict"))
+    )
 
 
 def _world(options: EvaluateOptions, policy: Policy) -> World:

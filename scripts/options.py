@@ -211,6 +211,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """:return: the run in JSON's terms, as ``config.json`` holds it."""
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
+        del options["trust_env"]  # which is of one command, and never a folder's to say
         return {"agent": self.name, "options": options, "config": self.config.to_dict()}
 
 

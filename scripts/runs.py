@@ -16,7 +16,7 @@ from ..envs.schema import group, maybe, named, text, whole
 
 _VALUES = named(lambda *_: None)
 _OPTIONS = group(
-    {"env": text(), "delay": maybe(text()), "delay_form": text()}, optional=("delay", "delay_form"), others=True
+    {"env": text(), "delay": maybe(text()), "delay_form": text()}, optional=("env", "delay", "delay_form"), others=True
 )
 _RUN = group(
     {"agent": text(), "options": _OPTIONS, "config": _VALUES, "versions": named(text()), "finished": whole()},

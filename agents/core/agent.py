@@ -38,11 +38,11 @@ from .loop import LearningLoop, Part
 from .nets import Optimiser, Tracked, TrackedModules, check_precision
 from .normalization import (
     BatchNormalizer,
+    checked_state,
     is_fresh,
     load_normalizer_state,
     normalised_keys,
     normalizer_state,
-    checked_state,
 )
 from .policy import AgentPolicy, Memory
 from .registry import AGENTS, agent_name, register_agent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -102,19 +103,8 @@ class ReplayStore(Generic[BatchT]):
         if self.device.type == "cpu":
             _check_memory(self._ring, self.fields)
 
-        # Slot-major, so pages are first touched as slots fill. The flat views share the storage: flat index =
-        # slot * N + column, and a step back in time is minus N modulo the ring, whatever the column.
-        lead = (self.capacity_per_env, n_envs)
-        self._data = {
-            k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in self.fields.items()
-        }
         self._make: Callable[..., BatchT] = batch_type
         self._grouping = {f.name: fields[f.name] for f in dataclasses.fields(batch_type)}
-
-        # A row's run is the number of consecutive rows of its episode up to and with it, overwritten ones included;
-        # it makes the validity of a window a comparison at its last row.
-        self._runs = torch.empty(lead, dtype=torch.int32, device=self.device)
-        self._make_views()
         self._open_runs = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
 
         # Write positions live on the host. While the columns are level the integers below are the truth and these
@@ -124,23 +114,40 @@ class ReplayStore(Generic[BatchT]):
         self._sizes = torch.zeros(n_envs, dtype=torch.int64)
         self._settle()
 
+    # Rows are allocated when the first are stored or looked for: an agent that is loaded to act needs none, and its
+    # file could ask for any number of them.
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Tensor]:
+        # Slot-major, so pages are first touched as slots fill. The flat views share the storage: flat index =
+        # slot * N + column, and a step back in time is minus N modulo the ring, whatever the column.
+        lead = (self.capacity_per_env, self.n_envs)
+        return {k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in self.fields.items()}
+
+    @functools.cached_property
+    def _flat(self) -> dict[str, Tensor]:
+        return {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
+
+    @functools.cached_property
+    def _drawn(self) -> list[tuple[str, Obs]]:
+        return [(name, self._grouped(name, spec)) for name, spec in self._grouping.items()]
+
+    @functools.cached_property
+    def _runs(self) -> Tensor:
+        # A row's run is the number of consecutive rows of its episode up to and with it, overwritten ones included;
+        # it makes the validity of a window a comparison at its last row.
+        return torch.empty(self.capacity_per_env, self.n_envs, dtype=torch.int32, device=self.device)
+
+    @functools.cached_property
+    def _flat_runs(self) -> Tensor:
+        return self._runs.view(self._ring)
+
     def __len__(self) -> int:
         return self._rows
-
-    def _make_views(self) -> None:
-        self._flat = {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
-        self._flat_runs = self._runs.view(self._ring)
-        self._drawn: list[tuple[str, Obs]] = [
-            (name, self._grouped(name, spec)) for name, spec in self._grouping.items()
-        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without views: each would come back with memory of its own."""
         return {k: v for k, v in vars(self).items() if k not in ("_flat", "_flat_runs", "_drawn")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_views()
 
     @torch.no_grad()
     def add(self, rows: Mapping[str, Stored], mask: Tensor | None = None) -> None:
