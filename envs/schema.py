@@ -119,7 +119,7 @@ def row(*checks: Check) -> Check:
     return check
 
 
-def named(check: Check) -> Check:
+def by_name(check: Check) -> Check:
     """:return: a check for a mapping from texts to what another check takes."""
 
     def check_all(value: Any, where: str) -> None:

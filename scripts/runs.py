@@ -12,14 +12,14 @@ from typing import Any
 from tqdm import tqdm
 
 from ..agents.core.files.replacing import replacing
-from ..envs.schema import group, maybe, named, text, whole
+from ..envs.schema import by_name, group, maybe, text, whole
 
-_VALUES = named(lambda *_: None)
+_VALUES = by_name(lambda *_: None)
 _OPTIONS = group(
     {"env": text(), "delay": maybe(text()), "delay_form": text()}, optional=("env", "delay", "delay_form"), others=True
 )
 _RUN = group(
-    {"agent": text(), "options": _OPTIONS, "config": _VALUES, "versions": named(text()), "finished": whole()},
+    {"agent": text(), "options": _OPTIONS, "config": _VALUES, "versions": by_name(text()), "finished": whole()},
     optional=("versions", "finished"),
     others=True,
 )

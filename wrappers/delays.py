@@ -100,7 +100,7 @@ LONGEST = 10_000
 def _checked(name: str, value: Any, low: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise ValueError(f"{name} must be a whole number of ticks, at least {low}, got {value!r}")
-    if value > LONGEST:
+    if int(value) > LONGEST:
         raise ValueError(f"{name} must be at most {LONGEST} ticks, got {value}")
     return int(value)
 

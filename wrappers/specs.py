@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..envs import BatchedEnv, is_batched, make, make_batched
 from ..envs.registration import full_id
-from ..envs.schema import each, group, maybe, named, real, text, whole
+from ..envs.schema import by_name, each, group, maybe, real, text, whole
 
 DELAYED = "headway/Delayed-v0"
 RANDOM_DELAY = "headway.wrappers.random_delay:RandomDelay"
@@ -34,7 +34,7 @@ OURS = ("gymnasium", "headway")
 _ACTING = {"RecordVideo", "HumanRendering", "Monitor", "VideoRecorder"}
 """Wrappers that write files, or open windows."""
 
-_KEYWORDS = named(lambda *_: None)
+_KEYWORDS = by_name(lambda *_: None)
 _LIMIT = maybe(whole(-1))
 _DELAYED = group(
     {"env_id": text(), "observation_delay": text(), "action_delay": text(), "form": text("dict", "flat", "bare")},

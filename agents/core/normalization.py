@@ -9,7 +9,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from ...envs.schema import Check, array, each, either, flag, group, maybe, named, real, text
+from ...envs.schema import Check, array, by_name, each, either, flag, group, maybe, real, text
 from .spaces import ObservationCodec
 
 
@@ -158,7 +158,7 @@ def _check_settings(state: Any) -> None:
     settings = {"norm_obs": flag, "norm_reward": flag, "clip_obs": clip, "clip_reward": clip}
     settings |= {"gamma": real(0, 1), "epsilon": real(0), "norm_obs_keys": maybe(each(text()))}
     moments = _moments_of(None)
-    statistics = {"ret_rms": _moments_of(()), "obs_rms": either(moments, named(moments))}
+    statistics = {"ret_rms": _moments_of(()), "obs_rms": either(moments, by_name(moments))}
     group({**settings, **statistics}, optional=("obs_rms",))(state, "the VecNormalize")
     if state["norm_obs"] != ("obs_rms" in state):
         raise ValueError("the VecNormalize must hold statistics of observations just if it normalises them")

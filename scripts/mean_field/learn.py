@@ -11,7 +11,7 @@ import tyro
 
 from ...agents.core.config import Config, Range, describe
 from ...envs.mean_field import GAMES, MFGame
-from ...envs.schema import each, group, named, text, whole
+from ...envs.schema import by_name, each, group, text, whole
 from ..machine import origin
 from ..options import early_flags, parse_flags
 from ..runs import alone, write_json
@@ -117,7 +117,7 @@ def _saved(arguments: Sequence[str]) -> Options | None:
         raise FileNotFoundError(f"--resume {file.parent}: headway mfg learn has not written it, it has no learn.json")
     try:
         content = json.loads(file.read_text())
-        group({"format": whole(1), "flags": named(lambda *_: None)}, others=True)(content, "it")
+        group({"format": whole(1), "flags": by_name(lambda *_: None)}, others=True)(content, "it")
         if content["format"] > FORMAT:
             raise ValueError(f"it has format {content['format']}, this version reads up to {FORMAT}")
         flags = content["flags"]

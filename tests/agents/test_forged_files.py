@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import re
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,134 @@ def test_five_hundred_forged_files(share: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_thousand_forged_files(tmp_path: Path) -> None:
     forge_all(range(10_000), tmp_path)
+
+
+# ---- one by one: files of a few kilobytes that would fill the memory, run for hours, or be silently wrong ------------
+
+
+def forged(folder: Path, world: str, edit: Callable[[dict[str, Any]], object], tensors: Any = None) -> Path:
+    archive = files(world).policy
+    manifest = deepcopy(archive.manifest)
+    edit(manifest)
+    networks = archive.members["networks"]
+    networks = networks if tensors is None else {name: tensors(tensor) for name, tensor in networks.items()}
+    write_archive(folder / "forged.zip", manifest, archive.members | {"networks": networks})
+    return folder / "forged.zip"
+
+
+LARGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
+    "rows": ("TD3", lambda m: m.update(n_envs=10**12), r"\['n_envs'\] must be a whole number"),
+    "observations": (
+        "TD3",
+        lambda m: m["observation_space"].update(shape=[10**9], low=-1, high=1),
+        "more numbers than",
+    ),
+    "half as many": ("TD3", lambda m: m["observation_space"].update(shape=[10**6], low=-1, high=1), "own content"),
+    "wrapping around": (
+        "TD3",
+        lambda m: m.update(observation_space={"type": "MultiBinary", "n": [2**39, 2**39]}),
+        "more numbers than",
+    ),
+    "choices": (
+        "TD3",
+        lambda m: m.update(observation_space={"type": "Discrete", "n": 2**40, "start": 0, "dtype": "int64"}),
+        "own content",
+    ),
+    "wide layers": ("TD3", lambda m: m["config"].update(net_arch=[30_000, 30_000]), "own content"),
+    "many layers": ("TD3", lambda m: m["config"].update(net_arch=[1] * 50_000), "own content"),
+    "many wide layers": ("TD3", lambda m: m["config"].update(net_arch=[1000] * 100), "own content"),
+    "critics": ("TD3", lambda m: m["config"].update(n_critics=10**9), "own content"),
+    "rows of a store": ("TD3", lambda m: m["config"].update(buffer_size=10**13), "this machine has"),
+    "a name": ("TD3", lambda m: m.update({"class": "x" * 10**6}), "not known here"),
+    "a field's name": ("TD3", lambda m: m["config"].update({"x" * 10**6: 1}), "has no field"),
+    "nested": ("TD3", lambda m: m.update(env_spec="[" * 10**6), "no spec of an environment"),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_sizes_are_held_against_what_the_file_holds(what: str, tmp_path: Path) -> None:
+    world, edit, message = LARGE[what]
+    place = forged(tmp_path, world, edit)
+    outcome, told = attempt(lambda: agents.load(place, device="cpu"), check_agent, FileFormatError)
+    assert outcome == "refused", told
+    assert re.search(message, told), told
+
+
+def test_what_an_agent_would_store_takes_no_memory_until_it_stores(tmp_path: Path) -> None:
+    for world, config in (("TD3", {"buffer_size": 10**8}), ("PPO, several", {"n_steps": 10**7, "batch_size": 8})):
+        place = forged(tmp_path, world, lambda m, config=config: m["config"].update(config))  # type: ignore[misc]
+        outcome, told = attempt(lambda place=place: agents.load(place, device="cpu"), check_agent, FileFormatError)  # type: ignore[misc]
+        assert outcome == "accepted", told
+
+
+WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], Any, str]] = {
+    "whole weights": (lambda m: None, lambda t: t.long(), "holds torch.int64, this agent's torch.float32"),
+    "flags as weights": (lambda m: None, lambda t: t.bool(), "holds torch.bool"),
+    "double weights": (lambda m: None, lambda t: t.double(), "holds torch.float64"),
+    "no numbers": (lambda m: None, lambda t: t * torch.nan, "holds NaN or infinity"),
+    "negative moments": (lambda m: None, lambda t: -t.abs(), "exp_avg_sq' must lie from 0|step' must lie from 0"),
+    "steps in words": (lambda m: m.update(num_timesteps="a"), None, r"\['num_timesteps'\] must be a whole number"),
+    "negative updates": (lambda m: m.update(n_updates=-1), None, r"\['n_updates'\]"),
+    "a seed beyond": (lambda m: m.update(seed=2**32), None, r"\['seed'\]"),
+    "endless actions": (lambda m: m["action_space"].update(low="-inf"), None, "finite bounds"),
+    "bounds that cross": (lambda m: m["action_space"].update(low=9.0), None, "the low ones not above the high ones"),
+    "no bounds": (lambda m: m["observation_space"].update(low="nan"), None, "the low ones not above the high ones"),
+    "a foreign dtype": (lambda m: m["observation_space"].update(dtype="object"), None, "must be one of bool, int8"),
+    "no config": (lambda m: m.pop("config"), None, "lacks 'config'"),
+    "versions": (lambda m: m.update(versions=[1]), None, "names and values"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_impossible_values_are_refused_by_name(what: str, tmp_path: Path) -> None:
+    edit, tensors, message = WRONG[what]
+    with pytest.raises(FileFormatError, match=message):
+        agents.load(forged(tmp_path, "TD3", edit, tensors), device="cpu")
+
+
+def resume_forged(folder: Path, world: str, part: str, edit: Callable[[Any], Any]) -> Any:
+    own = files(world)
+    manifest, members = deepcopy(own.checkpoint.manifest), dict(own.checkpoint.members)
+    tree, members[part] = pack(edit(unpack(manifest["parts"][part], members[part])))
+    manifest["parts"][part] = tree
+    write_archive(folder / "checkpoint-000000000045.zip", manifest, members)
+    return own.cls.resume(folder, own.env(), device="cpu")
+
+
+def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    owner = tree
+    for key in path[:-1]:
+        owner = owner[key]
+    owner[path[-1]] = value
+    return tree
+
+
+PARTS: dict[str, tuple[str, str, tuple[Any, ...], Any, str]] = {
+    "counters": ("TD3", "counters", ("updates",), -5, "whole number"),
+    "pending": ("TD3", "counters", ("pending",), [["update", 0]], "from 1"),
+    "collector": ("TD3", "collector", ("steps",), 10**9, "from 0 to 1"),
+    "metrics": ("TD3", "metrics", ("counts",), {}, "a count for each sum"),
+    "generators": ("TD3", "generators", ("update",), torch.zeros(5056, dtype=torch.uint8), "damaged"),
+    "episodes": ("SAC, normalised", "episodes", ("infos",), [{"r": "a", "l": 1}], "number"),
+    "variance": ("SAC, normalised", "normalizer", ("ret_rms", "var"), np.float64(-1) * np.ones(()), "from 0"),
+    "clip": ("SAC, normalised", "normalizer", ("clip_obs",), "a", "number over 0"),
+    "statistics": ("SAC, normalised", "normalizer", ("obs_rms", "mean"), np.zeros(5), "shape"),
+    "actions": ("DQN, tokens", "store", ("data.actions",), None, "data.actions"),
+    "order": ("PPO, several", "epoch", ("order",), torch.tensor([10**9]), "must lie from 0 to 31"),
+    "rollout": ("PPO, several", "rollout", ("steps",), 17, "from 0 to 16"),
+    "shown": ("TD3", "environment", ("obs",), torch.zeros(2, 3), "shape"),
+    "delays": ("DCAC", "store", ("data.ages",), None, "data.ages"),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_parts_of_a_checkpoint_are_checked(what: str, tmp_path: Path) -> None:
+    world, part, path, value, message = PARTS[what]
+
+    def edit(state: Any) -> Any:
+        # None: the same tensor with a number beyond its choices
+        return put(dict(state), path, torch.full_like(state[path[0]], 99) if value is None else value)
+
+    with pytest.raises(FileFormatError, match=message):
+        resume_forged(tmp_path, world, part, edit)
+    assert check_resumed(resume_forged(tmp_path, world, part, lambda state: state)) is None  # unforged

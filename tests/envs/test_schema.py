@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from headway.envs.generators import write_global_numpy, write_numpy, write_numpy_legacy, write_python, write_torch
-from headway.envs.schema import array, each, either, flag, group, maybe, named, real, row, text, whole
+from headway.envs.schema import array, by_name, each, either, flag, group, maybe, real, row, text, whole
 
 RECORD = group(
     {
@@ -16,7 +16,7 @@ RECORD = group(
         "law": maybe(text("gamma", "wifi")),
         "share": real(0, 1),
         "rows": each(row(text(), whole())),
-        "sums": named(array((None, 2), "float32", low=-1)),
+        "sums": by_name(array((None, 2), "float32", low=-1)),
         "on": either(flag, whole()),
     },
     optional=("on",),

@@ -466,13 +466,9 @@ class ReplayStore(Generic[BatchT]):
                     f"the state has {name} {state[name]}, this store {value}: build the store with the saved value"
                 )
         limit = self.capacity_per_env
-        positions = []
         for name, most in (("heads", limit - 1), ("sizes", limit)):
-            value = state[name]
-            array((self.n_envs,), "int64", low=0, high=most)(value, f"the state's {name!r}")
-            assert isinstance(value, Tensor)
-            positions.append(value.cpu())
-        heads, sizes = positions
+            array((self.n_envs,), "int64", low=0, high=most)(state[name], f"the state's {name!r}")
+        heads, sizes = (torch.as_tensor(state[name]).cpu() for name in ("heads", "sizes"))
         # A column that never came round has its head at its size.
         if not ((sizes == limit) | (sizes == heads)).all():
             raise ValueError(

@@ -26,7 +26,7 @@ CALLS = 5_000, 50
 _RANGES = {"arange", "linspace", "logspace"}
 
 
-class Budget(TorchDispatchMode):
+class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While this context is entered, tensors may be made up to a limit.
 
     :param held: the tensors that the file holds
@@ -34,7 +34,7 @@ class Budget(TorchDispatchMode):
     """
 
     def __init__(self, held: Collection[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.left = FREE + FACTOR * sum(tensor.numel() for tensor in held)
         self.calls = CALLS[0] + CALLS[1] * len(held)
 

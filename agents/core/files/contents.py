@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ....envs.schema import flag, group, maybe, named, text, whole
+from ....envs.schema import by_name, flag, group, maybe, text, whole
 from .archive import Archive, read_archive, write_archive
 from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
 from .errors import FileFormatError, reading
@@ -21,7 +21,7 @@ NETWORKS = "networks"
 MAX_ROWS = 1 << 20
 """Environments that an agent can have been saved with; our choice."""
 
-_ANYTHING = named(lambda *_: None)
+_ANYTHING = by_name(lambda *_: None)
 _DESCRIPTION = group(
     {
         "class": text(),
@@ -40,7 +40,7 @@ _DESCRIPTION = group(
         "episodes": whole(),
         "stats_window_size": whole(1, 2**31 - 1),
         "threads": whole(1, 2**16),
-        "versions": named(text()),
+        "versions": by_name(text()),
     },
     optional=("env_spec", "seed_is_drawn", "scaled_buffers"),
     others=True,
