@@ -509,7 +509,7 @@ def _finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float
     names = ["final.zip", "best.zip", curve.name, "evaluations.csv", "progress.csv"] + ["final.mp4"] * options.video
     print(f"in {folder}: {', '.join(names)}")
     named = f" --agent {run.name}" if ":" in run.name else ""
-    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}{named}{_env_flag(options)}")
+    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}{_env_flag(options)}{named}")
 
 
 def _env_flag(options: TrainOptions) -> str:

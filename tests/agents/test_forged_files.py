@@ -302,7 +302,7 @@ PARTS: dict[str, tuple[str, str, tuple[Any, ...], Any, str]] = {
     "metrics": ("TD3", "metrics", ("counts",), {}, "a count for each sum"),
     "generators": ("TD3", "generators", ("update",), torch.zeros(5056, dtype=torch.uint8), "damaged"),
     "episodes": ("SAC, normalised", "episodes", ("infos",), [{"r": "a", "l": 1}], "number"),
-    "variance": ("SAC, normalised", "normalizer", ("ret_rms", "var"), np.float64(-1) * np.ones(()), "from 0"),
+    "variance": ("SAC, normalised", "normalizer", ("ret_rms", "var"), np.array(-1.0), "from 0"),
     "clip": ("SAC, normalised", "normalizer", ("clip_obs",), "a", "number over 0"),
     "statistics": ("SAC, normalised", "normalizer", ("obs_rms", "mean"), np.zeros(5), "shape"),
     "actions": ("DQN, tokens", "store", ("data.actions",), None, "data.actions"),
