@@ -224,7 +224,12 @@ LARGE: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "choices": (
         "TD3",
         lambda m: m.update(observation_space={"type": "Discrete", "n": 2**40, "start": 0, "dtype": "int64"}),
-        "own content",
+        "more numbers than",
+    ),
+    "choices of several": (
+        "PPO, several",
+        lambda m: m["action_space"].update(nvec=[10**12, 2]),
+        "more numbers than",
     ),
     "wide layers": ("TD3", lambda m: m["config"].update(net_arch=[30_000, 30_000]), "own content"),
     "many layers": ("TD3", lambda m: m["config"].update(net_arch=[1] * 50_000), "own content"),

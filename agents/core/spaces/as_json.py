@@ -96,13 +96,18 @@ def _space(content: Any, left: int, where: str) -> tuple[spaces.Space[Any], int]
             inner, left = _space(part, left, f"{where}[{key!r}]")
             parts.append((key, inner))
         return spaces.Dict(parts), left  # order is kept
-    shape = content.get("shape", content.get("n", content.get("nvec", 1)))
-    left -= math.prod(shape) if isinstance(shape, list) and kind != "MultiDiscrete" else 1
-    if kind == "MultiBinary" and isinstance(shape, int):
-        left -= shape
+    left -= _numbers(kind, content)
     if left < 0:
         raise ValueError(f"{where} has more numbers than the file has weights to read them by")
     return _make(kind, content), left
+
+
+def _numbers(kind: str, content: Mapping[str, Any]) -> int:
+    """:return: how many numbers networks read of an element, a choice as one-hot"""
+    if kind == "MultiDiscrete":
+        return int(min(np.array(content["nvec"], np.float64).sum(), 2.0**62))
+    size = content["shape"] if kind == "Box" else content["n"]
+    return math.prod(size) if isinstance(size, list) else int(size)
 
 
 def _make(kind: str, content: Mapping[str, Any]) -> spaces.Space[Any]:
