@@ -177,6 +177,15 @@ def blank(world: str) -> Any:
     return cls(policy, env, **options)
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_nobody_has_forged_is_read(world: str, tmp_path: Path) -> None:
+    own = files(world)
+    for name, archive in (("policy.zip", own.policy), ("checkpoint-000000000045.zip", own.checkpoint)):
+        write_archive(tmp_path / name, archive.manifest, archive.members)
+    check_agent(agents.load(tmp_path / "policy.zip", device="cpu"))
+    check_resumed(own.cls.resume(tmp_path, own.env(), device="cpu"))
+
+
 def forge_all(cases: range, folder: Path) -> None:
     outcomes = {str(case): forge(case, folder) for case in cases}
     kinds = {kind for kind, _ in outcomes.values()}

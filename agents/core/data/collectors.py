@@ -101,7 +101,8 @@ class StepCollector:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Collector`."""
         most = self.length if self.unit == "step" else LARGEST
-        group({"steps": whole(0, most), "episodes": whole()})(state, "the collector")
+        counts = {"steps": whole(0, most), "episodes": whole(), "rows": whole(), "owed": whole()}
+        group(counts, optional=("rows", "owed"))(state, "the collector")  # earlier versions did not count them
         self.steps, self.episodes = state["steps"], state["episodes"]
         self.rows, self.owed = state.get("rows", self.steps * self.host.n_envs), state.get("owed", 0)
 
