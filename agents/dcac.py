@@ -266,7 +266,8 @@ class DCAC(OffPolicyAgent[DCACConfig]):
 
     def _make_store(self) -> ReplayStore[Any]:
         kind = torch.float64 if self.codec.is_wide else torch.float32
-        obs, ages = FieldSpec((self.width,), kind), FieldSpec((3,), torch.int16)
+        obs = FieldSpec((self.width,), kind)
+        ages = FieldSpec((len(AGES),), torch.int16, tuple(self.widths[key] for key in AGES))
         action, flag = FieldSpec((self.actions.size,), torch.float32), FieldSpec((), torch.bool)
         fields = {
             "obs": obs,

@@ -9,6 +9,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from .schema import check_numbers
+
 Obs = Tensor | dict[str, Tensor]
 Info = dict[str, Any]
 
@@ -218,17 +220,43 @@ def check_actions(env: BatchedEnv, actions: Tensor) -> None:
         raise ValueError(f"actions are on {actions.device}, the batch is on {env.device}: move them there first")
 
 
-def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """See that a state has the parts that a batch needs.
+def check_state(
+    state: Mapping[str, Tensor],
+    parts: Mapping[str, Tensor],
+    rows: int,
+    *,
+    common: Mapping[str, Tensor] | None = None,
+    whole: bool = False,
+) -> None:
+    """See that a state has the parts that a batch needs, of its shapes and kinds of numbers.
 
     :param state: by name
-    :param shapes: that they must have
-    :raises ValueError: a part is missing, of another shape, or unknown
+    :param parts: tensors as they must be, but for the number of their rows
+    :param rows: that there must be
+    :param common: tensors without that axis, as they must be
+    :param whole: the state is of a whole batch, from a file perhaps: see that its numbers are finite, too
+    :raises ValueError: a part is missing, of another shape or kind, or unknown
     """
+    like = {**parts, **(common or {})}
+    shapes = {name: (rows, *part.shape[1:]) for name, part in parts.items()}
+    shapes |= {name: tuple(part.shape) for name, part in (common or {}).items()}
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"the state does not fit this batch: it must hold {', '.join(shapes)} by name")
     for name in sorted(shapes.keys() | state.keys()):
-        wanted, found = shapes.get(name), tuple(state[name].shape) if name in state else None
+        wanted, found = shapes.get(name), _shape(state[name]) if name in state else None
         if found != wanted:
             raise ValueError(
-                f"the state does not fit this batch: {name!r} is {found}, expected {wanted} "
-                "(None: it is not there); restore into the same environment with the same options"
+                f"the state does not fit this batch: {name!r} is {found}, "
+                f"expected {wanted} (None: it is not there); restore into the same environment with the same options"
             )
+        value, live = state[name], like[name]
+        floats = live.is_floating_point() and isinstance(value, Tensor) and value.is_floating_point()
+        if not floats and getattr(value, "dtype", None) != live.dtype:
+            raise ValueError(f"the state does not fit this batch: {name!r} must hold {live.dtype}")
+        if floats and whole:
+            check_numbers(value, f"{name!r} of the state")
+
+
+def _shape(value: Any) -> Any:
+    """:return: a tensor's shape, or what stands there instead of one"""
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -13,7 +13,8 @@ def nearest(name: str, known: Iterable[str], otherwise: str | None = None) -> st
     :return: a clause for an error message, such as "did you mean gamma?"
     """
     written = {word.lower(): word for word in sorted(known)}
-    close = difflib.get_close_matches(name.lower(), written, n=3, cutoff=0.5)
+    # Of a file's, a name can be megabytes long, which takes minutes to compare.
+    close = difflib.get_close_matches(name.lower(), written, n=3, cutoff=0.5) if len(name) <= 200 else ()
     if close:
         return f"did you mean {' or '.join(written[word] for word in close)}?"
     return f"known: {', '.join(written.values()) or 'none'}" if otherwise is None else otherwise

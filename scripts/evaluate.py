@@ -27,14 +27,15 @@ from ..agents import ActorCriticAgent
 from ..agents.core.config import Range
 from ..agents.core.data.episodes import Turn, run_episodes
 from ..agents.core.files import list_checkpoints, read_archive, unpack
+from ..agents.core.files.errors import reading
 from ..agents.core.files.replacing import replacing
-from ..agents.core.normalization import load_normalizer_state
-from ..envs import make
+from ..agents.core.normalization import checked_state, load_normalizer_state
+from ..envs import is_batched, make
 from ..envs.batched import Obs
 from ..wrappers import BatchedVecEnv, as_batched
 from ..wrappers.sb3 import to_numpy
 from ..wrappers.specs import spec_of
-from .options import Flags, check_device
+from .options import Flags, check_device, refuse_unasked
 from .peers import Peer, is_sb3_file, load_peer, name_of, trainable
 from .runs import check_outputs, read_run
 from .statistics import Summary, summarise
@@ -59,7 +60,11 @@ class EvaluateOptions(Flags):
     """Episodes to run."""
 
     env: str | None = None
-    """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in, whose module is imported."""
+    """Environment, Id-v0 or module:Id-v0; by default the one the policy was trained in, if it is known here."""
+
+    trust_env: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Make the environment that the policy's file names, even if that imports a module, or has wrappers that write
+    files."""
 
     delay: str | None = None
     """Delays of observations and of actions to evaluate behind, as for headway train; by default those of training."""
@@ -273,9 +278,12 @@ def normalised(env: VecEnv, path: Path) -> VecEnv:
     state = archive.manifest.get("normalizer")
     if state is None:
         return env
-    state = unpack(state, archive.members["normalizer"])
-    wrapped = VecNormalize(env, training=False, norm_obs=state["norm_obs"], norm_obs_keys=state["norm_obs_keys"])
-    load_normalizer_state(wrapped, state)
+    with reading(path):
+        state = unpack(state, archive.members["normalizer"])
+        settings = checked_state(state)
+        keys = settings["norm_obs_keys"]
+        wrapped = VecNormalize(env, training=False, norm_obs=settings["norm_obs"], norm_obs_keys=keys and list(keys))
+        load_normalizer_state(wrapped, state)
     wrapped.norm_reward = False
     return wrapped
 
@@ -332,11 +340,26 @@ def read_policy(path: Path, name: str | None, device: str) -> Policy:
 
 def _world_of_run(folder: Path) -> World | None:
     """:return: the environment of a run folder; None where it is none."""
-    if not (folder / "config.json").exists():
+    options = read_run(folder)["options"] if (folder / "config.json").exists() else {}
+    if "env" not in options:
         return None
-    options = read_run(folder)["options"]
     limit = options.get("max_episode_steps")
-    return World(options["env"], options["delay"], options["delay_form"], max_episode_steps=limit)
+    return World(options["env"], options.get("delay"), options.get("delay_form", "dict"), max_episode_steps=limit)
+
+
+def _world(options: EvaluateOptions, policy: Policy) -> World:
+    """:return: what to evaluate in: what is asked for; as the policy's file describes it, if that is of the same id"""
+    own, asked = policy.world, None if options.env is None else World.of(options.env)
+    if own is None and asked is None:
+        raise ValueError(f"{policy.path} does not say which environment it was trained in: pass --env")
+    if asked is not None and (own is None or asked.env_id != own.env_id or asked.delay is not None):
+        return asked
+    assert own is not None
+    if asked is not None:
+        is_batched(asked.env_id)  # imports its module, as was asked for
+    if not options.trust_env:
+        refuse_unasked(own, policy.path)
+    return own
 
 
 def evaluate(options: EvaluateOptions) -> Summary:
@@ -348,9 +371,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
     options.check()
     policy = read_policy(policy_file(options.path), options.agent, options.device)
     agent, path = policy.agent, policy.path
-    world = World.of(options.env) if options.env else policy.world
-    if world is None:
-        raise ValueError(f"{path} does not say which environment it was trained in: pass --env")
+    world = _world(options, policy)
     if options.delay is not None:
         world = replace(world, delay=options.delay) if world.delay is None else world.under(options.delay)
     if options.max_episode_steps is not None:

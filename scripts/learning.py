@@ -24,7 +24,7 @@ from ..agents.core.config import Range
 from ..agents.core.files.replacing import replacing
 from ..envs import make
 from .machine import cores, origin
-from .options import Flags, flag_of
+from .options import Flags, early_flags, flag_of
 from .report import Report
 from .results import EXIT, Trial, list_trials, pairs, read_result
 from .runs import alone, locked, progress_bar
@@ -296,8 +296,10 @@ def _in_use(folder: Path) -> bool:
 def _begin(trial: Trial) -> "subprocess.Popen[bytes]":
     """Start a run, or go on with it."""
     known = (trial.folder / "config.json").exists()
-    # With the agent's name, which a folder alone does not decide on.
-    command = ["train", trial.command[1], "--resume", str(trial.folder)] if known else list(trial.command)
+    command = list(trial.command)
+    if known:  # with what a folder alone does not decide on
+        env = early_flags(command, "env").get("env", "")
+        command = ["train", command[1], "--resume", str(trial.folder), "--env", env]
     command += ["--threads", "1", "--no-progress"]
     trial.folder.parent.mkdir(parents=True, exist_ok=True)
     with trial.log.open("a") as log:

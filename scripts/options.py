@@ -23,6 +23,7 @@ from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from ..wrappers.random_delay import Form
+from ..wrappers.specs import named, unasked
 from .peers import Peer, is_trusted, name_of, trainable
 from .runs import read_run
 from .worlds import World
@@ -97,6 +98,10 @@ class TrainOptions(Flags):
     resume: Path | None = None
     """Run folder to go on with, from its newest checkpoint and with its own settings."""
 
+    trust_env: bool = False
+    """With --resume: make the environment that the folder names even if that imports a module; repeating its --env does
+    as well."""
+
     eval_every: Annotated[int, Range(0, unit="environment steps")] = 5_000
     """Distance between evaluations; the best policy is kept as best.zip. 0 evaluates only before and after."""
 
@@ -145,6 +150,21 @@ def check_device(name: str, flag: str = "--device") -> None:
     found = ["auto", "cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if name not in found:
         raise ValueError(f"{flag} {name}: there is no such device here; choose from {', '.join(found)}")
+
+
+def refuse_unasked(world: World, path: Path) -> None:
+    """Refuse to make an environment on a file's word alone, where that would do more than to look it up.
+
+    :param world: that a file names, made from its spec where there is one
+    :param path: of the file
+    :raises ValueError: it would import a module, or write files
+    """
+    spec = named(world.env_id) if world.spec is None else world.spec
+    if (what := unasked(spec)) is not None:
+        raise ValueError(
+            f"{path} names the environment {world.env_id}, which would {what}, and a file does not decide that: pass "
+            f"--env {world.env_id}, or --trust-env if you trust everything that the file says of it"
+        )
 
 
 def simulated_on(options: TrainOptions) -> str | None:
@@ -197,6 +217,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """:return: the run in JSON's terms, as ``config.json`` holds it."""
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
+        del options["trust_env"]  # which is of one command, and never a folder's to say
         return {"agent": self.name, "options": options, "config": self.config.to_dict()}
 
 
@@ -219,6 +240,8 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     run = _parse(cls, arguments, _preset_values(name, early, cls) | in_file)
     if run is not None and not run.options.env:
         raise ValueError("which environment? pass --env Id-v0 (`headway envs` lists them)")
+    if run is not None and run.options.trust_env:
+        raise ValueError("--trust-env is about the environment that a folder names: it goes with --resume")
     return run
 
 
@@ -469,12 +492,18 @@ def _resumed(name: str, folder: Path, arguments: Sequence[str]) -> Run | None:
     cls = trainable(agent)
     known = _fields(cls)
     before = _as_meant({k: v for k, v in {**saved["options"], **saved["config"]}.items() if k in known}, cls)
+    before["trust_env"] = False  # is nothing that a folder can ask for
+    try:
+        original = _run(cls, before).values()
+    except (TypeError, ValueError) as cause:
+        raise ValueError(f"{folder / 'config.json'} is broken ({cause}): restore it, or start a new run") from cause
     run = _parse(cls, arguments, before)
     if run is None:
         return None
-    original = _run(cls, before).values()
+    if not (run.options.trust_env or "env" in early_flags(arguments, "env")):
+        refuse_unasked(run.options.world, folder)
     for key, value in run.values().items():
-        if key not in (*EXECUTION, "resume") and value != original[key]:
+        if key not in (*EXECUTION, "resume", "trust_env") and value != original[key]:
             raise ValueError(
                 f"{flag_of(key)} is {original[key]} in {folder} and cannot become {value}: "
                 "that would be another run; leave the flag out, or start one without --resume"

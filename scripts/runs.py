@@ -14,6 +14,18 @@ from typing import Any
 from tqdm import tqdm
 
 from ..agents.core.files.replacing import replacing
+from ..envs.schema import by_name, group, maybe, text, whole
+
+_VALUES = by_name(lambda *_: None)
+_OPTIONS = group(
+    {"env": text(), "delay": maybe(text()), "delay_form": text()}, optional=("env", "delay", "delay_form"), others=True
+)
+_RUN = group(
+    {"agent": text(), "options": _OPTIONS, "config": _VALUES, "versions": by_name(text()), "finished": whole()},
+    optional=("versions", "finished"),
+    others=True,
+)
+"""What ``config.json`` holds, of what is read before it is known to be whose."""
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -29,9 +41,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is no run folder: it has no config.json")
     try:
         read: dict[str, Any] = json.loads(file.read_text())
-        if not {"agent", "options", "config"} <= read.keys():
-            raise ValueError("keys are missing")
-    except (ValueError, AttributeError) as cause:
+        _RUN(read, "it")
+    except (ValueError, RecursionError) as cause:
         raise ValueError(f"{file} is broken ({cause}): restore it, or start a new run") from cause
     return read
 

@@ -36,6 +36,7 @@ from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
 from ..agents.core.seeds import spawn_seed
 from ..wrappers import BatchedVecEnv, Snapshot, verify_snapshot
+from ..wrappers.specs import OURS
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
 from .machine import busy, commit, cores
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
@@ -533,7 +534,7 @@ def _count(number: int, noun: str) -> str:
 def _learn(agent: Trainee, run: Run, callback: TrainingCallback, resumed: bool) -> int:
     options, signals, started = run.options, callback.signals, time.time()
     name = run.name if ":" in run.name else run.name.lower()
-    command = f"headway train {name} --resume {shlex.quote(str(callback.folder))}"
+    command = f"headway train {name} --resume {shlex.quote(str(callback.folder))}{_env_flag(options)}"
     steps = options.total_timesteps - agent.num_timesteps * resumed
     try:
         if not resumed:
@@ -597,4 +598,10 @@ def _finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float
     names = ["final.zip", "best.zip", curve.name, "evaluations.csv", "progress.csv"] + ["final.mp4"] * options.video
     print(f"in {folder}: {', '.join(names)}")
     named = f" --agent {run.name}" if ":" in run.name else ""
-    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}{named}")
+    print(f"evaluate it: headway evaluate {shlex.quote(str(folder / 'final.zip'))}{_env_flag(options)}{named}")
+
+
+def _env_flag(options: TrainOptions) -> str:
+    """:return: the flag that commands need for an environment whose module no file may import; none for all others"""
+    module = options.env.rpartition(":")[0]
+    return f" --env {shlex.quote(options.env)}" if module and module.partition(".")[0] not in OURS else ""

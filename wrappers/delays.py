@@ -93,9 +93,15 @@ class Delay(ABC):
         return tables[key]
 
 
+LONGEST = 10_000
+"""Ticks that a delay can last: as many observations and actions are kept for every environment; our choice."""
+
+
 def _checked(name: str, value: Any, low: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
         raise ValueError(f"{name} must be a whole number of ticks, at least {low}, got {value!r}")
+    if int(value) > LONGEST:
+        raise ValueError(f"{name} must be at most {LONGEST} ticks, got {value}")
     return int(value)
 
 
@@ -333,8 +339,10 @@ class Trace(Delay):
         :raises ValueError: the file is missing, empty, or holds something else
         """
         try:
+            if not Path(path).is_file():
+                raise OSError("there is no such file")
             rows = [row for row in csv.reader(Path(path).read_text().splitlines()) if row]
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"the trace {str(path)!r} cannot be read: {error}") from error
         if rows and re.fullmatch(r"\s*[^\W\d].*", rows[0][-1]):
             rows = rows[1:]
@@ -437,8 +445,8 @@ def parse(text: str) -> Delay:
     form, read = _FORMS[kind]
     try:
         return read(rest)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"delay {text!r}: {error}; its form is {form!r}") from error
+    except (ValueError, IndexError, RecursionError) as error:
+        raise ValueError(f"delay {text[:200]!r}: {error}; its form is {form!r}") from error
 
 
 def parse_pair(text: str) -> tuple[Delay, Delay]:

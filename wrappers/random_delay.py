@@ -43,6 +43,7 @@ from torch import Tensor
 
 from ..envs import BatchedEnv
 from ..envs.batched import Info, Obs, Resettable, RowSnapshots, check_state, require, row_seeds
+from ..envs.schema import check_numbers, group
 from ..envs.splitmix import start, uniforms, uniforms_of
 from .delays import UNIFORMS, Delay, parse
 
@@ -581,7 +582,11 @@ class BatchedRandomDelay(BatchedEnv):
     def load_state(self, state: Any, rows: Tensor | None = None) -> None:
         """See :class:`~headway.envs.batched.RowSnapshots`."""
         count = self.num_envs if rows is None else len(rows)
-        check_state(state["delays"], {name: (count, *part.shape[1:]) for name, part in self._registers.items()})
+        group({"env": lambda *_: None, "delays": lambda *_: None})(state, "the state of a batch behind delays")
+        check_state(state["delays"], self._registers, count, whole=rows is None)
+        applied = self.action_delay.max
+        for name, part in (("kappa", state["delays"]["kappa"]), ("facts", state["delays"]["facts"][:, :, 1])):
+            check_numbers(part, f"ages of actions in {name!r}", 0, applied)
         if rows is None:
             self.env.load_state(state["env"])
         else:

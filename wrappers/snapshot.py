@@ -32,6 +32,7 @@ import datetime
 import decimal
 import functools
 import io
+import math
 import pathlib
 import random
 import struct
@@ -61,6 +62,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor
 
+from ..envs.generators import write_global_numpy, write_numpy, write_numpy_legacy, write_python, write_torch
+from ..envs.schema import group
+
 _T = TypeVar("_T")
 State: TypeAlias = dict[str, Any]
 """None, bool, int, float, str, bytes, NumPy scalars, arrays of numbers or booleans, tensors, and lists, tuples and
@@ -75,6 +79,7 @@ class StateNotSavable(ValueError):
 _INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 _LEAVES = frozenset({types.NoneType, bool, int, float, str, bytes})
 _NUMERIC = "biufc"  # kinds of NumPy dtype
+_LONGEST = 4096  # bytes of a text in an array that a state may ask for by itself; our choice
 _NEAR = 8  # objects in one another that one node describes; files limit the depth of a tree. Our choice
 _MISSING = object()
 _BIT_GENERATORS = {cls.__name__: cls for cls in (MT19937, PCG64, PCG64DXSM, Philox, SFC64)}
@@ -366,7 +371,7 @@ class _Stream(NamedTuple):
     source: Callable[[Any], str]
     make: Callable[[str], Any]
     read: Callable[[Any], Any]
-    write: Callable[[Any, Any], object]
+    write: Callable[[Any, Any, str], object]
 
 
 def _read_generator(generator: Any) -> State:
@@ -375,32 +380,25 @@ def _read_generator(generator: Any) -> State:
     return {"bits": bits, "seeds": seeds.state if type(seeds) is SeedSequence else None}
 
 
-def _write_generator(generator: Any, state: State) -> None:
-    seeds = None if state["seeds"] is None else SeedSequence(**state["seeds"])
-    generator.bit_generator.__setstate__((state["bits"], seeds))
-
-
 _STREAMS = {
     "numpy": _Stream(
         Generator,
         lambda generator: type(generator.bit_generator).__name__,
         lambda bits: Generator(_BIT_GENERATORS[bits]()),
         _read_generator,
-        _write_generator,
+        write_numpy,
     ),
     "numpy_legacy": _Stream(
         RandomState,
         lambda generator: str(generator.get_state(legacy=False)["bit_generator"]),
         lambda bits: RandomState(_BIT_GENERATORS[bits]()),
         lambda generator: generator.get_state(legacy=False),
-        RandomState.set_state,
+        write_numpy_legacy,
     ),
     "python": _Stream(
-        random.Random, lambda _: "MT19937", lambda _: random.Random(), random.Random.getstate, random.Random.setstate
+        random.Random, lambda _: "MT19937", lambda _: random.Random(), random.Random.getstate, write_python
     ),
-    "torch": _Stream(
-        torch.Generator, lambda g: str(g.device), torch.Generator, torch.Generator.get_state, torch.Generator.set_state
-    ),
+    "torch": _Stream(torch.Generator, lambda g: str(g.device), torch.Generator, torch.Generator.get_state, write_torch),
 }
 _STREAM_TYPES = frozenset(stream.cls for stream in _STREAMS.values())
 
@@ -807,6 +805,10 @@ class _Loader:
         return target
 
     def load_object_array(self, node: State, live: Any, path: str) -> Any:
+        size = np.dtype(node["dtype"]).itemsize
+        alike = isinstance(live, np.ndarray) and live.dtype == node["dtype"]
+        if math.prod(node["shape"]) != len(node["items"]) or not (size <= _LONGEST or alike):
+            raise ValueError(f"{path} must have an item for each place of an array of shape {node['shape']}")
         array = self._claim(path, live, False, lambda: np.empty(node["shape"], node["dtype"]))
         old = live.ravel().tolist() if isinstance(live, np.ndarray) else []
         for index, item in zip(np.ndindex(array.shape), self._load_items(node["items"], old, path), strict=True):
@@ -870,7 +872,7 @@ class _Loader:
         stream = _STREAMS[node["library"]]
         fits = type(live) is stream.cls and stream.source(live) == node["source"]
         target = self._claim(path, live, fits, lambda: stream.make(node["source"]))
-        stream.write(target, _plain_copy(node["state"], path))
+        stream.write(target, _plain_copy(node["state"], path), path)
         return target
 
     def load_mujoco(self, node: State, live: Any, path: str) -> Any:
@@ -1075,7 +1077,12 @@ def restore(env: object, state: State) -> None:
     :param state: what :func:`capture` returned; it can be used again
     :raises ValueError: if the state does not fit; the message names the part
     """
-    if _Loader().run(env, state) is not env:
+    try:
+        written = _Loader().run(env, state)
+    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as cause:
+        what = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        raise ValueError(f"the state cannot be written into {_name(env)} ({what}): it is not one of it") from cause
+    if written is not env:
         raise ValueError(f"env is a {_name(env)}, which this state cannot be written into")
 
 
@@ -1092,11 +1099,13 @@ def set_global_streams(streams: State) -> None:
     """Go back to them.
 
     :param streams: of :func:`global_streams`
+    :raises ValueError: they are none
     """
-    torch.set_rng_state(streams["torch"])
-    np.random.set_state(tuple(streams["numpy"]))  # noqa: NPY002
-    version, internal, gauss = streams["python"]
-    random.setstate((version, tuple(internal), gauss))
+    where = "global_streams"
+    group(dict.fromkeys(("torch", "numpy", "python"), lambda *_: None))(streams, where)
+    write_torch(torch.default_generator, streams["torch"], f"{where}['torch']")
+    write_global_numpy(streams["numpy"], f"{where}['numpy']")
+    write_python(random, streams["python"], f"{where}['python']")
 
 
 class Snapshot(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):

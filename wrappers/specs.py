@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..envs import BatchedEnv, is_batched, make, make_batched
 from ..envs.registration import full_id
+from ..envs.schema import by_name, each, group, maybe, real, text, whole
 
 DELAYED = "headway/Delayed-v0"
 RANDOM_DELAY = "headway.wrappers.random_delay:RandomDelay"
@@ -27,7 +29,32 @@ _UNSEEN = {"stable_baselines3.common.monitor:Monitor", "headway.wrappers.snapsho
 _OF_ROWS = {"num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "device", "dtype", "autoreset_mode"}
 _OF_ROWS |= {"num_threads", "terminal_delivery"}
 _LAWS = {"observation_delay", "action_delay"}
-_OURS = ("gymnasium", "headway")
+OURS = ("gymnasium", "headway")
+"""Packages whose modules a file may name."""
+_ACTING = {"RecordVideo", "HumanRendering", "Monitor", "VideoRecorder"}
+"""Wrappers that write files, or open windows."""
+
+_KEYWORDS = by_name(lambda *_: None)
+_LIMIT = maybe(whole(-1))
+_DELAYED = group(
+    {"env_id": text(), "observation_delay": text(), "action_delay": text(), "form": text("dict", "flat", "bare")},
+    optional=("form",),
+    others=True,
+)
+_WRAPPER = group({"name": text(), "entry_point": text(), "kwargs": maybe(_KEYWORDS)})
+_CONTENT = group(
+    {
+        "id": text(),
+        "entry_point": maybe(text()),
+        "vector_entry_point": maybe(text()),
+        "reward_threshold": maybe(real()),
+        "max_episode_steps": _LIMIT,
+        "kwargs": _KEYWORDS,
+        "additional_wrappers": each(_WRAPPER),
+    },
+    others=True,
+)
+"""What Gymnasium's JSON of a spec says, of what is read here."""
 
 
 def spec_of(env: VecEnv) -> EnvSpec | None:
@@ -55,7 +82,10 @@ def spec_of(env: VecEnv) -> EnvSpec | None:
 def named(name: str) -> EnvSpec:
     """:return: the spec of an id, or of ``id@form@laws``, as which files once named environments behind delays."""
     env_id, *behind = name.split("@", 2)
-    spec = EnvSpec(env_id.rpartition(":")[2])
+    try:
+        spec = EnvSpec(env_id.rpartition(":")[2])
+    except gym.error.Error as cause:
+        raise ValueError(f"{env_id!r} is no id of an environment: {' '.join(str(cause).split())}") from cause
     spec.id = env_id
     if len(behind) == 2:
         from .delays import parse_pair
@@ -101,12 +131,27 @@ def spec_from_json(text: str) -> EnvSpec:
     """
     try:
         content = json.loads(text)
+        _CONTENT(content, "it")
+        if content["id"] == DELAYED:
+            _DELAYED(content["kwargs"], "kwargs of what is delayed")
         # Gymnasium reads no id with a dotted module before a namespace, so the module is put in front afterwards.
         spec = EnvSpec.from_json(json.dumps({**content, "id": content["id"].rpartition(":")[2]}))
         spec.id = content["id"]
-    except (ValueError, TypeError, KeyError, AttributeError, gym.error.Error) as cause:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, gym.error.Error) as cause:
         raise ValueError(f"this is no spec of an environment: {' '.join(str(cause).split())}") from cause
     return spec
+
+
+def unasked(spec: EnvSpec) -> str | None:
+    """Say what making an environment from a spec would do besides, which a stranger's file must not decide.
+
+    :param spec: of a file
+    :return: what, in words, after "which would"; None: nothing
+    """
+    if (module := not_imported(spec)) is not None:
+        return f"import the module {module}"
+    acting = (w.entry_point for w in spec.additional_wrappers if w.entry_point.rpartition(":")[2] in _ACTING)
+    return next((f"write files or open windows with the wrapper {name}" for name in acting), None)
 
 
 def not_imported(spec: EnvSpec) -> str | None:
@@ -121,9 +166,18 @@ def not_imported(spec: EnvSpec) -> str | None:
         modules.append(spec.entry_point.partition(":")[0])
     modules += [wrapper.entry_point.partition(":")[0] for wrapper in spec.additional_wrappers]
     for key, value in spec.kwargs.items():  # as of a task, or of what is delayed: "module:Class", "module:Id-v0"
-        if key not in _LAWS and isinstance(value, str) and (found := re.match(r"([A-Za-z_][\w.]*):", value)):
-            modules.append(found[1])
-    return next((m for m in modules if m not in sys.modules and m.partition(".")[0] not in _OURS), None)
+        if key not in _LAWS:
+            modules += [found[1] for text in _texts(value) if (found := re.match(r"([A-Za-z_][\w.]*):", text))]
+    return next((m for m in modules if m not in sys.modules and m.partition(".")[0] not in OURS), None)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """:return: all texts in a value of JSON's"""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def changes(spec: EnvSpec) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import logging
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -22,6 +22,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 from torch import Tensor, nn
 
 from ...envs import BatchedEnv, make, supports_rgb
+from ...envs.generators import write_torch
+from ...envs.schema import array, group, maybe
 from ...wrappers.batching import as_batched, counts_of, footprint
 from ...wrappers.sb3 import BatchedVecEnv
 from ...wrappers.snapshot import StateNotSavable, global_streams, set_global_streams
@@ -31,22 +33,24 @@ from ...wrappers.specs import (
     make_single,
     make_spec,
     named,
-    not_imported,
     spec_from_json,
     spec_of,
     spec_to_json,
+    unasked,
 )
 from .attributes import expose, guard
 from .config import AgentConfig
 from .data import NonFiniteError, check_shown, diverged, first_broken
 from .files import contents, list_checkpoints
+from .files.budget import Budget
 from .files.checkpoints import choose_run, run_of
 from .files.contents import Contents
-from .files.errors import FileFormatError, one_line
+from .files.errors import FileFormatError, one_line, reading
 from .loop import LearningLoop, Part
 from .nets import Optimiser, Tracked, TrackedModules, check_precision
 from .normalization import (
     BatchNormalizer,
+    checked_state,
     is_fresh,
     load_normalizer_state,
     moments_of,
@@ -64,6 +68,7 @@ from .spaces import (
     actions_of,
     check_actions,
     count_rows,
+    dtype_name,
     map_obs,
     space_from_json,
     space_to_json,
@@ -176,6 +181,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         """Whether it reads action buffers in [-1, 1]; policies of earlier versions may not."""
         self._statistics: Mapping[str, Any] | None = None
         """Of the VecNormalize that a loaded policy was trained in."""
+        self._budget: AbstractContextManager[Any] = nullcontext()
         self.env_is_broken = False
         self._env_problem = ""
         self.last_checkpoint: Path | None = None
@@ -259,7 +265,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.modules = TrackedModules(self.device, self.config.learning_rate)
         self._begin_loop()
         self.register("generators", Part(self._streams, self._load_streams))
-        with torch.random.fork_rng(devices=[], enabled=self.seed_is_drawn):
+        with self._budget, torch.random.fork_rng(devices=[], enabled=self.seed_is_drawn):
             if self.seed_is_drawn:
                 torch.default_generator.manual_seed(self.seed or 0)
             self._build()
@@ -500,8 +506,9 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         return {name: generator.get_state() for name, generator in self.generators.items()}
 
     def _load_streams(self, state: Mapping[str, Tensor]) -> None:
+        group(dict.fromkeys(self.generators, array(None, "uint8")))(state, "generators")
         for name, generator in self.generators.items():
-            generator.set_state(state[name])
+            write_torch(generator, state[name], f"generators[{name!r}]")
 
     def _env_state(self) -> dict[str, Any] | None:
         """The environments and what they last showed, or None where they must be restarted."""
@@ -521,6 +528,12 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
 
     def _load_env_state(self, state: Mapping[str, Any] | None) -> None:
         if state is not None:
+            shown, stored = (
+                {name: array((self.n_envs, *f.shape), dtype_name(f.dtype)) for name, f in fields.items()}
+                for fields in (self.codec.fields, self.codec.raw_fields)
+            )
+            seen, raw_seen = (next(iter(rows.values())) if len(rows) == 1 else group(rows) for rows in (shown, stored))
+            group({"env": lambda *_: None, "obs": seen, "raw_obs": maybe(raw_seen)})(state, "environment")
             with suppress(Exception):  # it makes what the environment has only after a reset; learn would say why not
                 self.batched_env.reset()
             try:
@@ -665,6 +678,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             )
         plain = {name: overrides.pop(name) for name in _PLAIN if name in overrides}
         plain = {"seed": manifest["seed"], "stats_window_size": manifest["stats_window_size"]} | plain
+        held = read.networks.values()
+        numbers = sum(tensor.numel() for tensor in held)
         try:
             # As a configuration, never as keywords: a file that names "env" there must not choose what is imported.
             agent = cls(
@@ -676,18 +691,25 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
                 **overrides,
             )
             agent.seed_is_drawn |= plain["seed"] == manifest["seed"] and manifest.get("seed_is_drawn", False)
-            agent.observation_space = space_from_json(manifest["observation_space"])
-            agent.action_space = space_from_json(manifest["action_space"])
+            agent.observation_space = space_from_json(manifest["observation_space"], numbers)
+            agent.action_space = space_from_json(manifest["action_space"], numbers)
+            agent._check_spaces(agent.observation_space, agent.action_space)
+            agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
         except (KeyError, TypeError, ValueError) as cause:
             if overrides:
                 raise
             raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
-        agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
-        agent.scales_buffers = bool(manifest.get("scaled_buffers", cls.flattens))  # DCAC always did
-        agent._statistics = read.normalizer
+        agent.scales_buffers = manifest.get("scaled_buffers", cls.flattens)  # DCAC always did
+        with reading(path):
+            agent._statistics = None if read.normalizer is None else checked_state(read.normalizer)
         if env is not None:
             agent.attach_env(env)
-        agent._setup_model()
+        with nullcontext() if overrides else reading(path):  # an override may be at fault as well
+            # One that changes networks may make them larger than those in the file.
+            grown = overrides.keys() - {*cls.arguments, *cls.config_class.live}
+            agent._budget = nullcontext() if grown else Budget(held)
+            agent._setup_model()
+            agent._budget = nullcontext()
         try:
             agent.modules.load_state(agent._networks_of(read))
         except ValueError as cause:
@@ -767,7 +789,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         :param directory: where checkpoints lie, or the folder of a run of ``headway train``
         :param env: an environment built as the interrupted one was; made from its spec where that was saved
         :param device: where to load it
-        :param trust_env: import the modules that the saved spec names; otherwise they must be imported already
+        :param trust_env: make the environment of the saved spec even if that imports modules that are not imported
+            already, or writes files
         :param options: ``verbose`` or ``tensorboard_log``, what the agent lists in :attr:`arguments`, and
             hyper-parameters that may change while it trains (its configuration's ``live``)
         :return: the agent
@@ -783,7 +806,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         read = contents.read_newest(directory)
         manifest, path = read.manifest, read.path
         if env is None and not cls.arguments:
-            env = _saved_env(manifest, path, trust_env)
+            env = _saved_env(read, trust_env)
         agent = cls._from_contents(read, env, device, dict(options))
         if agent.n_envs != manifest["n_envs"]:
             raise ValueError(f"{path} was saved with {manifest['n_envs']} environments, env has {agent.n_envs}")
@@ -798,7 +821,8 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             odd = sorted(read.parts.keys() ^ (agent.parts.keys() | {"extra"}))
             raise FileFormatError(f"{path} does not hold just what {cls.__name__} needs to go on: {', '.join(odd)}")
         for name, part in agent.parts.items():
-            part.load_state(read.parts[name])
+            with reading(f"{path}, {name}"):
+                part.load_state(read.parts[name])
         agent.resumed_extra, agent.last_checkpoint = read.parts["extra"], Path(path)
         agent.run_numbers = {Path(directory).resolve(): run_of(path)}
         return agent
@@ -855,19 +879,31 @@ def _saved_spec(manifest: Mapping[str, Any]) -> EnvSpec | None:
     return named(manifest["env_id"]) if manifest.get("env_id") and "env_spec" not in manifest else None
 
 
-def _saved_env(manifest: Mapping[str, Any], path: Any, trusted: bool) -> Any:
-    """Make the environment that a file was saved with."""
-    spec = _saved_spec(manifest)
+def _saved_env(read: Contents, trusted: bool) -> Any:
+    """Make the environment that a checkpoint was saved with."""
+    manifest, path, rows = read.manifest, read.path, read.manifest["n_envs"]
+    with reading(path):
+        spec = _saved_spec(manifest)
     if spec is None:
         raise ValueError(
-            f"{path} was saved with {manifest['n_envs']} environments of id {manifest.get('env_id')}: "
-            "pass env=, built as it was then"
+            f"{path} was saved with {rows} environments of id {manifest.get('env_id')}: pass env=, built as it was then"
         )
-    if not trusted and (module := not_imported(spec)) is not None:
+    if not trusted and (what := unasked(spec)) is not None:
         raise ValueError(
-            f"{path} was saved with environment {inner_id(spec)}, which needs the module {module}: pass env=, import "
-            f"{module} first, or, if you trust the file, pass trust_env=True"
+            f"{path} was saved with environment {one_line(inner_id(spec))}, which would {one_line(what)}: pass env=, "
+            "import the module first, or, if you trust the file, pass trust_env=True"
         )
-    if manifest["n_envs"] == 1 or is_batch(spec):
-        return make_spec(spec, manifest["n_envs"])
-    return DummyVecEnv([lambda: Monitor(make_single(spec))] * manifest["n_envs"])
+    shown = read.parts.get("environment")
+    seen = shown.get("obs") if isinstance(shown, Mapping) else None
+    if rows != 1 and (not isinstance(seen, (Tensor, Mapping)) or _rows_of(seen) != rows):
+        raise FileFormatError(f"{path} names {rows} environments, but does not hold as many: pass env=")
+    if rows == 1 or is_batch(spec):
+        return make_spec(spec, rows)
+    return DummyVecEnv([lambda: Monitor(make_single(spec))] * rows)
+
+
+def _rows_of(obs: Any) -> int | None:
+    """:return: how many rows saved observations have; None: they are none"""
+    parts = list(obs.values()) if isinstance(obs, Mapping) else [obs]
+    sizes = {len(part) if isinstance(part, Tensor) and part.dim() else None for part in parts}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, KVWriter, Logger,
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from ...envs.schema import array, by_name, group, whole
 from .files.replacing import replacing
 
 log = logging.getLogger("headway")
@@ -55,6 +56,9 @@ class Metrics:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state` returned."""
+        group({"sums": by_name(array((), finite=False)), "counts": by_name(whole(1))})(state, "the metrics")
+        if state["sums"].keys() != state["counts"].keys():
+            raise ValueError("the metrics must hold a count for each sum")
         self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger, safe_mean
 from torch import Tensor
 
+from ...envs.schema import array, each, either, flag, group, maybe, real, row, text, whole
 from .config import AgentConfig
 from .data import Collector, check_losses, first_broken
 from .files.contents import Stateful
@@ -32,6 +33,27 @@ class Part:
 
     state: Callable[[], Any]
     load_state: Callable[[Any], None]
+
+
+_COUNTERS = group(
+    {
+        "num_timesteps": whole(),
+        "total_timesteps": whole(),
+        "episodes": whole(),
+        "updates": whole(),
+        "pending": each(row(text(), whole(1))),
+        "progress_remaining": real(high=1),
+        "seed": maybe(whole(0, 2**32 - 1)),
+    }
+)
+_EPISODES = group(
+    {
+        "infos": maybe(
+            each(group({"r": either(array(()), real()), "l": either(array((), low=0), whole())}, others=True))
+        ),
+        "successes": maybe(each(either(flag, array(()), real()))),
+    }
+)
 
 
 class LearningLoop(BaseAlgorithm):
@@ -230,6 +252,7 @@ class LearningLoop(BaseAlgorithm):
         }
 
     def _load_counters(self, state: Mapping[str, Any]) -> None:
+        _COUNTERS(state, "the counters")
         self.num_timesteps, self._total_timesteps = state["num_timesteps"], state["total_timesteps"]
         self._episode_num, self._n_updates, self.seed = state["episodes"], state["updates"], state["seed"]
         self._pending = [(phase, steps) for phase, steps in state["pending"]]
@@ -249,6 +272,7 @@ class LearningLoop(BaseAlgorithm):
         }
 
     def _load_episodes(self, state: Mapping[str, Any]) -> None:
+        _EPISODES(state, "the episodes")
         for name, saved in (("ep_info_buffer", state["infos"]), ("ep_success_buffer", state["successes"])):
             setattr(self, name, None if saved is None else deque(saved, maxlen=self._stats_window_size))
 

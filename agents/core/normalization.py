@@ -9,6 +9,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from ...envs.schema import Check, array, by_name, each, either, flag, group, maybe, real, text
 from .spaces import ObservationCodec
 
 
@@ -118,6 +119,7 @@ def load_normalizer_state(target: VecNormalize, state: Mapping[str, Any]) -> Non
     :raises ValueError: ``target`` normalises other observations; it is then as it was
     """
     live: Any = getattr(target, "obs_rms", None)
+    _check_settings(state)
     if state["norm_obs"]:
         missing = sorted(state["obs_rms"].keys() - live.keys()) if isinstance(live, dict) else live is None
         if missing:
@@ -126,15 +128,50 @@ def load_normalizer_state(target: VecNormalize, state: Mapping[str, Any]) -> Non
                 f"this VecNormalize keeps no statistics of the observations{which}, the saved one did: "
                 "build it with the same norm_obs and norm_obs_keys"
             )
+    for moments, rms in _pairs(target, state):
+        _moments_of(np.shape(rms.mean))(moments, "statistics of the VecNormalize")
     for name in SETTINGS:
         setattr(target, name, state[name])
-    _set_moments(target.ret_rms, state["ret_rms"])
+    for moments, rms in _pairs(target, state):
+        _set_moments(rms, moments)
+
+
+def checked_state(state: Any) -> dict[str, Any]:
+    """See that something is the state of a ``VecNormalize``, of whatever observations.
+
+    :param state: as of :func:`normalizer_state`
+    :return: it
+    :raises ValueError: it is none
+    """
+    _check_settings(state)
+    return dict(state)
+
+
+def _moments_of(shape: tuple[int, ...] | None) -> Check:
+    kinds = ("float64", "float32")
+    fields = {"mean": array(shape, *kinds), "var": array(shape, *kinds, low=0), "count": real(0, above=True)}
+    return group(fields)
+
+
+def _check_settings(state: Any) -> None:
+    clip = real(0, finite=False, above=True)
+    settings = {"norm_obs": flag, "norm_reward": flag, "clip_obs": clip, "clip_reward": clip}
+    settings |= {"gamma": real(0, 1), "epsilon": real(0), "norm_obs_keys": maybe(each(text()))}
+    moments = _moments_of(None)
+    statistics = {"ret_rms": _moments_of(()), "obs_rms": either(moments, by_name(moments))}
+    group({**settings, **statistics}, optional=("obs_rms",))(state, "the VecNormalize")
+    if state["norm_obs"] != ("obs_rms" in state):
+        raise ValueError("the VecNormalize must hold statistics of observations just if it normalises them")
+
+
+def _pairs(target: VecNormalize, state: Mapping[str, Any]) -> list[tuple[Any, RunningMeanStd]]:
+    """:return: saved statistics beside those that they are of"""
+    pairs: list[tuple[Any, RunningMeanStd]] = [(state["ret_rms"], target.ret_rms)]
     if state["norm_obs"]:
-        if isinstance(live, dict):
-            for key, moments in state["obs_rms"].items():
-                _set_moments(live[key], moments)
-        else:
-            _set_moments(live, state["obs_rms"])
+        live: Any = target.obs_rms
+        several = isinstance(live, dict)
+        pairs += [(part, live[k]) for k, part in state["obs_rms"].items()] if several else [(state["obs_rms"], live)]
+    return pairs
 
 
 def _moments(rms: RunningMeanStd) -> dict[str, Any]:

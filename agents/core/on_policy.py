@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...envs.schema import array, group, real, whole
 from .agent import ActorCriticAgent
 from .config import AgentConfig, Count, Fraction, Range
 from .data import RolloutStore, Step, StepCollector, generalised_advantages
@@ -147,6 +148,8 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         return {"order": self._order, "place": self._place}
 
     def _load_epoch(self, state: dict[str, Any]) -> None:
+        rows = self.config.n_steps * self.n_envs
+        group({"order": array((None,), "int64", low=0, high=rows - 1), "place": whole()})(state, "the epoch")
         self._order, self._place, self._ordered = state["order"].to(self.device), state["place"], {}
 
 
@@ -186,6 +189,13 @@ class ReturnScale:
         return {"returns": self.returns, "mean": self.mean, "var": self.var, "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state` returned."""
+        """Put back what :meth:`state` returned.
+
+        :raises ValueError: it does not fit
+        """
+        number = array((), "float64")
+        fields = {"returns": array(tuple(self.returns.shape), "float64"), "mean": number}
+        fields |= {"var": array((), "float64", low=0), "count": real(0, above=True)}
+        group(fields)(state, "the reward scale")
         self.returns, self.mean, self.var = (state[k].to(self.returns.device) for k in ("returns", "mean", "var"))
         self.count = state["count"]

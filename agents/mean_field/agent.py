@@ -10,6 +10,7 @@ A *place* is a state x at a time t, numbered t S + x. Shapes: ``B`` rows, ``N`` 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from ...envs.mean_field import MFGame
 from ...envs.mean_field.member import MeanFieldAgentBatch, encode
+from ...envs.schema import array, each, group, maybe, real, row, whole
 from ...wrappers.sb3 import BatchedVecEnv
 from ..core.attributes import expose
 from ..core.compile import compiled
@@ -333,6 +335,10 @@ class MemberDQN(OffPolicyAgent[Any]):
         return {"population": self.population or 0, "share_done": self.share_done, "window": window}
 
     def _load_member_state(self, state: Mapping[str, Any]) -> None:
+        size = (self.config.batch_size,)
+        columns = [partial(self.store.fields[name].check, lead=size) for name in self.store.fields]
+        windows = each(row(*columns, array(size, "float32")))
+        group({"population": whole(), "share_done": maybe(real(0, 1)), "window": windows})(state, "the member")
         if state["population"] != (self.population or 0):
             raise ValueError(f"the checkpoint is of population {state['population']}, got {self.population or 0}")
         self.share_done = state["share_done"]
@@ -410,7 +416,8 @@ class AverageDQN(MemberDQN, config=AverageConfig):
         super()._build()
         cfg = self.config
         self.iteration += self._rounds(cfg.average_episodes)
-        self.reservoir = Reservoir(cfg.reservoir_size, self.generators["store"])
+        places = len(self.places.observations)
+        self.reservoir = Reservoir(cfg.reservoir_size, self.generators["store"], places, self.actions.size)
         self.register("reservoir", self.reservoir)
         self._imitation_loss = compiled(imitation_loss, cfg.compile, self.device)
 
@@ -463,10 +470,12 @@ class Reservoir:
 
     :param size: how many
     :param generator: of keys and samples
+    :param places: how many places there are
+    :param actions: how many actions there are
     """
 
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        self.size, self.generator = size, generator
+    def __init__(self, size: int, generator: torch.Generator, places: int, actions: int) -> None:
+        self.size, self.generator, self.places, self.actions = size, generator, places, actions
         self._parts: list[list[Tensor]] = []
         """Keys, places and actions; what was added since the last sample is not joined yet."""
 
@@ -492,7 +501,14 @@ class Reservoir:
         return [list(part) for part in self._parts]
 
     def load_state(self, state: list[list[Tensor]]) -> None:
-        """Put back what :meth:`state` returned."""
+        """Put back what :meth:`state` returned.
+
+        :raises ValueError: it does not fit
+        """
+        indices = (array((None,), "int64", low=0, high=most - 1) for most in (self.places, self.actions))
+        each(row(array((None,), "float64", low=0, high=1), *indices))(state, "the reservoir")
+        if any(len(set(map(len, part))) > 1 for part in state):
+            raise ValueError("the reservoir must have as many keys as places and actions")
         self._parts = [[column.to(self.generator.device) for column in part] for part in state]
 
 

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from ..batched import Info
+from ..schema import array, group, whole
 from ..splitmix import start, uniforms, uniforms_of
 from ..vector import NumpyVectorEnv
 from .dynamics import flow
@@ -341,6 +342,9 @@ class MeanFieldAgentBatch(HorizonBatch):
     def _in_common(self) -> dict[str, Tensor]:
         return {"mean_field": self.mean_field}
 
+    def _limits(self) -> dict[str, int]:
+        return super()._limits() | {"states": self.game.S - 1}
+
     def _load_in_common(self, state: dict[str, Tensor], rows: Tensor | None) -> None:
         if torch.equal(state["mean_field"].to(self.mean_field.device), self.mean_field):
             return
@@ -523,6 +527,8 @@ class MeanFieldAgentEnv(MemberEnv):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See :meth:`HorizonBatch.load_state`."""
+        places = {"state": whole(0, self.game.S - 1), "time": whole(0, self.game.H), "word": whole(-(2**63))}
+        group({**places, "mean_field": array(tuple(self.mean_field.shape), "float64", "float32")})(state, "the state")
         if not torch.equal(state["mean_field"].to(self.mean_field.device), self.mean_field):
             self.set_mean_field(state["mean_field"])
         self._state, self._time, self._word = (state[name] for name in ("state", "time", "word"))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..schema import array, group, whole
 from ..streams import HostStreams
 from .dynamics import best_response, flow
 from .game import MFGame
@@ -187,6 +188,10 @@ class NAgentEnv(MemberEnv):
 
         :raises ValueError: it is of another number of agents, or another game
         """
+        places = array(None, "int64", low=0, high=self.game.S - 1)
+        words = array((1, 4), "int64")
+        fields = {"time": whole(0, self.game.H), "states": places, "policy": array(None), "stream": words}
+        group(fields)(state, "the state")
         if state["states"].shape != self._states.shape:
             shapes = tuple(state["states"].shape), tuple(self._states.shape)
             raise ValueError(f"the state does not fit: agents (1, n_pop, n_agents) are {shapes[0]}, here {shapes[1]}")

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
+from ..schema import check_numbers
 
 
 class HorizonBatch(BatchedEnv):
@@ -169,8 +170,9 @@ class HorizonBatch(BatchedEnv):
     def load_state(self, state: dict[str, Tensor], rows: Tensor | None = None) -> None:
         """See :class:`~headway.envs.batched.RowSnapshots`."""
         parts, count = self._by_row(), self.num_envs if rows is None else len(rows)
-        shapes = {name: (count, *part.shape[1:]) for name, part in parts.items()}
-        check_state(state, shapes | {name: tuple(part.shape) for name, part in self._in_common().items()})
+        check_state(state, parts, count, common=self._in_common(), whole=rows is None)
+        for name, most in self._limits().items():
+            check_numbers(state[name], f"{name!r} of the state", 0, most)
         self._load_in_common(state, rows)
         chosen: Any = slice(None) if rows is None else rows
         for name, part in parts.items():
@@ -178,6 +180,10 @@ class HorizonBatch(BatchedEnv):
         self._clock = self._registers["times"].cpu().numpy().copy()
         if count == self.num_envs:
             self._needs_reset = False
+
+    def _limits(self) -> dict[str, int]:
+        """:return: the largest number that a register may hold, by name."""
+        return {"times": self.horizon}
 
     def _load_in_common(self, state: dict[str, Tensor], rows: Tensor | None) -> None:
         """Take up what all rows have in common, or raise a ValueError where only some are to be loaded."""

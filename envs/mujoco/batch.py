@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
 from ..naming import nearest
+from ..schema import array
 from ..streams import HostStreams
 from .cpu import GIB, HostEngine, available_memory, contact_force_sensor
 from .engine import CONTACT_FORCES, Engine, Failure, Sim
@@ -274,7 +275,9 @@ class MujocoBatch(BatchedEnv):
         expected = self.state(self._no_rows())
         count = self.num_envs if rows is None else len(rows)
         edited = {name: part for name, part in state.items() if name.startswith(_EDITED) and name not in expected}
-        check_state(state, {name: (count, *part.shape[1:]) for name, part in (expected | edited).items()})
+        for name, part in edited.items():
+            array(None)(part, f"{name!r} of the state")
+        check_state(state, expected | edited, count, whole=rows is None)
         for name, part in edited.items():
             self.edit(name.removeprefix(_EDITED), part[0].numpy()[()])
         self.engine.load_state({n[7:]: field for n, field in state.items() if n.startswith("engine.")}, rows)

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 from mujoco.batch import MODEL_FIELDS
 from torch import Tensor
 
+from ..schema import array
 from .making import TaskName, make_batch
 
 
@@ -125,13 +126,15 @@ class MujocoTaskEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
 
         :param state: what :meth:`state` returned, or one row of a batch of this task
         """
+        spare = state.get("spare", torch.zeros(2, dtype=torch.int64))
+        array((2,), "int64", low=0, high=2**32 - 1)(spare, "'spare' of the state")
         self._take_edits()
         edited = {name: part for name, part in self.batch.state().items() if name.startswith("engine.model.")}
         self.batch.load_state(edited | {name: part for name, part in state.items() if name != "spare"})
         self._seen = (
             None if self._seen is None else (copy.copy(self.batch.engine.model), _bytes(self.batch.engine.model))
         )
-        self._take_random_back(*state.get("spare", torch.zeros(2, dtype=torch.int64)).tolist())
+        self._take_random_back(*spare.tolist())
 
     def _take_random_back(self, *spare: int) -> None:
         """Put ``np_random`` where the batch's stream is; half a number may be left over from 32-bit draws."""

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...agents.core.files.budget import Budget
+from ...agents.core.files.errors import one_line
 from ...agents.core.files.replacing import replacing
 from ...agents.core.logging import write_csv
 from ...envs.mean_field import History, MFGame, Solution, exploitability, flow, make_game
 from ...envs.naming import nearest
+from ...envs.schema import array, check_numbers, group, real, whole
 from ..machine import origin
 from ..runs import write_json
 
@@ -140,32 +145,73 @@ class Saved:
     solved: list[Solved]
 
 
-def load_solution(folder: Path, device: str = "cpu") -> Saved:
+def load_solution(folder: Path, device: str = "cpu", *, trust_game: bool = False) -> Saved:
     """Read what ``headway mfg solve`` wrote. Nothing in it is executed.
 
     :param folder: the folder
     :param device: where the game shall be
+    :param trust_game: import the module that the game is named with; otherwise it must have been imported
     :return: its manifest, and the solutions, whose policies, flows and last exploitability have been checked against
         the game
     :raises FileNotFoundError: it is no such folder
-    :raises ValueError: a file is broken, was edited, or is of a newer version
+    :raises ValueError: a file is broken, was edited, or is of a newer version, or the game's module is not imported
     """
     if not (folder / "solution.json").exists():
         raise FileNotFoundError(f"{folder} holds no solution: it has no solution.json")
-    try:
+    with _sound(folder):
         manifest = _read_manifest(folder / "solution.json")
+    if not trust_game and (module := not_imported(manifest["game"])) is not None:
+        raise ValueError(
+            f"{folder} is of the game {manifest['game']}, which would import the module {module}, and a folder does "
+            "not decide that: pass --trust-game (trust_game=True) if you trust it, or import the module first"
+        )
+    with _sound(folder):
         tensors = load_file(folder / "solution.safetensors")
         histories = _read_histories(folder / "exploitability.csv")
+        names = [f"{key}.{part}" for key in manifest["forms"] for part in ("policy", "flow")]
+        group({name: array((None,) * (4 - (n % 2)), "float64", "float32") for n, name in enumerate(names)})(
+            tensors, "solution.safetensors"
+        )
         solved = []
         for key in manifest["forms"]:
-            compat = _compat(key)
-            game = make_game(manifest["game"], compat, device=device, **manifest["parameters"])
-            found = Solution(tensors[f"{key}.policy"], tensors[f"{key}.flow"], histories[key])
+            compat, policy = _compat(key), tensors[f"{key}.policy"]
+            _check_parameters(manifest["parameters"], policy)
+            with Budget([policy]):
+                game = make_game(manifest["game"], compat, device=device, **manifest["parameters"])
+            found = Solution(policy, tensors[f"{key}.flow"], histories[key])
             solved.append(Solved(compat, game, _checked(game, found)))
         return Saved(manifest, solved)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as cause:
-        reason = f"{type(cause).__name__} {cause}" if isinstance(cause, KeyError) else str(cause)
-        raise ValueError(f"{folder} is broken ({reason}): restore it, or solve the game again") from cause
+
+
+@contextmanager
+def _sound(folder: Path) -> Iterator[None]:
+    """Tell whatever the content of a folder brings about as an error of that folder."""
+    unfit = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
+    try:
+        yield
+    except (*unfit, OSError, SafetensorError, csv.Error) as cause:
+        text = " ".join(str(cause).split())
+        reason = text if isinstance(cause, (ValueError, OSError)) else f"{type(cause).__name__} {text}"
+        raise ValueError(one_line(f"{folder} is broken ({reason}): restore it, or solve the game again")) from cause
+
+
+def not_imported(game: str) -> str | None:
+    """:return: the module that looking a game up by a name from a file would import; None: it is there, or Headway's"""
+    module = game.rpartition(":")[0]
+    return module if module and module not in sys.modules and module.partition(".")[0] != "headway" else None
+
+
+def _check_parameters(parameters: Mapping[str, Any], policy: Tensor) -> None:
+    """Refuse sizes beyond those of the policy, before a game of such sizes is built."""
+    most = max(256, *policy.shape)  # a few parameters are counted in other units; our choice
+    for name, value in parameters.items():
+        if isinstance(value, float):
+            real()(value, f"the parameter {name}")
+        elif isinstance(value, int) and not isinstance(value, bool) and name != "seed":
+            whole(-most, most)(value, f"the parameter {name}")
+
+
+_FORM = group({"iterations": whole(), "exploitability": real(), "seconds": real(0)})
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
@@ -177,12 +223,15 @@ def _read_manifest(file: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if name not in manifest:
             raise ValueError(f"{file.name} has no {name!r}")
-        if not isinstance(manifest[name], kind):
+        if not isinstance(manifest[name], kind) or isinstance(manifest[name], bool):
             raise ValueError(f"{name!r} in {file.name} must be {words[kind]}, got {manifest[name]!r}")
-        if name == "format" and manifest[name] > FORMAT:
+        if name == "format" and not 1 <= manifest[name] <= FORMAT:
             raise ValueError(f"it has format {manifest[name]}, this version reads up to {FORMAT}")
     if not manifest["forms"]:
         raise ValueError(f"'forms' in {file.name} names no form of the game")
+    for key, form in manifest["forms"].items():
+        _compat(key)
+        _FORM(form, f"'forms' in {file.name}, {key}")
     return manifest
 
 
@@ -206,7 +255,12 @@ def _checked(game: MFGame, found: Solution) -> Solution:
     relative, absolute = (1e-6, 1e-9) if exact else (1e-3, 1e-3)
     if not abs(stored - value) <= relative * abs(value) + absolute:
         raise ValueError(f"the last exploitability is {stored!r}, the policy's is {value!r}")
-    return Solution(policy, mu, found.history)
+    history = found.history
+    check_numbers(history.exploitability, "exploitability.csv")
+    for name, column in (("iteration", history.iterations), ("seconds", history.seconds)):
+        if not all(a <= b for a, b in pairwise((0, *column))) or column[-1] == float("inf"):
+            raise ValueError(f"exploitability.csv must have a growing {name} in each line")
+    return Solution(policy, mu, history)
 
 
 def _read_histories(file: Path) -> dict[str, History]:

@@ -11,10 +11,11 @@ import tyro
 
 from ...agents.core.config import Config, Range, describe
 from ...envs.mean_field import GAMES, MFGame
+from ...envs.schema import by_name, each, group, text, whole
 from ..machine import origin
 from ..options import early_flags, parse_flags
 from ..runs import alone, write_json
-from .files import FORMAT, new_folder
+from .files import FORMAT, new_folder, not_imported
 from .games import SolverFlags, device_of, flat, make_form, parse_pairs, parse_value, split_pairs
 from .learners import ALGORITHMS
 from .study import Plan, Study, report
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     :raises FileExistsError: the folder exists
     """
     saved = _saved(arguments)
+    _refuse_unasked(saved, arguments)
     options = parse_flags(Options, arguments, "headway mfg learn", default=saved and replace(saved, set=(), param=()))
     if options is None:
         return 0
@@ -115,15 +117,30 @@ def _saved(arguments: Sequence[str]) -> Options | None:
         raise FileNotFoundError(f"--resume {file.parent}: headway mfg learn has not written it, it has no learn.json")
     try:
         content = json.loads(file.read_text())
+        group({"format": whole(1), "flags": by_name(lambda *_: None)}, others=True)(content, "it")
         if content["format"] > FORMAT:
             raise ValueError(f"it has format {content['format']}, this version reads up to {FORMAT}")
         flags = content["flags"]
         for name in ("set", "param"):
+            each(text())(flags[name], f"the flag {name}")
             flags[name] = (tuple(flags[name]),) if flags[name] else ()
+        each(text())(flags["games"], "the games")
         lists = {name: tuple(flags[name]) for name in ("games", "seeds")}
         return Options(**{**flags, **lists, "resume": file.parent})
-    except (ValueError, TypeError, KeyError) as cause:
+    except (ValueError, TypeError, KeyError, RecursionError) as cause:
         raise ValueError(f"{file} is broken ({cause}): restore it, or start anew with another --out") from cause
+
+
+def _refuse_unasked(saved: Options | None, arguments: Sequence[str]) -> None:
+    """Refuse to import what a folder names, unless the command line names it too."""
+    if saved is None:
+        return
+    for game in saved.games:
+        if (module := not_imported(game)) is not None and game not in arguments:
+            raise ValueError(
+                f"--resume {saved.resume}: its game {game} would import the module {module}, and a folder does not "
+                f"decide that: if you trust it, name its games again, headway mfg learn {' '.join(saved.games)} …"
+            )
 
 
 def _check_same(options: Options, saved: Options) -> None:

@@ -37,6 +37,9 @@ class Options(Flags):
     device: str = "cpu"
     """cpu, cuda, cuda:0, … or auto."""
 
+    trust_game: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Import the module that the folder's game is named with; name one only if you trust the folder."""
+
 
 def run(options: Options) -> None:
     """Run ``headway mfg show``.
@@ -44,6 +47,8 @@ def run(options: Options) -> None:
     :param options: its arguments
     :raises ValueError: neither a folder nor a game; a folder whose files are broken
     """
+    if options.trust_game and not Path(options.what).is_dir():
+        raise ValueError("--trust-game is about the game that a folder names: name a folder")
     if not options.what:
         list_games("")
     elif options.what not in GAMES and Path(options.what).is_dir():
@@ -61,7 +66,7 @@ def to_ten_places(value: float) -> str:
 
 def _show_folder(folder: Path, options: Options) -> None:
     device = device_of(options.device)
-    saved = load_solution(folder, device)
+    saved = load_solution(folder, device, trust_game=options.trust_game)
     name, algorithm = saved.manifest["game"], saved.manifest["algorithm"]
     print_solved(name, algorithm, saved.solved)
     out = options.out or folder

@@ -179,7 +179,7 @@ def test_rounds_hold_what_the_buffer_holds(ring: MFGame) -> None:
 
 
 def test_reservoir_is_a_uniform_sample() -> None:
-    kept = Reservoir(500, torch.Generator().manual_seed(0))
+    kept = Reservoir(500, torch.Generator().manual_seed(0), 1000, 3)
     for start in range(0, 3000, 300):
         numbers = torch.arange(start, start + 300)
         kept.add(numbers, numbers + 1)

@@ -381,7 +381,7 @@ def test_lean_adam_leaves_no_denormals_and_the_same_weights() -> None:
 def test_files_of_single_networks_as_stacks_of_one_are_read() -> None:
     modules = TrackedModules(CPU, 1e-2)
     modules.add("net", StackedMLP((), 3, 2, (4,)), target=True)
-    old = {name: torch.randn(1, *tensor.shape) for name, tensor in modules.state().items() if "step" not in name}
+    old = {name: torch.rand(1, *tensor.shape) for name, tensor in modules.state().items() if "step" not in name}
     modules.load_state(modules.state() | old)
     assert all(torch.equal(modules.state()[name], tensor[0]) for name, tensor in old.items())
 

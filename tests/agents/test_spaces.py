@@ -288,7 +288,7 @@ class Clips(X):
 def test_discrete_actions_are_counted_from_zero() -> None:
     actions = actions_of(spaces.Discrete(4, start=-1), CPU, squashes=True)
     drawn = actions.random(1000, torch.Generator().manual_seed(0))
-    assert (actions.size, actions.field, actions.choices) == (4, FieldSpec((), torch.int64), 4)
+    assert (actions.size, actions.field, actions.choices) == (4, FieldSpec((), torch.int64, 4), 4)
     assert drawn.unique().tolist() == [0, 1, 2, 3]
     assert actions.to_env(drawn).unique().tolist() == [-1, 0, 1, 2]
     assert torch.equal(actions.from_env(actions.to_env(drawn)), drawn)

@@ -638,20 +638,33 @@ def test_a_state_holds_only_what_is_stored_and_later_steps_leave_it_alone() -> N
     assert all(torch.equal(state[k], v) if isinstance(v, Tensor) else state[k] == v for k, v in kept.items())
 
 
+def shifted(state: Tensor) -> Tensor:
+    """A generator that stands at the end of its table, with hundreds of its words left to come."""
+    state = state.clone()
+    state[8:16] = torch.tensor([100, 0, 0, 0, 1, 0, 0, 0])
+    state[16:24] = torch.tensor([112, 2, 0, 0, 0, 0, 0, 0])  # 624
+    return state
+
+
 STATE_CHANGES = {
     "capacity": (lambda s: s | {"capacity_per_env": 7}, "capacity_per_env 7, this store 6"),
     "envs": (lambda s: s | {"n_envs": 3}, "n_envs 3, this store 2"),
     "missing": (lambda s: {k: v for k, v in s.items() if k != "data.obs"}, r"missing \['data.obs'\]"),
     "unknown": (lambda s: s | {"data.ages": torch.zeros(4)}, r"unknown \['data.ages'\]"),
-    "dtype": (lambda s: s | {"data.obs": s["data.obs"].double()}, "'data.obs' must be torch.float32 .* torch.float64"),
+    "dtype": (lambda s: s | {"data.obs": s["data.obs"].double()}, "'data.obs' must be float32 .* float64"),
     "shape": (lambda s: s | {"data.obs": torch.zeros(4, 2)}, r"'data.obs' must .* \(4, 3\), got .* \(4, 2\)"),
     "rows": (lambda s: s | {"runs": s["runs"][:3]}, r"'runs' must .* \(4,\), got .* \(3,\)"),
     "open runs": (lambda s: s | {"open_runs": torch.zeros(3, dtype=torch.int32)}, "'open_runs' must"),
-    "kind": (lambda s: s | {"heads": 2}, "'heads' must be torch.int64 .* got int"),
-    "sizes": (lambda s: s | {"sizes": torch.tensor([2, 7])}, "write positions are impossible"),
-    "negative": (lambda s: s | {"sizes": torch.tensor([2, -1]), "heads": torch.tensor([2, -1])}, "impossible"),
+    "kind": (lambda s: s | {"heads": 2}, "'heads' must be int64 .* got 2"),
+    "sizes": (lambda s: s | {"sizes": torch.tensor([2, 7])}, "'sizes' must lie from 0 to 6"),
+    "negative": (lambda s: s | {"heads": torch.tensor([2, -1])}, "'heads' must lie from 0 to 5"),
     "head": (lambda s: s | {"heads": torch.tensor([2, 1])}, "write positions are impossible"),
     "generator": (lambda s: s | {"generator": s["generator"][:16]}, "'generator' must .* same kind of device"),
+    "text": (lambda s: s | {"n_envs": "2"}, "n_envs 2, this store 2"),
+    "no mapping": (lambda s: [1], "missing"),
+    "no numbers": (lambda s: s | {"data.rewards": s["data.rewards"] * torch.nan}, "'data.rewards' holds NaN"),
+    "negative runs": (lambda s: s | {"runs": s["runs"] - 5}, "'runs' must lie from 1"),
+    "beyond its table": (lambda s: s | {"generator": shifted(s["generator"])}, "'generator' is damaged"),
     "noise": (lambda s: s | {"generator": torch.full_like(s["generator"], 255)}, "'generator' is damaged"),
 }
 

@@ -201,7 +201,7 @@ def test_plot_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert plot.main(["runs"]) == 0
     assert "Pendulum-v1: SAC, 2 runs, drawn to step 10, where the shortest ends" in capsys.readouterr().out
     assert (tmp_path / "learning_curves.png").stat().st_size > 0
-    with pytest.raises(FileExistsError, match="choose another --output or pass --overwrite"):
+    with pytest.raises(FileExistsError, match="choose another name or pass --overwrite"):
         plot.main(["runs"])
     assert plot.main(["runs", "--overwrite"]) == 0
     assert plot.main(["runs/s0", "runs/s1", "--output", "deep/er.svg"]) == 0

@@ -318,6 +318,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 def test_every_flag_is_in_a_test() -> None:
     # Those that have tests of their own, and the others.
     elsewhere = "verify_resume resume run_dir progress vec env_device preset config compile precision delay delay_form"
+    elsewhere += " max_episode_steps trust_env"
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     for agent in ("sac", "ppo", "dqn"):  # DQN's others are those of every off-policy agent
@@ -990,7 +991,7 @@ def test_a_number_that_is_none_is_named_and_what_was_learnt_is_saved(
     assert code == 1
     lines = err.splitlines()
     assert lines[0] == "saved run/checkpoints/checkpoint-000000000078.zip"
-    assert lines[1] == "go on with: headway train sac --resume run"
+    assert lines[1] == f"go on with: headway train sac --resume run --env worlds:{env}"
     assert re.search(message, lines[2])
     assert len(lines) == 3
     code, _, _ = headway("train", "--resume", "run")  # the new environments are still young

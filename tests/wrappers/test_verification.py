@@ -169,7 +169,8 @@ class Refuses(Hiding):
 
 def test_what_cannot_be_put_back_is_named() -> None:
     report = verify_snapshot(Refuses)
-    assert (report.stage, report.problem) == ("restore", "KeyError: 'gone'")
+    assert report.stage == "restore"
+    assert "(KeyError: 'gone')" in report.problem
     assert "restarts its episode" in str(report)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from ....envs.schema import LARGEST, group, whole
 from .stepping import Host, take_step
 
 
@@ -99,6 +100,9 @@ class StepCollector:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Collector`."""
+        most = self.length if self.unit == "step" else LARGEST
+        counts = {"steps": whole(0, most), "episodes": whole(), "rows": whole(), "owed": whole()}
+        group(counts, optional=("rows", "owed"))(state, "the collector")  # earlier versions did not count them
         self.steps, self.episodes = state["steps"], state["episodes"]
         self.rows, self.owed = state.get("rows", self.steps * self.host.n_envs), state.get("owed", 0)
 
@@ -141,3 +145,4 @@ class GradientSteps:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See :class:`Collector`."""
+        group({})(state, "the collector")

@@ -1,11 +1,14 @@
 """The newest experience of agents that learn on-policy: T steps of N environments, worked off and forgotten."""
 
+import functools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ....envs.schema import group, whole
 from ..spaces import Fields, FieldSpec, Obs, map_obs
 from .store import by_path, check_row_shapes
 
@@ -23,9 +26,13 @@ class RolloutStore:
         self.n_steps, self.n_envs, self.device = n_steps, n_envs, device
         self._specs = dict(fields)
         self.fields: dict[str, FieldSpec] = by_path(fields)
-        lead = (n_steps, n_envs)
-        self._data = {k: torch.zeros(*lead, *f.shape, dtype=f.dtype, device=device) for k, f in self.fields.items()}
         self.steps = 0
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Tensor]:
+        """The tensors, made when they are needed: a policy that is only asked for actions needs none."""
+        sizes = {name: (self.n_steps, self.n_envs, *field.shape) for name, field in self.fields.items()}
+        return {k: torch.zeros(sizes[k], dtype=f.dtype, device=self.device) for k, f in self.fields.items()}
 
     def __len__(self) -> int:
         return self.steps * self.n_envs
@@ -81,7 +88,9 @@ class RolloutStore:
         :param state: of a store of the same fields and sizes
         :raises ValueError: it does not fit
         """
-        check_row_shapes(state["data"], self.fields, (self.n_steps, self.n_envs))
+        lead = (self.n_steps, self.n_envs)
+        data = {name: partial(field.check, lead=lead) for name, field in self.fields.items()}
+        group({"steps": whole(0, self.n_steps), "data": group(data)})(state, "the rollout")
         self.steps = state["steps"]
         for name, data in state["data"].items():
             self._data[name].copy_(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ....envs.generators import write_torch
+from ....envs.schema import array
 from ..spaces.fields import Fields, FieldSpec, Obs, map_obs
 
 if TYPE_CHECKING:
@@ -100,19 +103,8 @@ class ReplayStore(Generic[BatchT]):
         if self.device.type == "cpu":
             _check_memory(self._ring, self.fields)
 
-        # Slot-major, so pages are first touched as slots fill. The flat views share the storage: flat index =
-        # slot * N + column, and a step back in time is minus N modulo the ring, whatever the column.
-        lead = (self.capacity_per_env, n_envs)
-        self._data = {
-            k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in self.fields.items()
-        }
         self._make: Callable[..., BatchT] = batch_type
         self._grouping = {f.name: fields[f.name] for f in dataclasses.fields(batch_type)}
-
-        # A row's run is the number of consecutive rows of its episode up to and with it, overwritten ones included;
-        # it makes the validity of a window a comparison at its last row.
-        self._runs = torch.empty(lead, dtype=torch.int32, device=self.device)
-        self._make_views()
         self._open_runs = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
 
         # Write positions live on the host. While the columns are level the integers below are the truth and these
@@ -122,23 +114,40 @@ class ReplayStore(Generic[BatchT]):
         self._sizes = torch.zeros(n_envs, dtype=torch.int64)
         self._settle()
 
+    # Rows are allocated when the first are stored or looked for: an agent that is loaded to act needs none, and its
+    # file could ask for any number of them.
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Tensor]:
+        # Slot-major, so pages are first touched as slots fill. The flat views share the storage: flat index =
+        # slot * N + column, and a step back in time is minus N modulo the ring, whatever the column.
+        lead = (self.capacity_per_env, self.n_envs)
+        return {k: torch.empty(*lead, *f.shape, dtype=f.dtype, device=self.device) for k, f in self.fields.items()}
+
+    @functools.cached_property
+    def _flat(self) -> dict[str, Tensor]:
+        return {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
+
+    @functools.cached_property
+    def _drawn(self) -> list[tuple[str, Obs]]:
+        return [(name, self._grouped(name, spec)) for name, spec in self._grouping.items()]
+
+    @functools.cached_property
+    def _runs(self) -> Tensor:
+        # A row's run is the number of consecutive rows of its episode up to and with it, overwritten ones included;
+        # it makes the validity of a window a comparison at its last row.
+        return torch.empty(self.capacity_per_env, self.n_envs, dtype=torch.int32, device=self.device)
+
+    @functools.cached_property
+    def _flat_runs(self) -> Tensor:
+        return self._runs.view(self._ring)
+
     def __len__(self) -> int:
         return self._rows
-
-    def _make_views(self) -> None:
-        self._flat = {k: data.view(self._ring, *data.shape[2:]) for k, data in self._data.items()}
-        self._flat_runs = self._runs.view(self._ring)
-        self._drawn: list[tuple[str, Obs]] = [
-            (name, self._grouped(name, spec)) for name, spec in self._grouping.items()
-        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without views: each would come back with memory of its own."""
         return {k: v for k, v in vars(self).items() if k not in ("_flat", "_flat_runs", "_drawn")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._make_views()
 
     @torch.no_grad()
     def add(self, rows: Mapping[str, Stored], mask: Tensor | None = None) -> None:
@@ -316,14 +325,12 @@ class ReplayStore(Generic[BatchT]):
 
         :param state: what :meth:`state` returned in a store of the same fields, capacity and number of environments;
             its tensors may be on any device.
-        :raises ValueError: if a name, size, shape or dtype does not fit; the store is then as it was before.
+        :raises ValueError: if a name, size, shape or dtype does not fit, or a number is impossible; the store is then
+            as it was before.
         """
         heads, sizes = self._check_state(state)
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        try:
-            self.generator.set_state(tensors["generator"].cpu())
-        except RuntimeError as error:
-            raise ValueError(f"the state's 'generator' is damaged ({error}): load an intact checkpoint") from error
+        write_torch(self.generator, state["generator"], "the state's 'generator'")
         rows = self._stored_rows(sizes)
         for name, flat in self._flat.items():
             flat.index_copy_(0, rows, tensors[f"data.{name}"].to(self.device))
@@ -450,28 +457,29 @@ class ReplayStore(Generic[BatchT]):
     def _check_state(self, state: Mapping[str, Tensor | int]) -> tuple[Tensor, Tensor]:
         names = ["capacity_per_env", "n_envs", "heads", "sizes", "open_runs", "runs", "generator"]
         names += [f"data.{name}" for name in self.fields]
-        if state.keys() != set(names):
-            raise ValueError(f"state: {_name_difference(state, dict.fromkeys(names))}")
+        if not isinstance(state, Mapping) or state.keys() != set(names):
+            found = state if isinstance(state, Mapping) else {}
+            raise ValueError(f"state: {_name_difference(found, dict.fromkeys(names))}")
         for name, value in (("capacity_per_env", self.capacity_per_env), ("n_envs", self.n_envs)):
-            if state[name] != value:
+            if type(state[name]) is not int or state[name] != value:
                 raise ValueError(
                     f"the state has {name} {state[name]}, this store {value}: build the store with the saved value"
                 )
-        heads = _checked_tensor(state, "heads", (self.n_envs,), torch.int64).cpu()
-        sizes = _checked_tensor(state, "sizes", (self.n_envs,), torch.int64).cpu()
         limit = self.capacity_per_env
+        for name, most in (("heads", limit - 1), ("sizes", limit)):
+            array((self.n_envs,), "int64", low=0, high=most)(state[name], f"the state's {name!r}")
+        heads, sizes = (torch.as_tensor(state[name]).cpu() for name in ("heads", "sizes"))
         # A column that never came round has its head at its size.
-        if not ((heads >= 0) & (heads < limit) & ((sizes == limit) | (sizes == heads))).all():
+        if not ((sizes == limit) | (sizes == heads)).all():
             raise ValueError(
                 f"the state's write positions are impossible (heads {heads.tolist()}, sizes {sizes.tolist()}, limit "
                 f"{limit} rows per environment): load an intact checkpoint"
             )
         rows = int(sizes.sum())
-        _checked_tensor(state, "open_runs", (self.n_envs,), torch.int32)
-        _checked_tensor(state, "runs", (rows,), torch.int32)
-        _checked_tensor(state, "generator", tuple(self.generator.get_state().shape), torch.uint8)
+        array((self.n_envs,), "int32", low=0)(state["open_runs"], "the state's 'open_runs'")
+        array((rows,), "int32", low=1)(state["runs"], "the state's 'runs'")
         for name, field in self.fields.items():
-            _checked_tensor(state, f"data.{name}", (rows, *field.shape), field.dtype)
+            field.check(state[f"data.{name}"], f"the state's 'data.{name}'", (rows,))
         return heads, sizes
 
 
@@ -516,17 +524,6 @@ def _wrap(flat: Tensor, ring: int) -> Tensor:
 def _name_difference(got: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     missing, unknown = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     return f"expected exactly the fields {sorted(expected)}; missing {missing}, unknown {unknown}"
-
-
-def _checked_tensor(state: Mapping[str, Tensor | int], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    value = state[name]
-    if isinstance(value, Tensor) and value.dtype is dtype and value.shape == shape:
-        return value
-    got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(
-        f"the state's {name!r} must be {dtype} of shape {shape}, got {got}: load it into a store built "
-        "as the saved one, on the same kind of device"
-    )
 
 
 def _check_at_least_one(name: str, value: int) -> None:

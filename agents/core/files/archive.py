@@ -22,6 +22,7 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import struct
@@ -298,13 +299,20 @@ def _parse_json(raw: bytes) -> Any:
     depth = int(steps.cumsum().max(initial=0))
     if depth > _JSON_DEPTH:
         raise ValueError(f"nested {depth} deep, at most {_JSON_DEPTH} allowed")
-    return json.loads(raw.decode("utf-8"), parse_int=_parse_int, parse_constant=_no_constant)
+    text = raw.decode("utf-8")
+    return json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_no_constant)
 
 
 def _parse_int(text: str) -> int:
     if len(text) > 20:  # reading long decimals takes quadratic time; pack() writes them otherwise
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
+
+
+def _parse_float(text: str) -> float:
+    if not math.isfinite(number := float(text)):  # as of 1e999
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _no_constant(text: str) -> float:

@@ -11,14 +11,44 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ....envs.schema import by_name, flag, group, maybe, text, whole
 from .archive import MAX_MANIFEST_BYTES, Archive, read_archive, write_archive
 from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
-from .errors import FileFormatError, one_line
+from .errors import FileFormatError, one_line, reading
 from .trees import pack, unpack
 
 PathOrFile = Any
 _log = logging.getLogger("headway")
 NETWORKS = "networks"
+
+MAX_ROWS = 1 << 20
+"""Environments that an agent can have been saved with; our choice."""
+
+_ANYTHING = by_name(lambda *_: None)
+_DESCRIPTION = group(
+    {
+        "class": text(),
+        "policy": text(),
+        "config": _ANYTHING,
+        "observation_space": _ANYTHING,
+        "action_space": _ANYTHING,
+        "n_envs": whole(1, MAX_ROWS),
+        "env_id": maybe(text()),
+        "env_spec": maybe(text()),
+        "seed": maybe(whole(0, 2**32 - 1)),
+        "seed_is_drawn": flag,
+        "scaled_buffers": flag,
+        "num_timesteps": whole(0, 10**18 - 1),
+        "n_updates": whole(),
+        "episodes": whole(),
+        "stats_window_size": whole(1, 2**31 - 1),
+        "threads": whole(1, 2**16),
+        "versions": by_name(text()),
+    },
+    optional=("env_spec", "seed_is_drawn", "scaled_buffers"),
+    others=True,
+)
+"""What a manifest says of an agent."""
 
 
 def versions() -> dict[str, str]:
@@ -148,9 +178,11 @@ def read(path: PathOrFile, kinds: tuple[str, ...]) -> Contents:
     path = _existing(path)
     archive = read_archive(path)
     _expect_kind(archive, kinds, path)
-    tree = archive.manifest.get("normalizer", archive.manifest.get("parts", {}).get("normalizer"))
+    trees = archive.manifest.get("parts")
+    within = trees.get("normalizer") if isinstance(trees, dict) else None
+    tree = archive.manifest.get("normalizer", within)
     normalizer = None if tree is None else unpack(tree, _member(archive, "normalizer", path))
-    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), {}, normalizer)
+    return _contents(path, archive, {}, normalizer)
 
 
 def read_newest(directory: Path) -> Contents:
@@ -159,7 +191,8 @@ def read_newest(directory: Path) -> Contents:
     :param directory: of checkpoints
     :return: its contents
     :raises FileNotFoundError: there is none
-    :raises FileFormatError: it was written by a version that laid checkpoints out in another way
+    :raises FileFormatError: it does not describe an agent, or was written by a version that laid checkpoints out in
+        another way
     """
     path, archive = newest_archive(directory)
     _expect_kind(archive, ("checkpoint",), path)
@@ -169,7 +202,13 @@ def read_newest(directory: Path) -> Contents:
             f"{path} was written by an earlier version: finish the run with that version, or load its policy alone"
         )
     parts = {name: unpack(tree, _member(archive, name, path)) for name, tree in trees.items()}
-    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), parts)
+    return _contents(path, archive, parts)
+
+
+def _contents(path: PathOrFile, archive: Archive, parts: dict[str, Any], normalizer: Any = None) -> Contents:
+    with reading(path):
+        _DESCRIPTION(archive.manifest, "its manifest")
+    return Contents(path, archive.manifest, _member(archive, NETWORKS, path), parts, normalizer)
 
 
 def save_store(store: Stateful, path: PathOrFile) -> None:
@@ -182,10 +221,11 @@ def load_store(store: Stateful, path: PathOrFile) -> None:
     """Read experience, from a file of it or from a checkpoint."""
     archive = read_archive(path)
     _expect_kind(archive, ("store", "checkpoint"), path)
-    trees = archive.manifest.get("parts", {})
-    if "store" not in trees:
+    trees = archive.manifest.get("parts")
+    if not isinstance(trees, dict) or "store" not in trees:
         raise FileFormatError(f"{path} holds no experience that this version can read")
-    store.load_state(unpack(trees["store"], _member(archive, "store", path)))
+    with reading(path):
+        store.load_state(unpack(trees["store"], _member(archive, "store", path)))
 
 
 def _member(archive: Archive, name: str, path: PathOrFile) -> dict[str, Tensor]:
@@ -197,7 +237,8 @@ def _member(archive: Archive, name: str, path: PathOrFile) -> dict[str, Tensor]:
 def _expect_kind(archive: Archive, kinds: tuple[str, ...], path: PathOrFile) -> None:
     kind = archive.manifest.get("kind")
     if kind not in kinds:
-        raise FileFormatError(f"{path} is a {kind} file, expected a {' or '.join(kinds)} file")
+        kind = kind if isinstance(kind, str) else "nameless"
+        raise FileFormatError(f"{path} is a {kind[:99]} file, expected a {' or '.join(kinds)} file")
 
 
 def _with_suffix(path: PathOrFile) -> PathOrFile:

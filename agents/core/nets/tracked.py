@@ -1,5 +1,6 @@
 """Tracked modules: each network is registered once, and its optimiser, target, clipping, device and state follow."""
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ....envs.schema import check_numbers
 from .optimisers import Adam, Optimiser
 
 M = TypeVar("M", bound=nn.Module)
@@ -267,7 +269,8 @@ class TrackedModules:
         Files of version 0.1 hold single networks as stacks of one; their leading axis is dropped.
 
         :param state: names to tensors
-        :raises ValueError: names or shapes differ from this agent's; nothing is changed then
+        :raises ValueError: names, shapes or types differ from this agent's, a number is not finite, or a moment is
+            none; nothing is changed then
         """
         entries = dict(self._entries())
         expected = {name: tuple(tensor.shape) for name, tensor in entries.items()}
@@ -280,6 +283,8 @@ class TrackedModules:
                 f"network tensor {name!r} has shape {found.get(name, 'missing')}, "
                 f"this agent's is {expected.get(name, 'none')} ({len(odd)} of {len(expected)} differ)"
             )
+        for name, tensor in entries.items():
+            _check_entry(name, state[name], tensor)
         with torch.no_grad():
             for name, tensor in entries.items():
                 tensor.copy_(state[name].view(tensor.shape))
@@ -294,3 +299,13 @@ class TrackedModules:
             for index, parameter in enumerate(tracked.parameters):
                 for key, tensor in optimizer.state[parameter].items() if optimizer is not None else ():
                     yield f"{name}.optimizer.{index}.{key}", tensor
+
+
+def _check_entry(name: str, found: Tensor, live: Tensor) -> None:
+    where = f"network tensor {name!r}"
+    if found.dtype != live.dtype:
+        raise ValueError(f"{where} holds {found.dtype}, this agent's {live.dtype}")
+    never_negative = ".optimizer." in name and name.endswith((".step", ".exp_avg_sq"))
+    check_numbers(found, where, 0.0 if never_negative else -math.inf)
+    if name.endswith(".step") and not (found == found.floor()).all():
+        raise ValueError(f"{where} must count steps, got {found.flatten()[0].item()}")

@@ -2,7 +2,7 @@
 
 from .actions import Actions, BoxActions, ClippedActions, DiscreteActions, actions_of, check_actions, takes
 from .as_json import shown, space_from_json, space_to_json
-from .fields import Fields, FieldSpec, Obs, count_rows, map_obs
+from .fields import Fields, FieldSpec, Obs, count_rows, dtype_name, map_obs
 from .observations import (
     CombinedFeatures,
     ImageFeatures,
@@ -29,6 +29,7 @@ __all__ = [
     "actions_of",
     "check_actions",
     "count_rows",
+    "dtype_name",
     "map_obs",
     "shown",
     "space_from_json",

@@ -100,7 +100,7 @@ class DiscreteActions:
     def __init__(self, space: spaces.Discrete, device: torch.device) -> None:
         self.size = self.choices = int(space.n)
         self.start, self.device = int(space.start), device
-        self.field = FieldSpec((), torch.int64)
+        self.field = FieldSpec((), torch.int64, self.size)
 
     def to_env(self, actions: Tensor) -> Tensor:
         """:return: actions (N,) counted from the space's start, (N,)"""
@@ -127,7 +127,7 @@ class MultiDiscreteActions:
         self.choices = tuple(int(n) for n in space.nvec.ravel())
         self.size = sum(self.choices)
         self.start = torch.as_tensor(space.start.ravel(), device=device)
-        self.field = FieldSpec((len(self.choices),), torch.int64)
+        self.field = FieldSpec((len(self.choices),), torch.int64, self.choices)
 
     def to_env(self, actions: Tensor) -> Tensor:
         """:return: actions (N, D) counted from the space's starts, (N, *A)"""

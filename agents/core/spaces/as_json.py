@@ -1,10 +1,38 @@
 """Gymnasium's spaces as JSON, and back; and on one line."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+
+from ....envs.schema import Check, each, either, group, row, text, whole
+
+FREE = 1 << 20
+"""Numbers that an element of a space may have whatever else a file holds; our choice."""
+
+_WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def _any(value: Any, where: str) -> None:
+    """Let everything pass, to be looked at later."""
+
+
+_SHAPE = each(whole(0, 2**40))
+_FIELDS: dict[str, dict[str, Check]] = {
+    "Box": {
+        "shape": _SHAPE,
+        "dtype": text("bool", *_WHOLE, "float16", "float32", "float64"),
+        "low": _any,
+        "high": _any,
+    },
+    "Discrete": {"n": whole(1, 2**40), "start": whole(-(2**62), 2**62), "dtype": text(*_WHOLE)},
+    "MultiDiscrete": {"nvec": each(_any), "start": each(_any), "dtype": text(*_WHOLE)},
+    "MultiBinary": {"n": either(whole(1, 2**40), each(whole(1, 2**40)))},
+    "Dict": {"spaces": each(row(text(), _any))},
+}
+"""What descriptions hold beside ``type``."""
 
 
 def shown(space: spaces.Space[Any]) -> str:
@@ -40,32 +68,64 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
     )
 
 
-def space_from_json(description: Mapping[str, Any]) -> spaces.Space[Any]:
+def space_from_json(description: Mapping[str, Any], held: int = 0) -> spaces.Space[Any]:
     """Build a space from its description.
 
     :param description: what :func:`space_to_json` returned
+    :param held: how many numbers come with it in its file, by which the networks read elements of the space: one of
+        more numbers than these, and than ``FREE``, is no space of that file's
     :return: the space
     :raises ValueError: the description is not of a space
     """
     try:
-        kind = description["type"]
-        if kind == "Box":
-            shape, dtype = tuple(description["shape"]), np.dtype(description["dtype"])
-            low, high = (_bound_from_json(description[name], shape, dtype) for name in ("low", "high"))
-            return spaces.Box(low, high, shape, dtype.type)
-        if kind == "Discrete":
-            dtype = np.dtype(description.get("dtype", "int64"))
-            return spaces.Discrete(description["n"], start=description["start"], dtype=dtype.type)
-        if kind == "MultiDiscrete":
-            dtype = np.dtype(description["dtype"])
-            return spaces.MultiDiscrete(np.array(description["nvec"]), dtype.type, start=np.array(description["start"]))
-        if kind == "MultiBinary":
-            return spaces.MultiBinary(description["n"])
-        if kind == "Dict":
-            return spaces.Dict([(key, space_from_json(part)) for key, part in description["spaces"]])  # order is kept
+        space, _ = _space(description, max(held, FREE), "the space")
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, OverflowError) as error:
         raise ValueError(f"not the description of a space: {error}") from error
-    raise ValueError(f"not the description of a space: type {kind!r}")
+    return space
+
+
+def _space(content: Any, left: int, where: str) -> tuple[spaces.Space[Any], int]:
+    """Read a space of at most so many numbers; :return: it, and how many more there may be."""
+    group({"type": text(*_FIELDS)}, others=True)(content, where)
+    kind = content["type"]
+    optional = ("dtype",) if kind == "Discrete" else ()  # the first files had none
+    group({"type": text(kind), **_FIELDS[kind]}, optional=optional)(content, where)
+    if kind == "Dict":
+        parts = []
+        for key, part in content["spaces"]:
+            inner, left = _space(part, left, f"{where}[{key!r}]")
+            parts.append((key, inner))
+        return spaces.Dict(parts), left  # order is kept
+    left -= _numbers(kind, content)
+    if left < 0:
+        raise ValueError(f"{where} has more numbers than the file has weights to read them by")
+    return _make(kind, content), left
+
+
+def _numbers(kind: str, content: Mapping[str, Any]) -> int:
+    """:return: how many numbers networks read of an element, a choice as one-hot"""
+    if kind == "MultiDiscrete":
+        return int(min(np.array(content["nvec"], np.float64).sum(), 2.0**62))
+    size = content["shape"] if kind == "Box" else content["n"]
+    return math.prod(size) if isinstance(size, list) else int(size)
+
+
+def _make(kind: str, content: Mapping[str, Any]) -> spaces.Space[Any]:
+    dtype = np.dtype(content.get("dtype", "int64"))
+    if kind == "Box":
+        shape = tuple(content["shape"])
+        low, high = (_bound_from_json(content[name], shape, dtype) for name in ("low", "high"))
+        if not (low <= high).all():  # not with NaN either
+            raise ValueError("a Box's bounds must be numbers, the low ones not above the high ones")
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind == "Discrete":
+        return spaces.Discrete(content["n"], start=content["start"], dtype=dtype.type)
+    if kind == "MultiDiscrete":
+        nvec, start = (np.array(content[name], np.int64) for name in ("nvec", "start"))
+        if nvec.shape != start.shape or nvec.size == 0 or nvec.min() < 1:
+            raise ValueError("a MultiDiscrete has a start and at least one choice for each of its dimensions")
+        return spaces.MultiDiscrete(nvec, dtype.type, start=start)
+    return spaces.MultiBinary(content["n"])
 
 
 def _bound_to_json(bound: np.ndarray[Any, Any]) -> Any:
@@ -81,4 +141,7 @@ def _plain(bound: Any) -> Any:
 
 
 def _bound_from_json(bound: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return np.broadcast_to(np.array(bound, dtype), shape).copy()  # reads the strings that stand for infinities too
+    if dtype.kind != "f" and np.array(bound).dtype.kind not in "iub":
+        raise ValueError(f"the bounds of a Box of {dtype} must be such numbers")
+    # reads the strings that stand for infinities too, and raises an OverflowError for what the type cannot hold
+    return np.broadcast_to(np.array(bound, dtype), shape).copy()
