@@ -189,8 +189,10 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     flattens = True
     config: DCACConfig
 
-    def _check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        super()._check_spaces(observation_space, action_space)
+    @classmethod
+    def check_spaces(cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        """See :meth:`ActorCriticAgent.check_spaces`."""
+        super().check_spaces(observation_space, action_space)
         parts: Mapping[str, Any] = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
         keys = ("action_buffer", *AGES)
         missing = [key for key in keys if key not in parts] + ["an observation"] * (not parts.keys() - set(keys))

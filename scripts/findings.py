@@ -18,9 +18,7 @@ from gymnasium import Env, spaces
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ..agents.core.registry import known_agents
-from ..agents.core.spaces.actions import check_actions
 from ..agents.core.spaces.as_json import shown
-from ..agents.core.spaces.observations import ObservationCodec
 from ..wrappers import RandomDelay, verify_snapshot
 from .options import TrainOptions
 from .train import close_env, policy_for, training_env
@@ -94,11 +92,10 @@ def able_agents(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> 
         if agent.arguments:  # of data, without an environment
             continue
         try:
-            ObservationCodec(observations, flatten=agent.flattens)
-            check_actions(actions, agent, [])
+            agent.check_spaces(observations, actions)
             able.append(agent)
         except ValueError as cause:
-            reasons[str(cause).removesuffix(": no agent here takes it yet")] = None
+            reasons[re.sub(r" at 0x[0-9a-f]+", "", str(cause))] = None
     return able, list(reasons)
 
 

@@ -158,7 +158,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
         self.policy_name = policy
         self._made_env = env is None or isinstance(env, str)
         env = self._default_env() if env is None else env
-        training_env = None if env is None else _training_env(env, self._check_spaces)
+        training_env = None if env is None else _training_env(env, self.check_spaces)
         if training_env is not None and not self.flattens:
             check_policy(policy, training_env.observation_space)
         self.seed_is_drawn = seed is None
@@ -239,9 +239,16 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             raise TypeError(f"{cls.__name__} takes a {cls.config_class.__name__}, got {type(config).__name__}")
         return cls.config_class.from_dict(config.to_dict() | hyper)  # type: ignore[return-value]
 
-    def _check_spaces(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        ObservationCodec(observation_space, flatten=self.flattens)
-        check_actions(action_space, type(self), sorted(n for n, agent in AGENTS.items() if takes(agent, action_space)))
+    @classmethod
+    def check_spaces(cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        """Refuse an environment that this kind of agent cannot learn in.
+
+        :param observation_space: what it sees
+        :param action_space: what it may do
+        :raises ValueError: it cannot; the reason and the remedy are named
+        """
+        ObservationCodec(observation_space, flatten=cls.flattens)
+        check_actions(action_space, cls, sorted(n for n, agent in AGENTS.items() if takes(agent, action_space)))
 
     def _check_readable(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         ObservationCodec(observation_space, flatten=self.flattens)
@@ -693,7 +700,7 @@ class ActorCriticAgent(LearningLoop, Generic[C]):
             agent.seed_is_drawn |= plain["seed"] == manifest["seed"] and manifest.get("seed_is_drawn", False)
             agent.observation_space = space_from_json(manifest["observation_space"], numbers)
             agent.action_space = space_from_json(manifest["action_space"], numbers)
-            agent._check_spaces(agent.observation_space, agent.action_space)
+            agent.check_spaces(agent.observation_space, agent.action_space)
             agent.n_envs, agent.env_spec = manifest["n_envs"], _saved_spec(manifest)
         except (KeyError, TypeError, ValueError) as cause:
             if overrides:
