@@ -1,6 +1,8 @@
 """Environment ids: looking them up, with an answer for each way of getting them wrong."""
 
 import importlib
+import traceback
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -188,4 +190,7 @@ def _one_line(cause: BaseException) -> str:
 
 
 def _described(cause: BaseException) -> str:
-    return f"{type(cause).__name__}: {_one_line(cause)}"
+    if text := _one_line(cause):
+        return f"{type(cause).__name__}: {text}"
+    place = traceback.extract_tb(cause.__traceback__)[-1]
+    return f"{type(cause).__name__} in {Path(place.filename).name}:{place.lineno}, {place.line}"

@@ -294,3 +294,11 @@ def test_register_mujoco_task(module: Callable[..., str]) -> None:
     register_mujoco_task("Inner-v0", Inner)  # nobody can import it by name
     assert type(make("Inner-v0").unwrapped.batch.task) is Inner  # type: ignore[attr-defined]
     assert type(make_batched("Inner-v0").task) is Inner  # type: ignore[attr-defined]
+
+
+def test_an_environment_that_fails_without_a_word_says_where(register: Callable[..., str]) -> None:
+    def make_nothing() -> None:
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=r"AssertionError in test_registration.py:\d+, raise AssertionError"):
+        make(register(make_nothing))
