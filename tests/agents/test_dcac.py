@@ -24,6 +24,7 @@ from support import Stop
 from torch import Tensor, nn
 from toys import Point
 
+from .delay_bias import World, biases
 from .reference_dcac import State, losses, network_input
 
 D, A, ALPHA, GAMMA, SCALE = 3, 2, 0.3, 0.9, 5.0
@@ -408,47 +409,6 @@ class Table:
             chance = float(self.coin(s, self.moves[m, executed]) * self.coin(k, self.p))
             yield chance, self.pays[m, executed], s, k
 
-    def biases(self, gamma: float, longest: int = 3) -> tuple[float, float, float]:
-        """What backups of n = max{j : d_t >= t for all t <= j}, or ``longest``, make of values, written down exactly.
-
-        Fragments are on-policy once they are resampled, so that E[y|x_0] is an expectation over the policy's own chain.
-        Its state is that of the agent and beta, which d = omega + beta needs; y is linear in the values, y = c + M V.
-
-        :return: the mean of E[y|x_0] - V(x_0), the same of the V that y = V has as its fixed point, and the standard
-            deviation of the latter: how much of it is not a constant shift; all over the mean of |V|
-        """
-        chain, paid = np.zeros((128, 128)), np.zeros((128, 128))  # states are 2 x + beta - 1
-        for z in range(128):
-            x = z >> 1
-            m, u, omega, kappa = x >> 5, [x >> 4 & 1, x >> 3 & 1, x >> 2 & 1], x >> 1 & 1, x & 1
-            for chance, pending, s, k in self.arrivals(m, u, omega, kappa):
-                for action, w, k_new, moved in np.ndindex(2, 2, 2, 2):
-                    weight = (
-                        chance * self.coin(action, self.policy[x]) * self.coin(w, self.p) * self.coin(k_new, self.p)
-                    )
-                    weight *= self.coin(moved, self.moves[s, u[k]])
-                    shown = (s, 1, k) if w else (moved, 0, k_new)
-                    # What is shown next was made by the action executed now, or by the one before that.
-                    late = k if not w else kappa if omega else z & 1
-                    then = 2 * self.index(shown[0], [action, *u[:2]], *shown[1:]) + late
-                    chain[z, then] += weight
-                    paid[z, then] += weight * (pending if w else pending + self.pays[s, u[k]])
-        reward, delays = paid.sum(1), (np.arange(128) >> 2 & 1) + 1 + (np.arange(128) & 1)
-        values = np.linalg.solve(np.eye(128) - gamma * chain, reward)
-        constant, factor = (
-            np.zeros(128),
-            np.eye(128),
-        )  # of what is still to come when x_t has been reached, t = n or more
-        for t in range(longest - 1, -1, -1):
-            goes_on = (delays >= t + 1).astype(float)  # x_(t + 1) owes nothing to a_0 and later
-            constant = (paid * goes_on).sum(1) + gamma * chain @ (goes_on * constant)
-            factor = gamma * (chain * goes_on) @ factor + np.diag(chain @ (1 - goes_on))
-        often = np.linalg.matrix_power(chain, 5_000)[0]
-        shift = np.linalg.solve(np.eye(128) - factor, constant) - values
-        scale = often @ np.abs(values)
-        backup, mean = often @ (constant + factor @ values - values), often @ shift
-        return backup / scale, mean / scale, float(np.sqrt(often @ (shift - mean) ** 2)) / scale
-
     def record(self, rows: int, rng: np.random.Generator) -> Fragments:
         """Fragments of K steps by a uniformly random behaviour, after enough ticks to forget the start."""
         ticks, K = 16, 3
@@ -521,15 +481,33 @@ def test_targets_are_unbiased_in_a_table(p: float, adaptive: bool, bias: float) 
     assert abs(errors.mean().item()) < noise + bias * table.values.mean()
 
 
+ROWS = np.array([[0.9, 0.3], [0.2, 0.7]])
+CONSTANT = World(ROWS, np.ones((2, 2)))
+UNLIKE = World(ROWS, np.array([[0.0, 1.0], [2.0, 0.3]]))
+MATCH = World(np.array([[0.05, 0.95], [0.95, 0.05]]), np.array([[1.0, -1.0], [-1.0, 1.0]]))
+"""Rewards of 1 for the action that fits a state, which lasts, and of -1 for the other: they nearly cancel."""
+
+
 @pytest.mark.parametrize(
-    ("gamma", "expected"), [(0.9, [-0.231, -1.529, 0.218]), (0.99, [-0.009, -0.62, 0.027])], ids=["0.9", "0.99"]
+    ("world", "gamma", "expected"),
+    [
+        (CONSTANT, 0.9, [-0.479, 0.479, -1.923, 0.0]),
+        (CONSTANT, 0.99, [-0.006, 0.006, -0.219, 0.0]),
+        (UNLIKE, 0.9, [-0.475, 0.552, -1.880, 0.272]),
+        (UNLIKE, 0.99, [-0.005, 0.033, -0.141, 0.031]),
+        (MATCH, 0.9, [-0.894, 2.870, -3.768, 2.696]),
+        (MATCH, 0.99, [-0.152, 0.514, -5.928, 0.516]),
+    ],
 )
-def test_the_bias_of_choosing_n_by_later_delays_is_what_the_page_says(gamma: float, expected: list[float]) -> None:
-    """In per cent of |V|: of a backup, of the fixed point, and of the latter what is no constant shift. A longest n of
-    the least total delay, 1 here, looks at nothing that comes later, and has none."""
-    table = Table(0.3)
-    np.testing.assert_allclose(100 * np.array(table.biases(gamma)), expected, atol=6e-4)
-    np.testing.assert_allclose(table.biases(gamma, longest=1), 0, atol=1e-7)
+def test_the_bias_of_choosing_n_by_later_delays_is_what_the_page_says(
+    world: World, gamma: float, expected: list[float]
+) -> None:
+    np.testing.assert_allclose(biases("uniform:0-2", gamma, world), expected, atol=6e-4)
+
+
+def test_a_longest_n_of_the_least_total_delay_has_no_bias() -> None:
+    np.testing.assert_allclose(biases("uniform:0-2", 0.9, MATCH, longest=1), 0, atol=1e-7)
+    np.testing.assert_allclose(biases("categorical:1@1", 0.9, MATCH), 0, atol=1e-7)
 
 
 # -- fragments from a store --------------------------------------------------------------------------------------------
