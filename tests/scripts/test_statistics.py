@@ -183,8 +183,9 @@ def test_curve_is_the_iqm_at_every_point() -> None:
 # -- rliable, the package of arXiv 2108.13264's authors ----------------------------------------------------------------
 
 RLIABLE = {"iqm": (0.5780011, 0.0699502, 1.0587342), "improvement": (0.6, 0.3666667, 0.8166667)}
-"""Value and interval of :func:`scores` by rliable 1.2.0, 50,000 resamples. It wants arch < 8, which does not go with
-pandas 3: in an environment of its own, without torch, the test below makes these numbers again::
+"""Value and interval of :func:`scores` by rliable 1.2.0: ``get_interval_estimates`` with 50,000 resamples, once, after
+``np.random.seed(0)``. It wants arch < 8, which does not go with pandas 3: in an environment of its own, without torch,
+the last test holds these numbers against 2,000 new resamples::
 
     python3 -m venv rliable && rliable/bin/pip install --no-deps . \
         && rliable/bin/pip install rliable==1.2.0 "pandas<3" pytest pytest-timeout pytest-xdist \
