@@ -121,7 +121,8 @@ def test_what_nohup_ignores_stays_ignored() -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored where the tests were started by nohup
 from headway.scripts import cli, train
 train.TOGETHER, train.PATIENCE = 0.1, 0.3
 sys.exit(cli.main(sys.argv[1:]))
