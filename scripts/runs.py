@@ -21,8 +21,15 @@ _OPTIONS = group(
     {"env": text(), "delay": maybe(text()), "delay_form": text()}, optional=("env", "delay", "delay_form"), others=True
 )
 _RUN = group(
-    {"agent": text(), "options": _OPTIONS, "config": _VALUES, "versions": by_name(text()), "finished": whole()},
-    optional=("versions", "finished"),
+    {
+        "agent": text(),
+        "options": _OPTIONS,
+        "config": _VALUES,
+        "versions": by_name(text()),
+        "finished": whole(),
+        "torch_threads": whole(1),
+    },
+    optional=("versions", "finished", "torch_threads"),
     others=True,
 )
 """What ``config.json`` holds, of what is read before it is known to be whose."""
