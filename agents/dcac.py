@@ -60,7 +60,8 @@ class DCACConfig(EntropyConfig):
 
     max_steps: Annotated[int, Range(1)] | None = None
     """Longest n of a backup. None: as long as the delays after its start allow, which biases values where those vary.
-    With the least total delay, 3 behind wifi,wifi, n is the same everywhere and backups are unbiased (our addition)."""
+    With the least total delay, 3 behind wifi,wifi, n is the same up to the end of an episode, and backups are unbiased
+    (our addition)."""
 
 
 class Fragments(NamedTuple):

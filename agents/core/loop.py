@@ -122,7 +122,7 @@ class LearningLoop(BaseAlgorithm):
         :raises headway.agents.DivergedError: the agent's own actions or losses did
         """
         self._log_interval = log_interval
-        if total_timesteps != int(total_timesteps):
+        if not float(total_timesteps).is_integer():  # nor are NaN and infinity
             raise ValueError(f"total_timesteps must be a whole number, got {total_timesteps}")
         total_timesteps = int(total_timesteps)  # 1e5, as it is often written
         total_timesteps, callbacks = self._setup_learn(

@@ -257,3 +257,10 @@ def test_on_policy_a_round_that_is_moved_bootstraps() -> None:
     assert agent.rollout["ended"][:, 0].tolist() == [i == 3 for i in range(8)]
     assert agent.rollout["rewards"][3, 0].item() == pytest.approx(1 + agent.config.gamma * values[0], abs=1e-6)
     assert agent.rollout["obs"][:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("total", [2.5, float("inf"), float("nan")])
+def test_steps_that_are_no_whole_number_are_refused(total: float) -> None:
+    agent = SAC("MlpPolicy", "Pendulum-v1", net_arch=(4,), buffer_size=10, seed=0, device="cpu")
+    with pytest.raises(ValueError, match="total_timesteps must be a whole number, got"):
+        agent.learn(total)  # type: ignore[arg-type]
