@@ -21,7 +21,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core.compile import compiled
+from .core.compile import captured, compiled
 from .core.config import AgentConfig, Count, Positive, Range
 from .core.data import ReplayStore, Step, Transitions
 from .core.entropy import EntropyConfig, temperature_loss
@@ -233,6 +233,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self._resample = compiled(resample, cfg.compile, self.device)
         self._soft_return = compiled(soft_return, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
+        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
     def _config_changed(self, before: AgentConfig) -> None:
         self.config.check_change(cast(DCACConfig, before))
@@ -334,7 +335,9 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     # -- learning ------------------------------------------------------------------------------------------------------
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        cfg, fragments = self.config, self.sample_fragments()
+        return self._step(self.sample_fragments(), self._fixed_alpha, self.config)
+
+    def _take_step(self, fragments: Fragments, fixed_alpha: Tensor, cfg: DCACConfig) -> dict[str, Tensor]:
         actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
         assert target_critics is not None
         noise = self.noise(self.steps, cfg.batch_size, self.actions.size)
@@ -344,7 +347,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         log_prob = log_probs.detach().masked_fill(~taken, 0.0).sum() / fragments.length.sum()
 
         metrics: dict[str, Tensor] = {}
-        alpha = self._fixed_alpha
+        alpha = fixed_alpha
         if cfg.learns_alpha:
             alpha = self.temperature.module.alpha
             goal = cfg.entropy_goal(self.actions.size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core.compile import compiled
+from .core.compile import captured, compiled
 from .core.config import Count, Fraction, LearningRate, OffPolicyConfig, Positive, Range
 from .core.data import Step, Transitions
 from .core.nets import QValues
@@ -130,6 +130,7 @@ class DQN(OffPolicyAgent[DQNConfig]):
         self.q = self.track("q", network, target=True, joint_norm=True)
         self._target = compiled(best_target, cfg.compile, self.device)
         self._loss = compiled(q_loss, cfg.compile, self.device)
+        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
     @property
     def exploration_rate(self) -> float:
@@ -163,7 +164,10 @@ class DQN(OffPolicyAgent[DQNConfig]):
             self.q.follow(self.config.tau)
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        cfg, batch, target_q = self.config, self.sample(), self.q.target
+        return self._step(self.sample(), self.config)
+
+    def _take_step(self, batch: Transitions, cfg: DQNConfig) -> dict[str, Tensor]:
+        target_q = self.q.target
         assert target_q is not None
         target = self._target(batch, self.q.module, target_q, cfg.gamma, cfg.double)
         loss = self._loss(self.q.module, batch, target)

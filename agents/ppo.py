@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .core.compile import compiled
+from .core.compile import captured, compiled
 from .core.config import Count, Positive, Range
 from .core.nets import ActorValue, Adam, Categorical, Gaussian
 from .core.on_policy import OnPolicyAgent, OnPolicyConfig
@@ -121,13 +121,14 @@ class _ClippedLosses(torch.autograd.Function):
         values: Tensor,
         advantages: Tensor,
         batch: Minibatch,
-        clip_range: float,
+        clip_range: float | Tensor,
         clip_range_vf: float | None,
     ) -> tuple[Tensor, ...]:
         """:return: L_pi, L_V, E[(rho - 1) - log rho] and the share of rows whose rho is clipped; scalars."""
         log_ratio = log_prob - batch.log_probs
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+        bounds: Any = (1 - clip_range, 1 + clip_range)
+        clipped = ratio.clamp(*bounds)
         gain, bound = ratio * advantages, clipped * advantages
         errors = values - batch.returns
         if clip_range_vf is not None:
@@ -150,7 +151,7 @@ class _ClippedLosses(torch.autograd.Function):
         return policy_grad * (policy / -rows), value_grad * (value * (2 / rows)), None, None, None, None
 
 
-def ppo_losses(nets: ActorValue, batch: Minibatch, clip_range: float, cfg: PPOConfig) -> Losses:
+def ppo_losses(nets: ActorValue, batch: Minibatch, clip_range: float | Tensor, cfg: PPOConfig) -> Losses:
     """L = -E[min(rho A, clip(rho, 1 - c, 1 + c) A)] + c_v E[(V(s) - R)^2] - c_e E[H(pi(.|s))], eq. 7 and 9.
 
     rho = pi(a|s) / pi_old(a|s) and R = A + V_old(s). The distance from the old policy is watched by
@@ -207,6 +208,7 @@ class PPO(OnPolicyAgent[PPOConfig]):
             nets.orthogonal_()
         self.nets = self.track("policy", nets, optimiser=Adam(eps=cfg.adam_eps), joint_norm=True)
         self._losses = compiled(ppo_losses, cfg.compile, self.device)
+        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         outputs, policy = self.nets.module(obs)[0], self.nets.module.policy
@@ -230,7 +232,15 @@ class PPO(OnPolicyAgent[PPOConfig]):
 
     def _update(self, phase: str) -> dict[str, Tensor]:
         cfg, batch = self.config, Minibatch(**self.minibatch(Minibatch._fields))
-        clip_range = cfg.clip_range * (self.progress_remaining if cfg.clip_range_schedule == "linear" else 1.0)
+        linear = cfg.clip_range_schedule == "linear"
+        clip_range: Any = cfg.clip_range * (self.progress_remaining if linear else 1.0)
+        if linear and cfg.compile != "off":  # for a constant that changes, all would be compiled anew
+            clip_range = torch.full((), clip_range, device=self.device)
+        # Whether the target is passed has to be waited for.
+        step = self._step if cfg.target_kl is None else self._take_step
+        return step(batch, clip_range, cfg)
+
+    def _take_step(self, batch: Minibatch, clip_range: float | Tensor, cfg: PPOConfig) -> dict[str, Tensor]:
         losses = self._losses(self.nets.module, batch, clip_range, cfg)
         if cfg.target_kl is not None and float(losses.approx_kl) > 1.5 * cfg.target_kl:
             self.end_phase()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core.compile import compiled
+from .core.compile import captured, compiled
 from .core.config import AgentConfig, Count
 from .core.data import Transitions
 from .core.entropy import EntropyConfig, temperature_loss
@@ -120,6 +120,7 @@ class SAC(OffPolicyAgent[SACConfig]):
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
+        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
     def _config_changed(self, before: AgentConfig) -> None:
         self.config.check_change(cast(SACConfig, before))
@@ -133,14 +134,17 @@ class SAC(OffPolicyAgent[SACConfig]):
         return self.actor.module.sample(obs, noise)[0]
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        cfg, batch = self.config, self.sample()
+        follows = (self._n_updates + 1) % self.config.target_update_interval == 0
+        return self._step(self.sample(), self._fixed_alpha, self.config, follows)
+
+    def _take_step(self, batch: Transitions, fixed_alpha: Tensor, cfg: SACConfig, follows: bool) -> dict[str, Tensor]:
         noise = self.noise(2, cfg.batch_size, self.actions.size)
         actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
         assert target_critics is not None
 
         actions, log_prob = actor.sample(batch.obs, noise[0])
         metrics: dict[str, Tensor] = {}
-        alpha = self._fixed_alpha
+        alpha = fixed_alpha
         if cfg.learns_alpha:
             alpha = self.temperature.module.alpha
             metrics["ent_coef_loss"] = temperature_loss(
@@ -155,6 +159,6 @@ class SAC(OffPolicyAgent[SACConfig]):
         metrics["actor_loss"] = self._actor_loss(critics, batch.obs, actions, log_prob, alpha)
         self.actor.minimise(metrics["actor_loss"])
 
-        if (self._n_updates + 1) % cfg.target_update_interval == 0:
+        if follows:
             self.critics.follow(cfg.tau)
         return metrics | {"ent_coef": alpha}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core.compile import compiled
+from .core.compile import captured, compiled
 from .core.config import Count, LearningRate, OffPolicyConfig, Range
 from .core.data import Transitions
 from .core.nets import Critics, DeterministicActor
@@ -122,6 +122,7 @@ class TD3(OffPolicyAgent[TD3Config]):
         self._target = compiled(smoothed_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
+        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         return self.actor.module.mode(obs)
@@ -133,7 +134,10 @@ class TD3(OffPolicyAgent[TD3Config]):
         return {"actions": (actions + self.config.action_noise_std * noise).clamp(-1, 1)}
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        cfg, batch = self.config, self.sample()
+        moves = (self._n_updates + 1) % self.config.policy_delay == 0
+        return self._step(self.sample(), self.config, moves)
+
+    def _take_step(self, batch: Transitions, cfg: TD3Config, moves: bool) -> dict[str, Tensor]:
         noise = self.noise(cfg.batch_size, self.actions.size)
         target_actor, target_critics = self.actor.target, self.critics.target
         assert target_actor is not None
@@ -143,7 +147,7 @@ class TD3(OffPolicyAgent[TD3Config]):
         metrics = {"critic_loss": self._critic_loss(self.critics.module, batch, target)}
         self.critics.minimise(metrics["critic_loss"])
 
-        if (self._n_updates + 1) % cfg.policy_delay == 0:
+        if moves:
             metrics["actor_loss"] = self._actor_loss(self.critics.module, self.actor.module, batch.obs)
             self.actor.minimise(metrics["actor_loss"])
             self.critics.follow(cfg.tau)

@@ -275,7 +275,9 @@ class AgentConfig(Config):
     that have units for it (AVX512-BF16, AMX) and on GPUs since Ampere, and refused elsewhere."""
 
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
-    """Mode of torch.compile for the losses; off runs them eagerly. Needs a C++ compiler (CPU) or Triton (GPU)."""
+    """What is compiled: nothing; the losses, by this mode of torch.compile (needs a C++ compiler on a CPU, Triton on a
+    GPU). On a GPU reduce-overhead records whole gradient steps as CUDA graphs, to the same bits as off; max-autotune
+    does both."""
 
     @property
     def perceptron(self) -> dict[str, Any]:

@@ -117,7 +117,10 @@ class LeanAdam(torch.optim.Adam):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Take up parameters, with moments of zero from the start."""
         super().add_param_group(param_group)
-        parameters = self.param_groups[-1]["params"]
+        group = self.param_groups[-1]
+        parameters = group["params"]
+        if parameters[0].is_cuda:  # where a recorded step reads it anew each time
+            group["lr"] = torch.full((), group["lr"], device=parameters[0].device)
         for parameter, step in zip(parameters, torch.zeros(len(parameters), device=parameters[0].device), strict=True):
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             self.state[parameter] = {"step": step, **moments}

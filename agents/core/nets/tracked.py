@@ -108,7 +108,10 @@ class Tracked(Generic[M]):
         """
         self._fraction = fraction
         for group in self._optimizer.param_groups if self._optimizer is not None else ():
-            group["lr"] = self.learning_rate * fraction
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.learning_rate * fraction)
+            else:
+                group["lr"] = self.learning_rate * fraction
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Change the network's learning rate, unless its optimiser has one of its own.
@@ -242,6 +245,17 @@ class TrackedModules:
         """:return: every network by name, targets as ``<name>_target``."""
         online = {name: tracked.module for name, tracked in self._tracked.items()}
         return online | {f"{name}_target": t.target for name, t in self._tracked.items() if t.target is not None}
+
+    def places(self) -> Iterator[float]:
+        """:return: where each tensor of networks and optimisers lies; of learning rates that are numbers, these."""
+        for tracked in self:
+            tensors = _tensors(tracked.module, buffers=True)
+            if tracked.target is not None:
+                tensors += _tensors(tracked.target, buffers=True)
+            if tracked.optimizer is not None:
+                tensors += (group["lr"] for group in tracked.optimizer.param_groups)
+                tensors += (value for state in tracked.optimizer.state.values() for value in state.values())
+            yield from (tensor.data_ptr() if isinstance(tensor, Tensor) else tensor for tensor in tensors)
 
     def scale_learning_rates(self, fraction: float) -> None:
         """Set every step size to a fraction of the network's own."""
