@@ -1,5 +1,6 @@
 """The compile switch: losses are free functions over fixed shapes, and a gradient step is a function of a batch."""
 
+import gc
 import shutil
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass
@@ -122,14 +123,22 @@ class Captured(Generic[R]):
         """:return: what repeats the step, and its results, which every repetition overwrites."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
+        # A forgotten agent's graph that Python frees in the middle of a recording breaks it off.
+        gc.collect()
+        collects = gc.isenabled()
+        gc.disable()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                results = self.step(*args)
+                # Without the graph of autograd, whose nodes would bind later steps to the stream of the recording.
+                results = _mapped(torch.Tensor.detach, self.step(*args))
         except RuntimeError as cause:
             raise RuntimeError(
                 f"this gradient step cannot be recorded as a CUDA graph ({str(cause).splitlines()[0]}): "
                 "use compile='off' or compile='default'"
             ) from cause
+        finally:
+            if collects:
+                gc.enable()
         return graph.replay, results
 
 
