@@ -401,27 +401,33 @@ class VecEnvBatch(_Adapter):
         array_obs, array_rewards, dones, infos = self._step_inside(actions)
         array_rewards = _scalar_rewards(self.env, array_rewards, np.float32)
         self._refuse_changes(array_obs, array_rewards)
-        dones = np.array(dones, bool)
-        truncated = dones & [bool(i.get("TimeLimit.truncated")) for i in infos]
-        dummy = np.array([DUMMY in i for i in infos])
+        dones, truncated = np.array(dones, bool), np.zeros(len(infos), bool)
+        dummies = [row for row, said in enumerate(infos) if DUMMY in said]
         obs, rewards = _tensors(array_obs), torch.from_numpy(array_rewards)
         info: Info = {"sb3": infos}
-        if dummy.any():
-            info["dummy"] = torch.from_numpy(dummy)
+        if dummies:
+            info["dummy"] = torch.zeros(len(infos), dtype=torch.bool)
+            info["dummy"][dummies] = True
         raw, raw_rewards = self._raw(array_obs), array_rewards
         if self.normalizer:
             raw_rewards = self.normalizer.get_original_reward()
             info["raw"] = (_tensors(raw), torch.from_numpy(np.array(raw_rewards, np.float32)))
-        if dones.any():
+        self._account["lengths"] += 1
+        if dummies:
+            self._account["lengths"][dummies] -= 1
+            raw_rewards = np.where(info["dummy"].numpy(), 0, raw_rewards)
+        self._account["returns"] += raw_rewards
+        returns, lengths = (self._account[name].copy() for name in ("returns", "lengths"))
+        info["episode"] = {"r": torch.from_numpy(returns), "l": torch.from_numpy(lengths)}
+        shown = info["raw"][0] if self.normalizer else obs
+        if not np.count_nonzero(dones):
+            info["final_obs"] = shown
+        else:
+            truncated |= dones & [bool(i.get("TimeLimit.truncated")) for i in infos]
             self._check_ends(dones, infos)
             info["final_obs"] = _tensors(_overlay(raw, dones, self._terminal_rows(infos, dones)))
-            self._watch(dones, info["final_obs"], info["raw"][0] if self.normalizer else obs)
-        else:
-            info["final_obs"] = info["raw"][0] if self.normalizer else obs
-        info["episode"] = self._episode(raw_rewards, dones, infos, dummy)
-        untold = dones & ["episode" not in i for i in infos]
-        if untold.any() and self._is_monitored:
-            info["goes_on"] = torch.from_numpy(untold)
+            self._watch(dones, info["final_obs"], shown)
+            self._end(dones, infos, returns, lengths, info)
         return obs, rewards, torch.from_numpy(dones & ~truncated), torch.from_numpy(truncated), info
 
     # Both faces of Stable-Baselines3's kind: rows are reached as it reaches them.
@@ -502,16 +508,16 @@ class VecEnvBatch(_Adapter):
                 "on; put VecNormalize around it, outermost"
             )
 
-    def _episode(self, rewards: Any, dones: Any, infos: list[dict[str, Any]], dummy: Any) -> dict[str, Tensor]:
-        """Returns and lengths; a Monitor's own account of a finished row has precedence, as in SB3."""
-        self._account["returns"] += np.where(dummy, 0, rewards)
-        self._account["lengths"] += ~dummy
-        returns, lengths = (self._account[name].copy() for name in ("returns", "lengths"))
+    def _end(self, dones: Any, infos: list[dict[str, Any]], returns: Any, lengths: Any, info: Info) -> None:
+        """Begin new accounts; a Monitor's own of a finished row has precedence, as in SB3."""
+        untold = dones.copy()
         for row in np.flatnonzero(dones):
             if "episode" in infos[row]:
+                untold[row] = False
                 returns[row], lengths[row] = infos[row]["episode"]["r"], infos[row]["episode"]["l"]
+        if untold.any() and self._is_monitored:
+            info["goes_on"] = torch.from_numpy(untold)
         self._forget(dones)
-        return {"r": torch.from_numpy(returns), "l": torch.from_numpy(lengths)}
 
     @property
     def _dummy(self) -> DummyVecEnv:

@@ -44,7 +44,7 @@ def row_infos(
     if not native and "dummy" in info:
         for row in info["dummy"].nonzero().flatten().tolist():
             infos[row] = {DUMMY: True}
-    if not dones.any():
+    if not np.count_nonzero(dones):
         return infos
     ended = np.flatnonzero(dones)
     successes = {} if native or "is_success" not in info else _told(info, ended)

@@ -334,7 +334,7 @@ class LearningLoop(BaseAlgorithm):
         """
         self.num_timesteps += rows
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        if not dones.any():
+        if not np.count_nonzero(dones):
             return
         ended = np.flatnonzero(dones)
         self._update_info_buffer([infos[row] for row in ended], dones[ended])

@@ -73,7 +73,7 @@ class StepCollector:
             step = take_step(host, host.choose(), self._blank)
             self.steps += 1
             self.rows += step.rows
-            self.episodes += int(step.dones.sum())
+            self.episodes += int(np.count_nonzero(step.dones))
             callback.update_locals({"dones": step.dones, "infos": step.infos, "rewards": step.host_rewards})
             if not callback.on_step():
                 return False

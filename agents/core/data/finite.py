@@ -39,10 +39,9 @@ class Seer(Protocol):
         """What the environment is called."""
 
 
-def sum_of(chosen: Mapping[str, Tensor]) -> Tensor | None:
-    """:return: a scalar that is finite only if all floats in there are; None where there are no floats."""
-    sums = [values.sum() for values in chosen.values() if values.is_floating_point()]
-    return sum(sums[1:], sums[0]) if sums else None
+def sums_of(chosen: Mapping[str, Tensor]) -> list[Tensor]:
+    """:return: scalars that are finite only if all floats in there are."""
+    return [values.sum() for values in chosen.values() if values.is_floating_point()]
 
 
 def check_chosen(agent: Learner, chosen: Mapping[str, Tensor]) -> None:

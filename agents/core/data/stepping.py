@@ -13,7 +13,7 @@ from ....envs import BatchedEnv
 from ....wrappers.sb3 import row_infos
 from ..normalization import BatchNormalizer, moments_of, put_back
 from ..spaces import Actions, Obs, ObservationCodec, map_obs
-from .finite import NonFiniteError, check_chosen, check_shown, sum_of
+from .finite import NonFiniteError, check_chosen, check_shown, sums_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,11 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
     :raises DivergedError: the agent chose such an action; likewise
     """
     env, codec, device = host.batched_env, host.codec, host.device
-    sent, own = host.actions.to_env(chosen["actions"]).to(env.device), sum_of(chosen)
-    if own is not None and env.device.type == "cpu":  # where actions come to the host anyway; elsewhere after the step
-        if not math.isfinite(own):
+    sent, own = host.actions.to_env(chosen["actions"]).to(env.device), sums_of(chosen)
+    if env.device.type == "cpu":  # where actions come to the host anyway; elsewhere after the step
+        if not all(map(math.isfinite, own)):
             check_chosen(host, chosen)
-        own = None
+        own = []
     moments = moments_of(host.normalizer)
     obs, rewards, terminated, truncated, info = env.step(sent)
     acting_obs = codec.encode(obs, env.device)
@@ -137,7 +137,7 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
         next_obs = acting_obs if same else codec.encode(info["final_obs"], env.device)
     else:
         next_obs = codec.encode(info["final_obs"], env.device, raw=True)
-    total = raw_rewards.sum() if own is None else raw_rewards.sum() + own
+    total = sum(own, raw_rewards.sum())
     for shown in (acting_obs,) if same else (acting_obs, next_obs):
         for part in codec.numbers(shown).values():
             total = total + part.sum()
