@@ -150,7 +150,7 @@ def take_step(host: Host, chosen: dict[str, Tensor], blank: list[dict[str, Any]]
             host.env_is_broken = True
             put_back(moments)
             raise
-    cut = truncated & ~terminated
+    cut = truncated & ~terminated if np.count_nonzero(dones) else truncated
     infos = row_infos(info, dones, cut, blank)
     real = ~info["dummy"] if "dummy" in info else None
     step = Step(
