@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from torch import Tensor
-from toys import Counter, vec
+from toys import Counter, Point, vec
 
 
 class Tally:
@@ -257,6 +257,33 @@ def test_on_policy_a_round_that_is_moved_bootstraps() -> None:
     assert agent.rollout["ended"][:, 0].tolist() == [i == 3 for i in range(8)]
     assert agent.rollout["rewards"][3, 0].item() == pytest.approx(1 + agent.config.gamma * values[0], abs=1e-6)
     assert agent.rollout["obs"][:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("envs", [1, 2, 3, 8])
+@pytest.mark.parametrize("train_freq", [1, 4, (3, "step"), (2, "episode")])
+@pytest.mark.parametrize("total", [20, 21, 23])
+def test_the_last_round_is_finished_and_no_more(
+    envs: int, train_freq: int | tuple[int, str], total: int, tmp_path: Path
+) -> None:
+    def agent() -> SAC:
+        rows = DummyVecEnv([Point] * envs)
+        return SAC("MlpPolicy", rows, seed=0, device="cpu", learning_starts=8, train_freq=train_freq, net_arch=(4,))
+
+    length, unit = train_freq if isinstance(train_freq, tuple) else (train_freq, "step")
+    if unit == "episode" and envs > 1:
+        with pytest.raises(ValueError, match="count steps instead"):
+            agent()
+        return
+    learnt = agent().learn(total)
+    round_of = envs * length if unit == "step" else length * Point().length
+    assert learnt.num_timesteps == -(-total // round_of) * round_of
+    assert learnt.remaining_timesteps == 0
+    learnt.save_checkpoint(tmp_path)
+    rest = SAC.resume(tmp_path, DummyVecEnv([Point] * envs), device="cpu")
+    assert rest.learn(rest.remaining_timesteps, reset_num_timesteps=False).num_timesteps == learnt.num_timesteps
+    for one in (learnt, rest):
+        one.learn(1, reset_num_timesteps=False)
+    assert all(torch.equal(rest.modules.state()[k], tensor) for k, tensor in learnt.modules.state().items())
 
 
 @pytest.mark.parametrize("total", [2.5, float("inf"), float("nan")])
