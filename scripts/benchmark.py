@@ -30,7 +30,7 @@ from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
 from .machine import origin
-from .options import Flags, run_flags
+from .options import Flags, check_device, run_flags
 from .runs import check_outputs, write_json
 from .timing import in_json, spread
 from .worlds import World
@@ -66,11 +66,11 @@ class SpeedOptions(Flags):
     """Precisions to time SAC, TD3 and DCAC in. bfloat16 of a peer, which has no such field, is torch's switch for all
     products of a process: torch.set_float32_matmul_precision("medium")."""
 
-    threads: tuple[int, ...] = ()
+    threads: tuple[Annotated[int, Range(1)], ...] = ()
     """Thread counts to try for each side; by default 1 and the number of cores, for PPO and DQN 1."""
 
-    compile: str = "off"
-    """Our compile switch: off, default, reduce-overhead or max-autotune."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Our compile switch."""
 
     device: str = "cpu"
     """cpu or cuda."""
@@ -83,6 +83,12 @@ class SpeedOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_device(self.device)
+        if not self.agents:
+            raise ValueError(f"--agents: name at least one of {', '.join(PEERS)}")
+        for flag in ("agents", "minibatches", "precision", "threads"):
+            if len(values := getattr(self, flag)) != len({*values}):
+                raise ValueError(f"--{flag} {' '.join(map(str, values))}: one is named twice, name each once")
         for name in self.agents:
             if name not in PEERS:
                 raise ValueError(

@@ -183,10 +183,11 @@ def check_apart(env_id: str, options: CheckOptions) -> Report:
         file = Path(folder) / "report.json"
         flags = {"--steps": options.steps, "--seconds": options.seconds, "--seed": options.seed, "--json": file}
         flags |= {} if options.delay is None else {"--delay": options.delay}
-        command = [sys.executable, "-m", str(__package__), "check", env_id]
+        command = [sys.executable, "-m", str(__package__), "check"]
+        command += [*(str(part) for pair in flags.items() for part in pair), "--", env_id]
         patience = 600 + 20 * options.seconds  # a busy machine is slow
         try:
-            code = subprocess.run(command + [str(part) for pair in flags.items() for part in pair], timeout=patience)
+            code = subprocess.run(command, timeout=patience)
             ended = f"ended by signal {-code.returncode}" if code.returncode < 0 else f"ended with {code.returncode}"
         except subprocess.TimeoutExpired:
             ended = f"had not ended after {patience:.0f} s"

@@ -43,6 +43,10 @@ alike, with five seeds each, 11 in 100 get a p below 0.05. Shares are of the var
 as random. Reliability is the share of arms in what differs within environments, for one run and for an arm's mean over
 its runs: at 1 the same arms would come out ahead with other seeds, at 0 their order is chance."""
 
+SPAWNED = """\
+The seeds of a run's environments and evaluations are spawned from its own: arms of one seed meet the same starts, runs
+of two seeds share none. """.replace("\n", " ")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -147,7 +151,7 @@ class Report:
 
     def markdown(self) -> str:
         """:return: everything, for people."""
-        parts = [f"# {self.suite.name}", self.suite.description, self._completeness(), *self.scores()]
+        parts = [f"# {self.suite.name}", self.suite.description.strip(), self._completeness(), *self.scores()]
         if any(result.counts for result in self.results):
             parts += ["## Learning curves", "![Learning curves](learning_curves.png)"]
         parts += [*self.analysis(), *self._differences(), *self._conditions(), *self._every_run()]
@@ -261,11 +265,12 @@ class Report:
             for e in suite.environments
         ]
         arms = [[arm.label, f"`{shlex.join(['headway', *suite.command(e, arm)])}`"] for e, arm in pairs(suite)]
+        # Runs of earlier versions gave environments and evaluations their own seed, and do not say so.
+        spawned = all("seeds" in about for result in self.results if (about := result.trial.about))
         schedule = (
             f"Seeds: {seeds}. Every {suite.eval_every:,} steps, {suite.eval_episodes} deterministic episodes from "
-            "seeded starts are run; before training and after it, twice as many. The seeds of a run's environments and "
-            "evaluations are spawned from its own: arms of one seed meet the same starts, runs of two seeds share "
-            "none. All settings of every run are in `results.json`, all evaluations in `curves.csv`."
+            "seeded starts are run; before training and after it, twice as many. "
+            f"{SPAWNED * spawned}All settings of every run are in `results.json`, all evaluations in `curves.csv`."
         )
         return [
             "## How it was measured",

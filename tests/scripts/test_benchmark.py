@@ -323,6 +323,27 @@ def test_speed_of_dcac_is_measured_against_sac_on_the_same_observations(
     assert (code, "--agents mbpo: there is no peer to time it against" in err) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--device -", "--device -: there is no such device here"),
+        ("--device meta", "--device meta: there is no such device here"),
+        ("--device cuda:99", "--device cuda:99: there is no such device here"),
+        ("--threads 0", "--threads must lie in [1, inf), got 0"),
+        ("--threads 1 -1", "--threads must lie in [1, inf), got -1"),
+        ("--compile nonsense", "invalid choice 'nonsense' for argument '--compile'"),
+        ("--agents", "--agents: name at least one of sac, td3, dcac, ppo, dqn"),
+        ("--agents sac sac", "--agents sac sac: one is named twice"),
+        ("--precision float32 float32", "--precision float32 float32: one is named twice"),
+        ("--minibatches 64 512 64", "--minibatches 64 512 64: one is named twice"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before_anything_is(headway: Command, flags: str, said: str) -> None:
+    code, _, err = headway("benchmark", "speed", *flags.split())
+    assert (code, err.count("\n")) == (1, 1)
+    assert said in err
+
+
 def test_speed_of_ppo_is_that_of_learn_for_every_minibatch_and_peer(headway: Command) -> None:
     small = ("--rounds", 2, "--minibatches", 1024, 2048, "--threads", 1, "--json", "speed.json")
     code, out, err = headway("benchmark", "speed", "--agents", "ppo", "--env", "InvertedPendulum-v5", *small)

@@ -496,6 +496,22 @@ def test_results_hold_settings_commit_and_curves_of_every_run(headway: Command, 
     assert "Not the suite's, and left out: `Point-v0/SAC/s9`" in text
 
 
+@pytest.mark.parametrize("spawned", [True, False])
+def test_a_report_says_of_seeds_what_its_runs_say(headway: Command, tmp_path: Path, spawned: bool) -> None:
+    whole(tmp_path, arms=[{"label": "SAC", "agent": "sac"}])
+    for seed in (0, 1):
+        file = tmp_path / "Point-v0" / "SAC" / f"s{seed}" / "config.json"
+        about = json.loads(file.read_text())
+        about.pop("seeds", None)
+        if spawned or seed == 0:  # a single run of an earlier version is enough for the page to keep silent
+            about["seeds"] = {"environments": 1, "evaluation": 2}
+        file.write_text(json.dumps(about))
+    headway("benchmark", "learn", tmp_path, "--report-only")
+    text = (tmp_path / "results.md").read_text()
+    assert ("twice as many. The seeds of a run's environments and evaluations are spawned" in text) == spawned
+    assert ("twice as many. All settings of every run" in text) != spawned
+
+
 def test_intervals_of_few_runs_say_what_they_are_worth(headway: Command, tmp_path: Path) -> None:
     whole(tmp_path, seeds=3)
     headway("benchmark", "learn", tmp_path, "--report-only")
