@@ -179,7 +179,7 @@ def _import(module: str, env_id: str) -> None:
             f"environment {env_id!r}: there is no module {cause.name!r}: "
             "install it, or run from the folder that holds it with PYTHONPATH=."
         ) from cause
-    except Exception as cause:  # the module's own code: anything can happen in it
+    except (Exception, SystemExit) as cause:  # the module's own code: anything can happen in it
         raise ValueError(
             f"environment {env_id!r}: module {module!r} cannot be imported: {_described(cause)}"
         ) from cause

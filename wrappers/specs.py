@@ -248,8 +248,9 @@ def _wrapper(spec: WrapperSpec) -> Any:
     module, _, name = spec.entry_point.partition(":")
     try:
         cls = getattr(importlib.import_module(module), name, None)
-    except ImportError as cause:
-        raise ValueError(f"the environment's wrapper {spec.entry_point} cannot be imported: {cause}") from cause
+    except (Exception, SystemExit) as cause:  # the module's own code: anything can happen in it
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())
+        raise ValueError(f"the environment's wrapper {spec.entry_point} cannot be imported: {text}") from cause
     if not (isinstance(cls, type) and issubclass(cls, gym.Wrapper)):
         raise ValueError(f"the environment's wrapper {spec.entry_point} is none")
     return cls

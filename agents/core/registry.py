@@ -63,7 +63,7 @@ def find_class(name: str) -> type[Any]:
             f"agent {name!r}: there is no module {cause.name!r}: install it, or run from the folder that holds it with "
             "PYTHONPATH=."
         ) from cause
-    except Exception as cause:  # the module's own code: anything can happen in it
+    except (Exception, SystemExit) as cause:  # the module's own code: anything can happen in it
         text = " ".join(str(cause).split())
         raise ValueError(f"agent {name!r}: {module!r} cannot be imported: {type(cause).__name__}: {text}") from cause
     if not isinstance(found, type):

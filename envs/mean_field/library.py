@@ -76,6 +76,9 @@ def _import(module: str, game: str) -> Any:
             f"game {game!r} cannot be loaded: {cause}; install {module}, or run from the folder that holds it with "
             "PYTHONPATH=."
         ) from cause
+    except (Exception, SystemExit) as cause:  # the module's own code: anything can happen in it
+        text = " ".join(f"{type(cause).__name__}: {cause}".split())
+        raise ValueError(f"game {game!r}: module {module!r} cannot be imported: {text}") from cause
 
 
 def make_game(

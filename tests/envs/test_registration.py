@@ -142,6 +142,7 @@ def test_modules_that_are_missing_or_broken(function: Callable[..., Any], module
         "from gymnasium import elsewhere": "ImportError: cannot import name 'elsewhere'",
         "def (": "SyntaxError: invalid syntax",
         "raise RuntimeError('no\\nluck')": "RuntimeError: no luck",
+        "import sys; sys.exit('bye')": "SystemExit: bye",
     }.items():
         broken = module("elsewhere_broken", text)
         message = complaint(function, f"{broken}:A-v0")

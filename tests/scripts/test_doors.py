@@ -144,6 +144,7 @@ def test_no_file_decides_what_is_imported(headway: Command, mine: str) -> None:
         ("train mine:Pusher --preset fast", "agent mine:Pusher brings no preset 'fast': give its values by --config"),
         ("train mine:Pusher --pusch 1", "takes no --pusch: did you mean --push"),
         ("train broken:Mine", "agent 'broken:Mine': 'broken' cannot be imported: ZeroDivisionError: division by zero"),
+        ("train leaves:Mine", "agent 'leaves:Mine': 'leaves' cannot be imported: SystemExit: 3"),
         ("train sb3:PPOO", "has no class 'PPOO': did you mean PPO"),
         ("train sb3_contrib:ARS", "cannot be trained: it is neither"),
         ("train sb3:PPO --set gama=1", "sb3:PPO has no 'gama' to set: did you mean gamma"),
@@ -157,6 +158,7 @@ def test_no_file_decides_what_is_imported(headway: Command, mine: str) -> None:
 )
 def test_a_mistake_is_one_line(headway: Command, mine: str, tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
     code, _, err = headway(*line.split(), "--env", "worlds:Point-v0")
     assert (code, err.count("\n")) == (1, 1)
     assert message in err

@@ -201,6 +201,27 @@ def test_games_of_users_and_batches(headway: Command, monkeypatch: pytest.Monkey
     assert (code, "game 'lost' cannot be loaded: No module named 'no'; install no.such.module" in err) == (1, True)
 
 
+@pytest.mark.parametrize("command", ["solve", "show", "compare", "learn"])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("def (:", "SyntaxError: invalid syntax"),
+        ("raise LookupError('it is\\nTuesday')", "LookupError: it is Tuesday"),
+        ("assert False", "AssertionError"),
+        ("x = 1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_games_of_broken_modules_are_one_line(
+    headway: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, text: str, why: str
+) -> None:
+    (tmp_path / "broken_game.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = headway("mfg", command, "broken_game:mine")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"game 'broken_game:mine': module 'broken_game' cannot be imported: {why}" in err
+
+
 def test_games_of_ones_own_are_known_by_their_module(
     headway: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
