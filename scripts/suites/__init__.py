@@ -251,6 +251,8 @@ def read_suite(name: str | Path) -> Suite:
             text = Path(name).read_text()
         except FileNotFoundError as cause:
             raise FileNotFoundError(f"there is no suite {name}") from cause
+        except UnicodeDecodeError as cause:
+            raise ValueError(f"{name} is not YAML: {cause}") from cause
     return Suite.from_dict(read_yaml(text, str(name)), str(name))
 
 

@@ -496,6 +496,14 @@ def test_results_hold_settings_commit_and_curves_of_every_run(headway: Command, 
     assert "Not the suite's, and left out: `Point-v0/SAC/s9`" in text
 
 
+def test_a_suite_that_is_not_text(headway: Command) -> None:
+    Path("picture.png").write_bytes(b"\x89PNG")
+    code, _, err = headway("benchmark", "learn", "picture.png", "--report-only")
+    assert code == 1
+    assert err.startswith("headway: error: picture.png is not YAML: 'utf-8' codec can't decode byte 0x89")
+    assert "HEADWAY_TRACEBACK" not in err
+
+
 @pytest.mark.parametrize("spawned", [True, False])
 def test_a_report_says_of_seeds_what_its_runs_say(headway: Command, tmp_path: Path, spawned: bool) -> None:
     whole(tmp_path, arms=[{"label": "SAC", "agent": "sac"}])
