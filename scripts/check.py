@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,7 @@ class CheckOptions(Flags):
         if not self.envs:
             raise ValueError("which environment? headway check Id-v0 (`headway envs` lists them)")
         for file in (self.json, self.markdown):
-            if file is not None and file.exists() and not self.overwrite:
+            if file is not None and os.path.lexists(file) and not self.overwrite:
                 raise FileExistsError(f"{file} exists: choose another name or pass --overwrite")
 
 

@@ -87,7 +87,7 @@ def check_outputs(*paths: Path | None, plot: Path | None = None, flag: str = "--
         try:
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if path.exists() and not overwrite:
+            if os.path.lexists(path) and not overwrite:  # a link to nothing is something too
                 raise FileExistsError(f"{path} exists: choose another name or pass --overwrite")
             folder = next(parent for parent in path.absolute().parents if parent.exists())  # the others will be made
             with tempfile.TemporaryFile(dir=folder):

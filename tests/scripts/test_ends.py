@@ -232,6 +232,13 @@ def test_a_folder_that_may_be_made_is_not_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("target", ["nothing.csv", "a.csv"])
+def test_a_link_that_leads_nowhere_is_not_overwritten(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.csv").symlink_to(tmp_path / target)  # to nothing, or to itself
+    with pytest.raises(FileExistsError, match=r"a\.csv exists: choose another name or pass --overwrite"):
+        check_outputs(tmp_path / "a.csv", overwrite=False)
+
+
 # -- going on from Python ----------------------------------------------------------------------------------------------
 
 

@@ -404,6 +404,7 @@ def _with_value(draw: random.Random, line: list[str], own: Mapping[str, Any], ot
 
 def _spoilt(draw: random.Random, line: list[str], own: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     """A word of the line is another one."""
+    line = line or ["train"]
     at = draw.randrange(len(line))
     previous = line[at - 1] if at else ""
     return [*line[:at], values(draw, own.get(previous, str), previous), *line[at + 1 :]]
@@ -428,6 +429,7 @@ def _foreign(draw: random.Random, line: list[str], own: Mapping[str, Any], other
 
 def _torn(draw: random.Random, line: list[str], own: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
     """A word is missing, repeated or added, or all are in another order."""
+    line = line or ["train"]
     at = draw.randrange(len(line))
     word = draw.choice(draw.choice((TEXTS, PATHS, NAMES, NUMBERS)))
     shuffled = [*line[:1], *draw.sample(line[1:], len(line) - 1)]
@@ -569,7 +571,9 @@ def _wrong_message(code: int, err: str) -> str | None:
         return None if not err.strip() or "headway: " in err else "fails without a message of its own"
     if "\n" in last[2] and last[1]:
         return "more than a paragraph"
-    if "shows the whole way there" in err and not any(name in err for name in ("worlds.py", "raises.py", "toys.py")):
+    if "shows the whole way there" in err and not any(
+        name in err for name in ("worlds.py", "raises.py", "leaves.py", "toys.py")
+    ):
         return "an error of Headway's own"
     return None
 
