@@ -276,8 +276,8 @@ class AgentConfig(Config):
 
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """What is compiled: nothing; the losses, by this mode of torch.compile (needs a C++ compiler on a CPU, Triton on a
-    GPU). On a GPU reduce-overhead records whole gradient steps as CUDA graphs, to the same bits as off; max-autotune
-    does both."""
+    GPU). On a GPU reduce-overhead records whole gradient steps as CUDA graphs, to the same bits as off (but for PPO's
+    linear clip range, a float32 there); max-autotune does both."""
 
     @property
     def perceptron(self) -> dict[str, Any]:
