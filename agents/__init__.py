@@ -6,31 +6,48 @@ from typing import Any
 import torch
 
 from ..envs.naming import nearest
+from .abm import ABM, ABMConfig
+from .bc import BC, BCConfig
 from .core.agent import ActorCriticAgent
 from .core.data import DivergedError, NonFiniteError
+from .core.data.dataset import Dataset
 from .core.files import FileFormatError, read_manifest
 from .core.registry import AGENTS
 from .dcac import DCAC, DCACConfig
 from .dqn import DQN, DQNConfig
+from .hdcr import HDCR, HDCRConfig
+from .iql import IQL, IQLConfig
 from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
+from .td3_bc import TD3BC, TD3BCConfig
 
 __all__ = [
+    "ABM",
     "AGENTS",
+    "BC",
     "DCAC",
     "DQN",
+    "HDCR",
+    "IQL",
     "PPO",
     "SAC",
     "TD3",
+    "TD3BC",
+    "ABMConfig",
     "ActorCriticAgent",
+    "BCConfig",
     "DCACConfig",
     "DQNConfig",
+    "Dataset",
     "DivergedError",
     "FileFormatError",
+    "HDCRConfig",
+    "IQLConfig",
     "NonFiniteError",
     "PPOConfig",
     "SACConfig",
+    "TD3BCConfig",
     "TD3Config",
     "load",
 ]

@@ -76,9 +76,16 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         steps = self.config.gradient_steps
         return self.schedule(collected if steps < 0 else self.collector.share(steps, collected))
 
-    def sample(self) -> Transitions:
-        """:return: a batch from the store, normalised where the environment is."""
-        batch: Transitions = self.store.sample(self.config.batch_size)
+    def sample(self, rows: int | None = None) -> Transitions:
+        """Draw from the store.
+
+        :param rows: B; None: ``batch_size``
+        :return: a batch, normalised where the environment is
+        """
+        return self.normalised(self.store.sample(self.config.batch_size if rows is None else rows))
+
+    def normalised(self, batch: Transitions) -> Transitions:
+        """:return: stored steps as they are read: normalised where the environment is"""
         if self.normalizer is None:
             if not self.codec.is_wide:
                 return batch

@@ -1,18 +1,27 @@
-"""The base of agents that learn from data that are there already."""
+"""The base of agents that learn from data that are there already, and may go on in an environment."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...wrappers.spaces_only import SpacesOnlyVecEnv
 from .agent import ActorCriticAgent
-from .config import AgentConfig
-from .data import GradientSteps, ReplayStore, Transitions, transition_fields
-from .spaces import ObservationCodec
+from .config import Fraction, OffPolicyConfig
+from .data import Collector, GradientSteps, Transitions
+from .nets import BoundedGaussian, Categorical, DensityActor
+from .off_policy import OffPolicyAgent
+from .spaces import Obs, ObservationCodec, count_rows, map_obs
 
-C = TypeVar("C", bound=AgentConfig)
+CHUNK = 65_536
+"""Rows that are evaluated together in a sweep over all data."""
+
+NORMALISED_CLIP = 10.0
+"""Bound on normalised observations, in standard deviations, as VecNormalize's."""
 
 
 class Dataset(Protocol):
@@ -25,19 +34,56 @@ class Dataset(Protocol):
         """:return: the fields of :class:`Transitions`, observations encoded, the environment's actions, (R, …)"""
 
 
-class OfflineAgent(ActorCriticAgent[C]):
-    """An agent that learns from a dataset and needs no environment; a step of ``learn`` is a gradient step.
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig(OffPolicyConfig):
+    """What agents that learn from data add. What they share with agents of a replay store counts once they go on in an
+    environment."""
 
-    Its environment is one of spaces alone, so that Stable-Baselines3's callbacks, its progress bar, ``set_env`` and
-    ``load`` work; an ``EvalCallback`` takes a real one. ``log_interval`` counts thousands of gradient steps. The data
-    are not part of checkpoints: ``resume`` takes them anew.
+    normalize_obs: bool = False
+    """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10]. The
+    statistics stay as they are, and are in the policy's file."""
+
+    online_share: Fraction = 0.5
+    """Share of new steps in a batch where learning goes on in an environment (symmetric sampling, arXiv 2302.02948)."""
+
+
+C = TypeVar("C", bound=OfflineConfig)
+
+
+class OfflineAgent(OffPolicyAgent[C]):
+    """An agent that learns from a dataset and needs no environment; a step of ``learn`` is then a gradient step.
+
+    Its environment is then one of spaces alone, so that Stable-Baselines3's callbacks, its progress bar, ``set_env``
+    and ``load`` work; an ``EvalCallback`` takes a real one. ``log_interval`` counts thousands of gradient steps. The
+    data are not part of checkpoints: ``resume`` takes them anew. Given a real environment, ``learn`` goes on in it,
+    with batches that are drawn from the data and from what is new.
 
     :param dataset: what to learn from; not needed to predict
+    :param seeds: train several at once, of these seeds, as one stack of networks; see :meth:`member`
     """
 
-    arguments = ("dataset",)
+    arguments = ("dataset", "seeds")
+    goes_online: ClassVar[bool] = False
+    """Whether it can go on in an environment."""
+
     dataset: Dataset | None
-    store: ReplayStore[Transitions]
+    seeds: Sequence[int] | None
+    data: Transitions | None
+    """All of the data on the agent's device, (R, …)."""
+    members: list[Self]
+    """The agents of a stack, whose networks are behind it: see :meth:`member`."""
+
+    # -- what it learns from -----------------------------------------------------------------------------------------
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether it has no environment but that of the data's spaces."""
+        return self.env is None or isinstance(self.env, SpacesOnlyVecEnv)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Leading axes of networks, batches and noise: (S,) where S seeds are trained at once, else ()."""
+        return () if self.seeds is None else (len(self.seeds),)
 
     def _default_env(self) -> Any:
         if self.dataset is None:
@@ -45,43 +91,260 @@ class OfflineAgent(ActorCriticAgent[C]):
         return SpacesOnlyVecEnv(self.dataset.observation_space, self.dataset.action_space)
 
     def _setup_model(self) -> None:
+        self.data = None
         super()._setup_model()
         if self.dataset is not None:
-            self.store = self._load_data(self.dataset)
+            self.data = self._load_data(self.dataset)
+        if self.seeds is not None:
+            self._make_members(self.seeds)
 
-    def _load_data(self, dataset: Dataset) -> ReplayStore[Transitions]:
+    def _load_data(self, dataset: Dataset) -> Transitions:
+        """:return: the data as they are drawn from; an agent that needs more fields overrides this."""
         rows = dict(dataset.transitions(self.codec))
-        rows["actions"] = self.actions.from_env(rows["actions"].to(self.device))
-        store = ReplayStore(
-            Transitions,
-            transition_fields(self.codec.spec, self.actions.field),
-            capacity=len(rows["rewards"]),
-            n_envs=1,
-            device=self.device,
-            generator=self.generators["store"],
-        )
-        store.extend({name: _one_column(values) for name, values in rows.items()})
-        return store
+        if not len(rows["rewards"]):
+            raise ValueError("the dataset has no steps to learn from")
+        actions = self.actions.from_env(rows.pop("actions").to(self.device)).to(self.actions.field.dtype)
+        if tuple(actions.shape[1:]) != self.actions.field.shape:
+            raise ValueError(f"the dataset's actions are {tuple(actions.shape[1:])}, {self.action_space} has others")
+        moved: Any = {name: map_obs(lambda part: part.to(self.device), values) for name, values in rows.items()}
+        return Transitions(actions=actions, **moved)
 
-    def _make_collector(self) -> GradientSteps:
-        return GradientSteps(self)
+    def draw(self, rows: int) -> Any:
+        """Draw from the data, uniformly, with replacement.
+
+        :param rows: B
+        :return: a batch of the type of ``data``, (*stack, B, …)
+        """
+        assert self.data is not None
+        count = len(self.data.rewards)
+        at = self._for_each(lambda streams: self._integers(count, rows, streams["store"]))
+        return picked(self.data, at)
+
+    def _integers(self, below: int, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(below, (count,), generator=generator, device=self.device)
+
+    def _for_each(self, draw: Callable[[Mapping[str, torch.Generator]], Tensor]) -> Tensor:
+        """:return: random numbers from the agent's streams; from each member's, (S, …), in a stack."""
+        if not self.stack:
+            return draw(self.generators)
+        return torch.stack([draw(member.generators) for member in self.members])
+
+    def sample(self, rows: int | None = None) -> Any:
+        """:return: a batch: of the data, of what was collected, or of both; (*stack, B, …)"""
+        rows = self.config.batch_size if rows is None else rows
+        if self.is_offline:
+            return self.draw(rows)
+        new = rows if self.data is None else round(rows * self.config.online_share)
+        if new == 0:
+            return self.draw(rows)
+        collected = super().sample(new)
+        return collected if new == rows else joined(collected, self.draw(rows - new))
+
+    def noise(self, *shape: int) -> Tensor:
+        """:return: standard normal numbers for an update, (*stack, *shape)"""
+        return self._for_each(lambda streams: torch.randn(shape, generator=streams["update"], device=self.device))
+
+    def features(self) -> nn.Module:
+        """Build the first stage of a network, as :meth:`ObservationCodec.features`; with ``normalize_obs`` it scales.
+
+        :return: a module with an attribute ``features_dim``
+        :raises ValueError: there is more than one vector to scale
+        """
+        features = self.codec.features()
+        if not self.config.normalize_obs:
+            return features
+        if list(self.codec.fields) != [self.codec.vector]:
+            raise ValueError(f"normalize_obs scales vectors, and this is {self.observation_space}: leave it out")
+        dim = self.codec.fields[self.codec.vector].shape[0]
+        mean, std = torch.zeros(dim), torch.ones(dim)
+        if self.dataset is not None:
+            obs = self.dataset.transitions(self.codec)["obs"].double()
+            mean, std = obs.mean(0).float(), obs.std(0, correction=0).float()
+        return Standardised(features, mean, std)
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def _make_collector(self) -> Collector:  # type: ignore[override]
+        return GradientSteps(self) if self.is_offline else super()._make_collector()
+
+    def _connect_env(self) -> None:
+        super()._connect_env()
+        if self.is_offline:
+            return
+        if not self.goes_online:
+            raise ValueError(
+                f"{type(self).__name__} learns from data alone: leave the environment out, and evaluate with "
+                "evaluate_policy(agent, env) or an EvalCallback"
+            )
+        if self.stack:
+            raise ValueError("several seeds at once learn from data alone: go on with agent.member(i)")
+        if self.normalizer is not None and self.dataset is not None:
+            raise ValueError("the data are not as VecNormalize shows them: leave it out, and use normalize_obs=True")
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Go on in an environment with the spaces of the data; see :meth:`ActorCriticAgent.set_env`."""
+        super().set_env(env, force_reset)
+        self.collector = self._make_collector()  # type: ignore[assignment]
+
+    def choose(self) -> dict[str, Tensor]:
+        """:return: what :meth:`explore` says, from the first step on where there are data to begin with."""
+        return super().choose() if self.data is None else ActorCriticAgent.choose(self)
+
+    def phases(self, collected: int) -> Sequence[tuple[str, int]]:
+        """See :meth:`LearningLoop.phases`; offline, a step is a gradient step."""
+        return self.schedule(collected) if self.is_offline else super().phases(collected)
 
     def begin_gradient_step(self) -> None:
         """Count a gradient step, log when it is time, and make it the next thing to do.
 
         :raises ValueError: there are no data
         """
-        if self.dataset is None:
+        if self.data is None:
             raise ValueError(f"{type(self).__name__} has no data to learn from: pass dataset=")
         self.num_timesteps += 1
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._log_between((self.num_timesteps - 1) // 1000, self.num_timesteps // 1000)
         self.end_round(1)
 
+    def cosine(self) -> float:
+        """:return: a learning rate's share that falls from 1 to 0 along a cosine; 1 where learning goes on online."""
+        return 0.5 * (1 - math.cos(math.pi * self.progress_remaining)) if self.is_offline else 1.0
 
-def _one_column(values: Any) -> Any:
-    """:return: (R, …) as (R, 1, …): the steps of one environment."""
-    if isinstance(values, Mapping):
-        return {name: part.unsqueeze(1) for name, part in values.items()}
-    assert isinstance(values, Tensor)
-    return values.unsqueeze(1)
+    # -- several seeds at once ---------------------------------------------------------------------------------------
+
+    def _make_members(self, seeds: Sequence[int]) -> None:
+        if len(set(seeds)) != len(seeds) or not seeds:
+            raise ValueError(f"seeds must be different from each other, got {list(seeds)}")
+        if list(self.codec.fields) != [self.codec.vector]:
+            raise ValueError(f"seeds are trained at once on vectors, and this is {self.observation_space}: one by one")
+        env = SpacesOnlyVecEnv(self.observation_space, self.action_space)
+        config, device = self.config, self.device
+        self.members = [type(self)(self.policy_name, env, config=config, seed=seed, device=device) for seed in seeds]
+        own = self.modules.state()
+        with torch.no_grad():
+            for index, member in enumerate(self.members):
+                for name, tensor in member.modules.state().items():
+                    if own[name].shape == tensor.shape:  # of all members: statistics of the data
+                        tensor.copy_(own[name])
+                    else:
+                        own[name][index].copy_(tensor)
+
+    def take_up(self, members: Sequence[Self]) -> None:
+        """Go on with agents that were trained, or resumed, one by one.
+
+        :param members: as many, of the same configuration and at the same step
+        """
+        if len({(m.num_timesteps, m.updates) for m in members}) > 1:
+            raise ValueError("a stack goes on from one step, and its members are at different ones: resume them alone")
+        own = self.modules.state()
+        with torch.no_grad():
+            for index, member in enumerate(members):
+                for name, tensor in member.modules.state().items():
+                    (own[name] if own[name].shape == tensor.shape else own[name][index]).copy_(tensor)
+        self.members = list(members)
+        first = members[0]
+        self._load_counters(first._counters())
+
+    def member(self, index: int) -> Self:
+        """Bring one of a stack up to date: an agent like any other, to be evaluated, saved and resumed by itself.
+
+        :param index: which
+        :return: it
+        """
+        member, own = self.members[index], self.modules.state()
+        with torch.no_grad():
+            for name, tensor in member.modules.state().items():
+                tensor.copy_(own[name] if own[name].shape == tensor.shape else own[name][index])
+        member._load_counters(self._counters() | {"seed": member.seed})
+        member.data, member.dataset = self.data, self.dataset
+        return member
+
+    def _predict_actions(self, obs: Obs, *args: Any) -> Any:
+        self._refuse_stack("has no single policy")
+        return super()._predict_actions(obs, *args)
+
+    def _sound_networks(self) -> dict[str, Tensor]:
+        self._refuse_stack("is not saved as one")
+        return super()._sound_networks()
+
+    def _refuse_stack(self, why: str) -> None:
+        if self.stack:
+            raise ValueError(f"an agent of several seeds {why}: use agent.member(i), for i below {self.stack[0]}")
+
+
+def density_policy(agent: OfflineAgent[Any]) -> BoundedGaussian | Categorical:
+    """:return: the distribution of an agent's actions, whose density can be asked for at the data's"""
+    if agent.actions.choices is None:
+        return BoundedGaussian(agent.actions.size, stack=agent.stack)
+    return Categorical(agent.actions.choices, stack=agent.stack)
+
+
+def act(actor: DensityActor, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
+    """Choose actions, as :meth:`ActorCriticAgent._act`.
+
+    :param actor: the policy
+    :return: (B, A) in [-1, 1], or (B,) int64
+    """
+    if deterministic:
+        return actor.mode(obs)
+    actions = actor.sample(obs, actor.policy.noise(count_rows(obs), generator))[0]
+    return actions.clamp(-1, 1) if actions.is_floating_point() else actions
+
+
+class Standardised(nn.Module):
+    """Observations minus their mean over their standard deviation, clipped, before what reads them.
+
+    :param features: what reads them
+    :param mean: (D,)
+    :param std: (D,); a column without variance is only shifted
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.features, self.features_dim = features, features.features_dim
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """:return: features of observations (…, B, D)"""
+        scaled = ((obs - self.mean) / self.std).clamp(-NORMALISED_CLIP, NORMALISED_CLIP)
+        return self.features(scaled)  # type: ignore[no-any-return]
+
+
+def in_chunks(function: Callable[..., Tensor], *rows: Obs) -> Tensor:
+    """Apply a function to many rows, so many at a time.
+
+    :param function: takes (B, …) each, and gives (*stack, B)
+    :param rows: (R, …) each
+    :return: (*stack, R)
+    """
+
+    def cut(first: int) -> list[Obs]:
+        return [map_obs(lambda part: part[first : first + CHUNK], given) for given in rows]
+
+    return torch.cat([function(*cut(first)) for first in range(0, count_rows(rows[0]), CHUNK)], -1)
+
+
+def picked(data: Any, at: Tensor) -> Any:
+    """:return: rows ``at`` (*stack, B) of every field, (*stack, B, …)"""
+
+    def pick(part: Tensor) -> Tensor:
+        return part.index_select(0, at.view(-1)).view(*at.shape, *part.shape[1:])
+
+    return type(data)(**{field.name: map_obs(pick, getattr(data, field.name)) for field in fields(data)})
+
+
+def joined(one: Transitions, other: Transitions) -> Transitions:
+    """:return: the rows of both, (B + B', …)"""
+
+    def both(name: str) -> Obs:
+        a, b = getattr(one, name), getattr(other, name)
+        if isinstance(a, Tensor):
+            return torch.cat((a, b))
+        return {part: torch.cat((a[part], b[part])) for part in a}
+
+    parts: Any = {field.name: both(field.name) for field in fields(one)}
+    return replace(one, **parts)

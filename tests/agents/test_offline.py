@@ -10,10 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 from headway.agents import AGENTS, ActorCriticAgent
-from headway.agents.core.config import AgentConfig
 from headway.agents.core.files import read_manifest
 from headway.agents.core.nets import DeterministicActor
-from headway.agents.core.offline import OfflineAgent
+from headway.agents.core.offline import OfflineAgent, OfflineConfig
 from headway.agents.core.spaces import Obs, ObservationCodec, count_rows
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -45,10 +44,10 @@ class Recorded:
         }
 
 
-class Imitation(OfflineAgent[AgentConfig]):
+class Imitation(OfflineAgent[OfflineConfig]):
     """Does what the data do."""
 
-    config_class = AgentConfig
+    config_class = OfflineConfig
 
     def _build(self) -> None:
         self.actor = self.track("actor", DeterministicActor(self.codec.features(), 1, **self.config.perceptron))
@@ -57,7 +56,7 @@ class Imitation(OfflineAgent[AgentConfig]):
         return self.actor.module.mode(obs)
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        batch = self.store.sample(self.config.batch_size)
+        batch = self.sample()
         loss = (self.actor.module.mode(batch.obs) - batch.actions).square().mean()
         self.actor.minimise(loss)
         return {"loss": loss}
@@ -113,7 +112,7 @@ def test_resumed_equals_uninterrupted_and_holds_no_data(tmp_path: Path) -> None:
         agent.learn(60 if stop == 7 else agent.remaining_timesteps, Stop(stop), reset_num_timesteps=stop == 7)
         path = agent.save_checkpoint(tmp_path)
         agent = Imitation.resume(tmp_path, dataset=Recorded())
-    assert "store" not in agent.parts
+    assert len(agent.store) == 0
     assert read_manifest(path)["parts"].keys() == agent.parts.keys() | {"extra"}
     agent.learn(agent.remaining_timesteps, reset_num_timesteps=False, progress_bar=True)
     for name, tensor in straight.modules.state().items():
@@ -141,10 +140,10 @@ def test_an_agent_without_data_predicts_but_does_not_learn(tmp_path: Path) -> No
     assert again.num_timesteps == 15
 
 
-class Parrot(ActorCriticAgent[AgentConfig]):
+class Parrot(ActorCriticAgent[OfflineConfig]):
     """Moves by the sum of what it has seen in the episode, which it remembers."""
 
-    config_class = AgentConfig
+    config_class = OfflineConfig
 
     def _build(self) -> None:
         self.track("nothing", DeterministicActor(self.codec.features(), 1, **self.config.perceptron))
@@ -204,8 +203,8 @@ def test_users_agents_are_known_by_their_module(tmp_path: Path) -> None:
         AGENTS["SAC"].load(tmp_path / "a")
 
     def again() -> type:
-        class Imitation(OfflineAgent[AgentConfig]):
-            config_class = AgentConfig
+        class Imitation(OfflineAgent[OfflineConfig]):
+            config_class = OfflineConfig
 
         return Imitation
 

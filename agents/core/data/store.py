@@ -275,6 +275,28 @@ class ReplayStore(Generic[BatchT]):
         present &= (ranks.unsqueeze(1) + offsets < counts.unsqueeze(1)) & (runs + offsets >= 1)
         return rows, present
 
+    def chronological(self) -> tuple[Tensor, Tensor]:
+        """Say where all rows are in the order of time, one environment after the other.
+
+        :return: rows to be given to :meth:`at`, (R,) int64, and those after which the next one is no continuation,
+            since the episode, or what is stored of it, ends there, (R,) bool
+        """
+        heads, sizes = (positions.to(self.device) for positions in self._positions())
+        first = torch.where(sizes == self.capacity_per_env, heads, 0)
+        slots = torch.arange(self._size, device=self.device)
+        ordered = (first.unsqueeze(1) + slots) % self.capacity_per_env * self.n_envs  # (N, S)
+        columns = torch.arange(self.n_envs, device=self.device).unsqueeze(1)
+        rows = (ordered + columns)[slots < sizes.unsqueeze(1)]
+        runs = self._flat_runs.index_select(0, rows)
+        ended = torch.ones_like(rows, dtype=torch.bool)
+        ended[:-1] = runs[1:] != runs[:-1] + 1
+        ended[sizes.cumsum(0)[sizes > 0] - 1] = True
+        return rows, ended
+
+    def at(self, rows: Tensor) -> BatchT:
+        """:return: the batch of given rows, (R, …)"""
+        return self._batch(lambda flat: flat.index_select(0, rows))
+
     def take(self, name: str, rows: Tensor) -> Tensor:
         """:return: a field at rows that :meth:`draw_around` gave, (…) -> (…, *shape)."""
         flat = self._flat[name]

@@ -15,8 +15,9 @@ from .heads import (
     orthogonal_layers_,
 )
 from .optimisers import SGD, Adam, LeanAdam, Optimiser
+from .policies import BoundedGaussian, DensityActor, LayerNormCritics, action_values
 from .precision import check_precision
-from .stacks import Activation, Precision, StackedMLP
+from .stacks import Activation, LayerNormMLP, Precision, StackedMLP
 from .tracked import Tracked, TrackedModules, clip_
 
 __all__ = [
@@ -25,11 +26,15 @@ __all__ = [
     "Actor",
     "ActorValue",
     "Adam",
+    "BoundedGaussian",
     "Categorical",
     "Critics",
+    "DensityActor",
     "DeterministicActor",
     "Gaussian",
     "Head",
+    "LayerNormCritics",
+    "LayerNormMLP",
     "LeanAdam",
     "Optimiser",
     "Precision",
@@ -40,6 +45,7 @@ __all__ = [
     "Temperature",
     "Tracked",
     "TrackedModules",
+    "action_values",
     "check_precision",
     "clip_",
     "orthogonal_",

@@ -235,3 +235,43 @@ class StackedMLP(nn.Module):
             except KeyError:  # torch.nn.utils.parametrize put a function in a parameter's place
                 pass
         return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair]
+
+
+class LayerNormMLP(StackedMLP):
+    """Perceptrons with a layer norm (arXiv 1607.06450) after each non-linearity, each member with its own gains.
+
+    Parameters as :class:`StackedMLP`.
+    """
+
+    def __init__(
+        self,
+        stack: Sequence[int],
+        inputs: int,
+        outputs: int,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(stack, inputs, outputs, net_arch, activation, precision)
+        self.gains = nn.ParameterList(torch.ones(*self.stack, 1, width) for width in net_arch)
+        self.shifts = nn.ParameterList(torch.zeros(*self.stack, 1, width) for width in net_arch)
+
+    def forward(self, x: Tensor, *, frozen: bool = False, members: int | None = None) -> Tensor:
+        """See :meth:`StackedMLP.forward`."""
+        if members is not None:
+            raise ValueError("a LayerNormMLP is evaluated whole")
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else self.weights[0].dtype
+        columns = (self.weights, self.biases, self.gains, self.shifts)
+        weights, biases, gains, shifts = ([p.detach() if frozen else p for p in column] for column in columns)
+        layer = x.expand(*self.stack, *x.shape[-2:])
+        for weight, bias, gain, shift in zip(weights, biases, gains, shifts, strict=False):
+            hidden = _PLAIN[self.activation](_affine(layer, weight, bias, dtype))
+            layer = torch.addcmul(shift, F.layer_norm(hidden, hidden.shape[-1:]), gain)
+        return _affine(layer, weights[-1], biases[-1], dtype)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """:return: x W + b of each member, (*stack, B, outputs), multiplied in a type of its own."""
+    product = torch.baddbmm if weight.dim() > 2 else torch.addmm
+    out = product(_flat(bias, dtype), _flat(x, dtype), _flat(weight, dtype))
+    return _as(out, weight.dtype, (*weight.shape[:-2], *out.shape[-2:]))

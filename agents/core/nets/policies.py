@@ -1,0 +1,136 @@
+"""Policies whose density can be asked for at any action: what agents that learn from data need of an actor.
+
+Shapes as in :mod:`.heads`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..spaces.fields import Obs
+from .distributions import HALF_LOG_2PI, Categorical, gaussian_log_prob
+from .heads import Critics, Head, QValues
+from .stacks import Activation, LayerNormMLP, Precision
+
+
+class BoundedGaussian(nn.Module):
+    """A diagonal Gaussian around tanh of a network's output, with one learned log standard deviation per dimension.
+
+    Samples are not squashed: actions are clipped to [-1, 1] on their way to the environment, and the density is that
+    before clipping. As in the public code of IQL.
+
+    :param action_dim: A
+    :param log_std_init: where the log standard deviation begins
+    :param bounds: between which it is clamped
+    :param stack: axes of members
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        log_std_init: float = 0.0,
+        bounds: tuple[float, float] = (-5.0, 2.0),
+        *,
+        stack: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.outputs, self.stack, self.bounds = action_dim, tuple(stack), bounds
+        self.raw_log_std = nn.Parameter(torch.full((*self.stack, 1, action_dim), log_std_init))
+
+    @property
+    def log_std(self) -> Tensor:
+        """(*stack, 1, A)"""
+        return self.raw_log_std.clamp(*self.bounds)
+
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """:return: standard normal, (*stack, B, A)"""
+        return torch.randn(*self.stack, rows, self.outputs, generator=generator, device=generator.device)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Gaussian.sample`."""
+        mean, log_std = outputs.tanh(), self.log_std
+        actions = torch.addcmul(mean, log_std.exp(), noise)
+        return actions, gaussian_log_prob(mean, log_std, actions)
+
+    def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Gaussian.evaluate`."""
+        log_std = self.log_std
+        return gaussian_log_prob(outputs.tanh(), log_std, actions), (log_std + 0.5 + HALF_LOG_2PI).sum(-1)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """:return: the mean, (*stack, B, A)"""
+        return outputs.tanh()
+
+
+class DensityActor(Head):
+    """A policy network and the distribution that it describes.
+
+    :param policy: the distribution
+
+    The others as :class:`Head`.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        policy: BoundedGaussian | Categorical,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(features, policy.outputs, net_arch, activation, stack, precision)
+        self.policy = policy
+
+    def outputs(self, obs: Obs) -> Tensor:
+        """:return: what describes the distribution, (*stack, B, ·)"""
+        return self.mlp(self.features(obs))  # type: ignore[no-any-return]
+
+    def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
+        """:return: the log density of actions, in nats, (*stack, B)"""
+        return self.policy.evaluate(self.outputs(obs), actions)[0]
+
+    def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """:return: actions by reparametrisation, and their log densities, (*stack, B, …)"""
+        return self.policy.sample(self.outputs(obs), noise)
+
+    def mode(self, obs: Obs) -> Tensor:
+        """:return: the likeliest action"""
+        return self.policy.mode(self.outputs(obs))
+
+
+def action_values(critics: Critics | QValues, obs: Obs, actions: Tensor, *, frozen: bool = False) -> Tensor:
+    """Q(s, a) of critics of either kind.
+
+    :param critics: of continuous actions, or with a value for each of finitely many
+    :param obs: (*stack, B, *O)
+    :param actions: (*stack, B, A), or (*stack, B) int64
+    :param frozen: of continuous ones: differentiate with respect to the actions only
+    :return: (*stack, E, B)
+    """
+    if isinstance(critics, Critics):
+        return critics(obs, actions, frozen=frozen)  # type: ignore[no-any-return]
+    values: Tensor = critics(obs)  # (*stack, E, B, A)
+    chosen = actions.unsqueeze(-2).expand(values.shape[:-1])
+    return values.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+
+
+class LayerNormCritics(Critics):
+    """Critics with a layer norm after each hidden layer; parameters as :class:`Critics`."""
+
+    def __init__(
+        self,
+        features: nn.Module,
+        action_dim: int,
+        net_arch: Sequence[int],
+        activation: Activation = "relu",
+        n_critics: int = 2,
+        *,
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__(features, action_dim, net_arch, activation, n_critics, stack=stack, precision=precision)
+        inputs = int(features.features_dim) + action_dim  # type: ignore[arg-type]
+        self.mlp = LayerNormMLP((*stack, n_critics), inputs, 1, net_arch, activation, precision)
