@@ -219,7 +219,8 @@ class OfflineAgent(OffPolicyAgent[C]):
             raise ValueError(f"seeds are trained at once on vectors, and this is {self.observation_space}: one by one")
         env = SpacesOnlyVecEnv(self.observation_space, self.action_space)
         config, device = self.config, self.device
-        self.members = [type(self)(self.policy_name, env, config=config, seed=seed, device=device) for seed in seeds]
+        made: Any = [type(self)(self.policy_name, env, config=config, seed=seed, device=device) for seed in seeds]
+        self.members = made
         own = self.modules.state()
         with torch.no_grad():
             for index, member in enumerate(self.members):
