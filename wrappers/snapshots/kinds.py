@@ -1,4 +1,4 @@
-"""All kinds of objects, in the order in which they are tried."""
+"""All kinds of objects, in the order in which they are tried: what saves itself comes early, plain objects last."""
 
 from . import arrays, code, objects, physics, streams, values, workers
 from .walking import Kinds
