@@ -93,8 +93,8 @@ def networks(K: int, dtype: torch.dtype = torch.float64, net_arch: tuple[int, ..
     inputs = D + 2 * K + K * A
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        actor = SquashedGaussianActor(VectorFeatures(inputs), A, net_arch, "tanh")
-        critics, slow = (StateCritics(VectorFeatures(inputs), net_arch, "tanh") for _ in range(2))
+        actor = SquashedGaussianActor(VectorFeatures(inputs), A, net_arch, activation="tanh")
+        critics, slow = (StateCritics(VectorFeatures(inputs), net_arch, activation="tanh") for _ in range(2))
     return actor.to(dtype), critics.to(dtype), slow.to(dtype)
 
 

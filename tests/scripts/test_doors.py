@@ -55,7 +55,7 @@ class Pusher(OffPolicyAgent[PusherConfig]):
     config_class = PusherConfig
 
     def _build(self):
-        self.said = self.track("said", QValues(self.codec.features(), 1, self.config.net_arch, "relu"))
+        self.said = self.track("said", QValues(self.codec.features(), 1, self.config.net_arch))
 
     def _act(self, obs, deterministic, generator):
         return obs.new_full((len(obs), 1), self.config.push)

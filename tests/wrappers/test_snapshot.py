@@ -2,7 +2,9 @@
 
 import copy
 import enum
+import functools
 import io
+import math
 import random
 import socket
 import threading
@@ -777,6 +779,83 @@ def test_a_mujoco_state_of_another_size_is_refused():
 def test_a_state_of_unknown_kind_is_refused(kind):
     with pytest.raises(ValueError, match=r"^env: a state of kind"):
         restore(holder(), {"kind": kind})
+
+
+PCG64_OF_0 = {
+    "bits": {
+        "bit_generator": "PCG64",
+        "state": {"state": 35399562948360463058890781895381311971, "inc": 87136372517582989555478159403783844777},
+        "has_uint32": 0,
+        "uinteger": 0,
+    },
+    "seeds": {"entropy": 0, "spawn_key": (), "pool_size": 4, "n_children_spawned": 0},
+}
+
+
+def in_lists(node, depth):
+    for _ in range(depth):
+        node = {"kind": "list", "type": "list", "items": [node]}
+    return node
+
+
+FORMAT = {
+    "kind": "object",
+    "module": "types",
+    "type": "SimpleNamespace",
+    "attributes": {
+        "deep": in_lists({"kind": "far", "number": 0}, 7),
+        "queue": {"kind": "list", "type": "deque", "maxlen": 3, "items": [1]},
+        "again": {"kind": "shared", "path": "env.queue"},
+        "place": {"kind": "tuple", "type": "Place", "module": __name__, "items": [1.0, 2.0]},
+        "mood": {"kind": "enum", "module": __name__, "type": "Mood", "member": "CROSS"},
+        "names": {"kind": "array", "dtype": "<U2", "shape": [2], "scalar": False, "items": ["a", "bc"]},
+        "table": {"kind": "dict", "type": "dict", "items": [[(0, 1), {"kind": "set", "type": "set", "items": [2]}]]},
+        "span": {"kind": "arguments", "type": "slice", "items": [0, 2, None]},
+        "rng": {"kind": "stream", "library": "numpy", "source": "PCG64", "state": PCG64_OF_0},
+        "board": {"kind": "memory", "array": np.array([0.0, 1.0])},
+        "row": {"kind": "memory", "array": np.array([1.0])},
+        "call": {"kind": "method", "of": {"kind": "shared", "path": "env.queue"}, "name": "append"},
+        "half": {"kind": "partial", "keywords": [], "items": [{"kind": "code", "module": "math", "type": "pow"}, 2.0]},
+        "space": {"kind": "space", "type": "Discrete", "streams": [None]},
+        "library": {"kind": "skipped"},
+    },
+    "far": [{**in_lists(7, 3), "path": "env.deep" + "[0]" * 7}],
+}
+"""Nodes as files have held them from the first: what is written here must be read for good."""
+
+
+def of_that_format(one, two, seven):
+    board, queue, deep = np.array([0.0, one]), deque([one], 3), [seven]
+    for _ in range(9):
+        deep = [deep]
+    return holder(
+        **{"deep": deep, "queue": queue, "again": queue, "place": Place(float(one), float(two)), "mood": Mood.CROSS},
+        **{"names": np.array(["a", "bc"]), "table": {(0, 1): {two}}, "span": slice(0, two)},
+        **{"rng": np.random.default_rng(0), "board": board, "row": board[1:], "call": queue.append},
+        **{"half": functools.partial(math.pow, float(two)), "space": gym.spaces.Discrete(2), "library": np},
+    )
+
+
+def test_the_format_of_states_stays():
+    env, other = of_that_format(1, 2, 7), of_that_format(3, 4, 9)
+    assert same(capture(env), FORMAT)
+    other.rng.random()
+    restore(other, FORMAT)
+    assert same(capture(other), FORMAT)
+    other.call(8)
+    assert other.again is other.queue == deque([1, 8], 3)
+    other.row += 4
+    assert other.board[1] == 5
+    assert other.rng.random() == env.rng.random()
+    assert other.half(3) == 8
+
+
+@pytest.mark.parametrize("number", [0, 1, -1, "0", None])
+def test_what_is_far_is_written_once(number):
+    """One that holds itself has no end, and a file can say so."""
+    far = in_lists({"kind": "far", "number": number}, 1)
+    with pytest.raises(ValueError, match=r"^the state cannot be written into types\.SimpleNamespace \(KeyError"):
+        restore(holder(deep=[]), {**FORMAT, "attributes": {"deep": {"kind": "far", "number": 0}}, "far": [far]})
 
 
 def test_snapshot_is_reachable_through_wrappers_and_in_the_spec():

@@ -6,6 +6,7 @@ action. Observations are (*lead, B, *O), where ``lead`` broadcasts to ``stack``:
 
 import math
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,14 @@ SATURATION = 1e-6
 """Added to the slope of tanh inside its logarithm, as in Stable-Baselines3: keeps it finite where tanh rounds to 1."""
 
 
+class Options(TypedDict, total=False):
+    """What all heads hand on to :class:`Head`."""
+
+    activation: Activation
+    stack: Sequence[int]
+    precision: Precision
+
+
 class Head(nn.Module):
     """Features of the observation, read by a stacked perceptron. Base of all heads below.
 
@@ -31,6 +40,7 @@ class Head(nn.Module):
     :param activation: the non-linearity
     :param stack: leading axes of members
     :param precision: of the perceptron, see :class:`StackedMLP`
+    :param each: axes after those, of the networks that each member has
     :param beside: inputs of the perceptron beside the features
     """
 
@@ -39,15 +49,16 @@ class Head(nn.Module):
         features: nn.Module,
         outputs: int,
         net_arch: Sequence[int],
-        activation: Activation,
-        stack: Sequence[int],
-        precision: Precision,
+        activation: Activation = "relu",
+        stack: Sequence[int] = (),
+        precision: Precision = "float32",
+        each: Sequence[int] = (),
         beside: int = 0,
     ) -> None:
         super().__init__()
         self.features = features
         inputs = int(features.features_dim) + beside  # type: ignore[arg-type]
-        self.mlp = StackedMLP(stack, inputs, outputs, net_arch, activation, precision)
+        self.mlp = StackedMLP((*stack, *each), inputs, outputs, net_arch, activation, precision)
 
 
 class Actor(Head):
@@ -63,16 +74,9 @@ class Actor(Head):
     """
 
     def __init__(
-        self,
-        features: nn.Module,
-        outputs: int,
-        noise_dim: int,
-        net_arch: Sequence[int],
-        activation: Activation,
-        stack: Sequence[int],
-        precision: Precision,
+        self, features: nn.Module, outputs: int, noise_dim: int, net_arch: Sequence[int], **options: Unpack[Options]
     ) -> None:
-        super().__init__(features, outputs, net_arch, activation, stack, precision)
+        super().__init__(features, outputs, net_arch, **options)
         self.stack = self.mlp.stack
         self.noise_dim = noise_dim
 
@@ -98,16 +102,9 @@ class SquashedGaussianActor(Actor):
     """tanh of a diagonal Gaussian with state-dependent mean and log standard deviation (arXiv 1812.05905, app. C)."""
 
     def __init__(
-        self,
-        features: nn.Module,
-        action_dim: int,
-        net_arch: Sequence[int],
-        activation: Activation = "relu",
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        self, features: nn.Module, action_dim: int, net_arch: Sequence[int], **options: Unpack[Options]
     ) -> None:
-        super().__init__(features, 2 * action_dim, action_dim, net_arch, activation, stack, precision)
+        super().__init__(features, 2 * action_dim, action_dim, net_arch, **options)
 
     def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by reparametrisation.
@@ -133,16 +130,9 @@ class DeterministicActor(Actor):
     """tanh of the perceptron's output (arXiv 1802.09477)."""
 
     def __init__(
-        self,
-        features: nn.Module,
-        action_dim: int,
-        net_arch: Sequence[int],
-        activation: Activation = "relu",
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        self, features: nn.Module, action_dim: int, net_arch: Sequence[int], **options: Unpack[Options]
     ) -> None:
-        super().__init__(features, action_dim, 0, net_arch, activation, stack, precision)
+        super().__init__(features, action_dim, 0, net_arch, **options)
 
     def mode(self, obs: Obs) -> Tensor:
         """:return: the action, (*stack, B, A)"""
@@ -164,13 +154,11 @@ class Critics(Head):
         features: nn.Module,
         action_dim: int,
         net_arch: Sequence[int],
-        activation: Activation = "relu",
-        n_critics: int = 2,
         *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        n_critics: int = 2,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(features, 1, net_arch, activation, (*stack, n_critics), precision, beside=action_dim)
+        super().__init__(features, 1, net_arch, each=(n_critics,), beside=action_dim, **options)
 
     def forward(self, obs: Obs, actions: Tensor, *, frozen: bool = False) -> Tensor:
         """Evaluate all critics.
@@ -206,16 +194,9 @@ class StateCritics(Head):
     """``E`` state-value functions V(s) as one stacked network on shared features; parameters as :class:`Critics`."""
 
     def __init__(
-        self,
-        features: nn.Module,
-        net_arch: Sequence[int],
-        activation: Activation = "relu",
-        n_critics: int = 2,
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        self, features: nn.Module, net_arch: Sequence[int], *, n_critics: int = 2, **options: Unpack[Options]
     ) -> None:
-        super().__init__(features, 1, net_arch, activation, (*stack, n_critics), precision)
+        super().__init__(features, 1, net_arch, each=(n_critics,), **options)
 
     def forward(self, obs: Obs, *, frozen: bool = False) -> Tensor:
         """Evaluate all critics.
@@ -236,20 +217,14 @@ class ActorValue(Head):
     :param policy: the distribution that the policy's perceptron describes
     :param stack: axes before these two, for each of whose members there are both
 
-    The others as :class:`Head`.
+    The others as :class:`Head`; ``activation`` is "tanh" where none is given.
     """
 
     def __init__(
-        self,
-        features: nn.Module,
-        policy: Gaussian | Categorical,
-        net_arch: Sequence[int],
-        activation: Activation = "tanh",
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        self, features: nn.Module, policy: Gaussian | Categorical, net_arch: Sequence[int], **options: Unpack[Options]
     ) -> None:
-        super().__init__(features, policy.outputs, net_arch, activation, (*stack, 2), precision)
+        options.setdefault("activation", "tanh")
+        super().__init__(features, policy.outputs, net_arch, each=(2,), **options)
         self.policy = policy
         self._silence()
 
@@ -289,13 +264,11 @@ class QValues(Head):
         features: nn.Module,
         n_actions: int,
         net_arch: Sequence[int],
-        activation: Activation = "relu",
-        n_critics: int = 1,
         *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        n_critics: int = 1,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(features, n_actions, net_arch, activation, (*stack, n_critics), precision)
+        super().__init__(features, n_actions, net_arch, each=(n_critics,), **options)
 
     def forward(self, obs: Obs) -> Tensor:
         """:return: values of all actions in observations (*lead, B, *O), (*stack, E, B, A)"""
