@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from headway.agents.core.data import Dataset
 from headway.wrappers.random_delay import RandomDelay
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -108,6 +109,45 @@ class Point(gym.Env[Any, Any]):
 
     def render(self) -> Any:
         return np.full((16, 16, 3), int(40 * (self.x + 3)), np.uint8)
+
+
+def recorded(
+    form: str = "box", moves: str = "box", lengths: Iterable[int] = (3, 2), seed: int = 0, **changes: Any
+) -> Dataset:
+    """Any elements of the point's spaces, as if they had been recorded.
+
+    :param form: one of ``FORMS``
+    :param moves: one of ``MOVES``
+    :param lengths: of the episodes
+    :param seed: of the elements
+    :param changes: fields that shall be others
+    :return: the data set; every other episode is terminated
+    """
+    observation_space, action_space = deepcopy(FORMS[form]), deepcopy(MOVES[moves])
+    lengths = torch.tensor(list(lengths))
+    episodes, rows = len(lengths), int(lengths.sum())
+    observation_space.seed(seed)
+    action_space.seed(seed)
+
+    def drawn(space: spaces.Space[Any], count: int) -> Any:
+        if isinstance(space, spaces.Dict):
+            return {key: drawn(part, count) for key, part in space.items()}
+        return torch.from_numpy(np.stack([np.asarray(space.sample()) for _ in range(count)]))
+
+    generator = torch.Generator().manual_seed(seed)
+    content = {
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "obs": drawn(observation_space, rows),
+        "final_obs": drawn(observation_space, episodes),
+        "actions": drawn(action_space, rows),
+        "rewards": torch.randn(rows, generator=generator).double(),
+        "lengths": lengths,
+        "terminated": torch.arange(episodes) % 2 == 0,
+        "extras": {"behavior_logp": torch.randn(rows, generator=generator), "policy_id": torch.arange(rows) % 3},
+        "name": "toys/recorded-v0",
+    }
+    return Dataset(**{**content, **changes})
 
 
 class DelayedPoint(RandomDelay):
