@@ -202,6 +202,10 @@ def _train(rest: list[str]) -> int:
     run = parse_train(name, arguments)
     if run is None:
         return 0
+    if run.options.seeds is not None:
+        from .train_seeds import train_seeds
+
+        return train_seeds(run)
     from .train import train
 
     return train(run)

@@ -16,6 +16,7 @@ import tyro
 from stable_baselines3.common.utils import get_device
 
 from ..agents.core.config import Config, FieldInfo, Range, describe
+from ..agents.core.data.dataset_files import env_of
 from ..agents.core.plain_yaml import read_yaml
 from ..agents.core.sb3_names import as_fields
 from ..agents.presets import preset, preset_for
@@ -48,7 +49,16 @@ class TrainOptions(Flags):
     """What a training run needs besides the agent's hyper-parameters."""
 
     env: str = ""
-    """Environment: Id-v0, or module:Id-v0 to import the module that registers it. Required unless --resume is given."""
+    """Environment: Id-v0, or module:Id-v0 to import the module that registers it. Required unless --resume is given, or
+    a --dataset that says where it was recorded."""
+
+    dataset: str | None = None
+    """Learn from recorded steps instead of in the environment, which then only evaluates: a Minari id, ns/name-v0, or a
+    file (`headway datasets list`). Steps are gradient steps then."""
+
+    seeds: str | None = None
+    """With --dataset: train several seeds at once, as one stack of networks: a count, a range (3-7) or a list (2,5,9).
+    Each has a run folder of its own in --run-dir."""
 
     delay: str | None = None
     """Random delays of observations and of actions, such as wifi,wifi or constant:2,2 or uniform:0-3,constant:1."""
@@ -229,20 +239,55 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     :return: the resolved run; None if ``--help`` was asked for, and printed
     :raises ValueError: a value, preset or file that does not fit; the message says what would
     """
-    early, name = early_flags(arguments, "env", "preset", "config", "resume"), _typed(name)
+    early, name = early_flags(arguments, "env", "dataset", "preset", "config", "resume"), _typed(name)
     if "resume" in early:
         return _resumed(name, Path(early["resume"]), arguments)
     if not name:
         raise ValueError("which agent? headway train AGENT --env ID (`headway agents` lists them)")
     cls = trainable(name)
     in_file = _file_values(early["config"], cls) if "config" in early else {}
-    early = {key: str(in_file[key]) for key in ("env", "preset") if key in in_file} | early
+    early = {key: str(in_file[key]) for key in ("env", "dataset", "preset") if in_file.get(key) is not None} | early
+    if "env" not in early and "dataset" in early:
+        in_file["env"] = early["env"] = recorded_in(early["dataset"])
     run = _parse(cls, arguments, _preset_values(name, early, cls) | in_file)
     if run is not None and not run.options.env:
         raise ValueError("which environment? pass --env Id-v0 (`headway envs` lists them)")
     if run is not None and run.options.trust_env:
         raise ValueError("--trust-env is about the environment that a folder names: it goes with --resume")
+    if run is not None:
+        _check_source(run)
     return run
+
+
+def recorded_in(dataset: str) -> str:
+    """Say where a data set was recorded.
+
+    :param dataset: its id or file
+    :return: the id of the environment
+    :raises ValueError: it does not say, or making it would import something
+    """
+    env_id = env_of(dataset)
+    if env_id is None:
+        raise ValueError(f"{dataset} does not say where it was recorded: pass --env Id-v0, in which to evaluate")
+    if (what := unasked(named(env_id))) is not None:
+        raise ValueError(
+            f"{dataset} was recorded in {env_id}, which would {what}, and data do not decide that: pass --env {env_id}"
+        )
+    return env_id
+
+
+def _check_source(run: Run) -> None:
+    """See that data are given to an agent that learns from them, and to no other."""
+    takes, options = "dataset" in getattr(run.agent_class, "arguments", ()), run.options
+    if options.dataset is not None and not takes:
+        raise ValueError(f"{run.name} learns in environments: it takes no --dataset")
+    if options.dataset is None and takes and not run.agent_class.goes_online:
+        raise ValueError(f"{run.name} learns from data: pass --dataset (`headway datasets list` lists those there are)")
+    if options.seeds is not None and options.dataset is None:
+        raise ValueError("--seeds trains several seeds at once from data: it goes with --dataset")
+    for name, value in (("delay", options.delay), ("verify_resume", options.verify_resume or None)):
+        if value is not None and options.dataset is not None:
+            raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")
 
 
 def early_flags(arguments: Sequence[str], *names: str) -> dict[str, str]:

@@ -29,13 +29,15 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from tqdm import tqdm
 
-from ..agents import ActorCriticAgent, DivergedError
+from ..agents import ActorCriticAgent, Dataset, DivergedError
+from ..agents.core.data.dataset_files import load_dataset
 from ..agents.core.files import list_checkpoints
 from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
 from ..agents.core.seeds import spawn_seed
 from ..wrappers import BatchedVecEnv, Snapshot, verify_snapshot
+from ..wrappers.spaces_only import SpacesOnlyVecEnv
 from ..wrappers.specs import OURS
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
 from .machine import busy, commit, cores
@@ -380,17 +382,20 @@ def _exists(folder: Path) -> FileExistsError:
     )
 
 
-def make_folder(run: Run, folder: Path) -> Path:
+def make_folder(run: Run, folder: Path, data: Dataset | None = None) -> Path:
     """Make the folder of a new run, with its ``config.json`` in it from the first moment on.
 
     :param run: the resolved command
     :param folder: where; of runs that started in the same second all but one have a number behind it
+    :param data: what it learns from
     :return: the folder
     :raises FileExistsError: it was asked for, and exists
     """
     seeds = {purpose: spawn_seed(run.options.seed, purpose) for purpose in ("environments", "evaluation")}
     about = {"command": sys.argv, "started": datetime.now().isoformat(), "versions": versions(), "commit": commit()}
     content = run.to_dict() | about | {"seeds": seeds, "torch_threads": torch.get_num_threads()}
+    if data is not None:
+        content["data"] = {"steps": len(data), "episodes": data.episodes, "sha256": data.digest()}
     wanted = folder
     for number in itertools.count(2):
         try:
@@ -424,18 +429,19 @@ def train(run: Run) -> int:
             folder = run_folder(run)
             if options.resume is not None:
                 stack.enter_context(alone(folder, "training"))
-            env = training_env(options)
+            data = None if options.dataset is None else data_for(run, folder)
+            env = training_env(options) if data is None else SpacesOnlyVecEnv(data.observation_space, data.action_space)
             stack.callback(close_env, env)
             set_threads(run, folder, env.observation_space)
             if options.video:
                 check_drawing(options.env)
             if isinstance(env, BatchedVecEnv):  # what auto has chosen, so that a resumed run stays there
                 run = replace(run, options=replace(options, env_device=str(env.batched.device)))
-            agent, resumed = _make_agent(run, folder, env)
+            agent, resumed = _make_agent(run, folder, env, data)
             if not resumed:  # an agent's own seed would make row i of run s row 0 of run s + i
                 env.seed(spawn_seed(options.seed, "environments"))
             if options.resume is None:
-                folder = make_folder(run, folder)
+                folder = make_folder(run, folder, data)
                 stack.enter_context(alone(folder, "training"))
             return _train(agent, run, folder, signals, resumed)
         except KeyboardInterrupt:
@@ -467,18 +473,46 @@ def set_threads(run: Run, folder: Path, space: spaces.Space[Any]) -> None:
     torch.set_num_threads(threads)
 
 
-def _make_agent(run: Run, folder: Path, env: VecEnv) -> tuple[Trainee, bool]:
+def data_for(run: Run, folder: Path) -> Dataset:
+    """Load what a run learns from.
+
+    :param run: the resolved command, with a data set
+    :param folder: of the run
+    :return: the data
+    :raises ValueError: they are broken, not those that the run has begun with, or not of the environment that evaluates
+    """
+    options = run.options
+    assert options.dataset is not None
+    data = load_dataset(options.dataset)
+    saved = read_run(folder).get("data", {}) if options.resume is not None else {}
+    if saved and saved.get("sha256") != data.digest():
+        raise ValueError(f"{options.dataset} is not what {folder} has begun with: start a new run, or restore the data")
+    env = options.world.single()
+    spaces_of = {"observation": env.observation_space, "action": env.action_space}
+    env.close()
+    for name, space in spaces_of.items():
+        recorded = getattr(data, f"{name}_space")
+        if type(recorded) is not type(space) or recorded.shape != space.shape:
+            raise ValueError(
+                f"{options.dataset} has {name}s of {recorded}, {options.env} has {space}: pass the --env in which "
+                "it was recorded"
+            )
+    return data
+
+
+def _make_agent(run: Run, folder: Path, env: VecEnv, data: Dataset | None = None) -> tuple[Trainee, bool]:
     """Build the agent, from the newest checkpoint where the run is resumed and has one; a rival's starts again."""
     options = run.options
     if issubclass(run.agent_class, Peer):
         policy = policy_for(env.observation_space)
         return run.agent_class.build(policy, env, run.config, seed=options.seed, device=options.device), False
     resumed = options.resume is not None and bool(list_checkpoints(folder / "checkpoints"))
+    given = {} if data is None else {"dataset": data}
     if resumed:
-        agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device)
+        agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device, **given)
     else:
         policy = policy_for(env.observation_space)
-        agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device)
+        agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device, **given)
     return agent, resumed
 
 
@@ -511,10 +545,17 @@ def _introduce(run: Run, folder: Path, agent: Trainee, resumed: bool) -> None:
     threads = f", {_count(torch.get_num_threads(), 'thread')}" if agent.device.type == "cpu" else ""
     where = options.env + ("" if options.delay is None else f" behind delays {options.delay} ({options.delay_form})")
     batch = f" in one batch on {agent.env.batched.device}" if isinstance(agent.env, BatchedVecEnv) else ""
-    print(
-        f"{run.name} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
-        f"{_count(options.n_envs, 'environment')}{batch} · {agent.device}{threads}"
-    )
+    if (data := getattr(agent, "dataset", None)) is not None:
+        print(
+            f"{run.name} from {options.dataset} ({_count(len(data), 'step')}, {_count(data.episodes, 'episode')}), "
+            f"evaluated in {where} · {options.total_timesteps:,} gradient steps · seed {options.seed} · "
+            f"{agent.device}{threads}"
+        )
+    else:
+        print(
+            f"{run.name} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
+            f"{_count(options.n_envs, 'environment')}{batch} · {agent.device}{threads}"
+        )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
     print(f"hyper-parameters: {changes or 'the defaults'}")
     print(f"run folder: {folder}   (tensorboard --logdir {shlex.quote(str(folder))})")
@@ -528,7 +569,7 @@ STARTS_AGAIN = "a rival's run cannot go on where it was interrupted: it starts a
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _learn(agent: Trainee, run: Run, callback: TrainingCallback, resumed: bool) -> int:
@@ -544,7 +585,7 @@ def _learn(agent: Trainee, run: Run, callback: TrainingCallback, resumed: bool) 
         callback.close_bar()
         callback.busy = True
         if not signals.received:
-            _finish(agent, run, callback, time.time() - started)
+            finish(agent, run, callback, time.time() - started)
             return 0
         checkpoint = callback.checkpoint()
         print(f"interrupted at step {agent.num_timesteps:,}: {f'saved {checkpoint}' if checkpoint else STARTS_AGAIN}")
@@ -579,7 +620,14 @@ def _save_what_is_whole(agent: Trainee, callback: TrainingCallback, error: BaseE
             print(f"headway: {failed}", file=sys.stderr)
 
 
-def _finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float) -> None:
+def finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float) -> None:
+    """Save, evaluate and draw a run that is through, and say where all of it is.
+
+    :param agent: that was trained
+    :param run: the resolved command
+    :param callback: of the run
+    :param seconds: that it took
+    """
     from .plot import learning_curve  # takes a second to import, which --help and a mistake need not wait for
 
     options, folder = run.options, callback.folder

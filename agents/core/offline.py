@@ -162,6 +162,13 @@ class OfflineAgent(OffPolicyAgent[C]):
             mean, std = obs.mean(0).float(), obs.std(0, correction=0).float()
         return Standardised(features, mean, std)
 
+    def _env_state(self) -> dict[str, Any] | None:
+        return None if self.is_offline else super()._env_state()
+
+    def _load_env_state(self, state: Mapping[str, Any] | None) -> None:
+        if not self.is_offline:
+            super()._load_env_state(state)
+
     # -- learning ----------------------------------------------------------------------------------------------------
 
     def _make_collector(self) -> Collector:  # type: ignore[override]

@@ -1,5 +1,6 @@
 """Recorded steps to learn from: all of a data set as flat tensors, one episode after the other."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..spaces import Obs, ObservationCodec, map_obs, shown
+from .store import by_path
 
 
 class DatasetError(ValueError):
@@ -140,6 +142,16 @@ class Dataset:
                 "record it with headway collect --ref-min random --ref-max POLICY"
             )
         return 100 * (returns - low) / (high - low)
+
+    def digest(self) -> str:
+        """:return: the SHA-256 of all steps, in hexadecimal: of equal data it is equal."""
+        found = hashlib.sha256()
+        parts = {"obs": self.obs, "final_obs": self.final_obs, "actions": self.actions, "rewards": self.rewards}
+        parts |= {"lengths": self.lengths, "terminated": self.terminated, **self.extras}
+        for name, part in sorted(by_path(parts).items()):
+            found.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.contiguous().view(torch.uint8).numpy().data if part.numel() else b"")
+        return found.hexdigest()
 
     def select(self, episodes: Tensor | Sequence[int]) -> Self:
         """Keep some episodes.

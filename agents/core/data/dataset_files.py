@@ -81,6 +81,15 @@ def load_dataset(name: str | Path, *, extras: Collection[str] = EXTRAS) -> Datas
         return _read(label, metadata, episodes, extras)
 
 
+def env_of(name: str | Path) -> str | None:
+    """Say where a data set was recorded, without reading its steps.
+
+    :param name: as of :func:`load_dataset`
+    :return: the id of the environment; None where it does not say
+    """
+    return None if Path(name).suffix == ".npz" else _env_id(read_metadata(_folder(str(name))))
+
+
 def _folder(name: str) -> Path:
     """:return: where ``metadata.json`` lies"""
     for folder in (Path(name), Path(name) / "data", datasets_root() / name / "data"):

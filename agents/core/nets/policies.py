@@ -4,14 +4,15 @@ Shapes as in :mod:`.heads`.
 """
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ..spaces.fields import Obs
 from .distributions import HALF_LOG_2PI, Categorical, gaussian_log_prob
-from .heads import Critics, Head, QValues
-from .stacks import Activation, LayerNormMLP, Precision
+from .heads import Critics, Head, Options, QValues
+from .stacks import LayerNormMLP
 
 
 class BoundedGaussian(nn.Module):
@@ -76,12 +77,9 @@ class DensityActor(Head):
         features: nn.Module,
         policy: BoundedGaussian | Categorical,
         net_arch: Sequence[int],
-        activation: Activation = "relu",
-        *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(features, policy.outputs, net_arch, activation, stack, precision)
+        super().__init__(features, policy.outputs, net_arch, **options)
         self.policy = policy
 
     def outputs(self, obs: Obs) -> Tensor:
@@ -125,12 +123,10 @@ class LayerNormCritics(Critics):
         features: nn.Module,
         action_dim: int,
         net_arch: Sequence[int],
-        activation: Activation = "relu",
-        n_critics: int = 2,
         *,
-        stack: Sequence[int] = (),
-        precision: Precision = "float32",
+        n_critics: int = 2,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(features, action_dim, net_arch, activation, n_critics, stack=stack, precision=precision)
-        inputs = int(features.features_dim) + action_dim  # type: ignore[arg-type]
-        self.mlp = LayerNormMLP((*stack, n_critics), inputs, 1, net_arch, activation, precision)
+        super().__init__(features, action_dim, net_arch, n_critics=n_critics, **options)
+        plain, inputs = self.mlp, self.mlp.weights[0].shape[-2]
+        self.mlp = LayerNormMLP(plain.stack, inputs, 1, net_arch, plain.activation, plain.precision)
