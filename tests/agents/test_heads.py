@@ -18,6 +18,7 @@ from headway.agents.core.nets import (
     orthogonal_,
 )
 from headway.agents.core.nets.heads import SATURATION
+from headway.agents.core.nets.policies import BoundedGaussian, DensityActor, LayerNormCritics
 from headway.agents.core.spaces import VectorFeatures
 from stable_baselines3 import PPO
 from torch import Tensor, nn
@@ -218,6 +219,18 @@ def test_every_head_takes_a_precision(name: str) -> None:
     head = HEADS[name](VectorFeatures(4), precision="bfloat16")
     assert head.mlp.precision == "bfloat16"
     assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+
+
+def test_heads_of_agents_that_learn_from_data_take_what_others_do() -> None:
+    options: dict[str, Any] = {"stack": (3,), "precision": "bfloat16", "activation": "elu"}
+    policy = BoundedGaussian(2, stack=(3,))
+    critics, actor = (
+        LayerNormCritics(VectorFeatures(4), 2, (8,), n_critics=5, **options),
+        DensityActor(VectorFeatures(4), policy, (8,), **options),
+    )
+    assert critics(torch.zeros(6, 4), torch.zeros(3, 6, 2)).shape == (3, 5, 6)
+    assert actor.mode(torch.zeros(6, 4)).shape == (3, 6, 2)
+    assert {(head.mlp.precision, head.mlp.activation) for head in (critics, actor)} == {("bfloat16", "elu")}
 
 
 def test_orthogonal_start_is_the_peers() -> None:
