@@ -149,7 +149,8 @@ def _tree(value: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, inner in value.items():
         if isinstance(inner, dict):
-            lines += [f"{name}: {', '.join(f'{key} {text}' for key, text in inner.items())}"]
+            said = (f"{key} {json.dumps(text) if isinstance(text, dict) else text}" for key, text in inner.items())
+            lines.append(f"{name}: {', '.join(said)}")
         elif isinstance(inner, list):
             lines += [f"{name}:", *(f"  {json.dumps(one)}" for one in inner)]
         else:
