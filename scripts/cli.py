@@ -29,6 +29,8 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
   headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
+  headway collect --policy P --dataset ID    record a data set of a policy, or of several
+  headway datasets COMMAND [--flags]         data sets that are here: list, show, check, plot
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
   headway --version                          versions of Headway and of what it stands on
@@ -140,7 +142,7 @@ def _place(error: BaseException, frame: FrameType, line: int) -> str:
 def _dispatch(command: str, rest: list[str]) -> int:
     if any(argument.startswith("--video") for argument in rest):
         draw_without_screen()
-    if command in ("train", "evaluate", "benchmark", "check"):
+    if command in ("train", "evaluate", "benchmark", "check", "collect"):
         _say_mujoco_warnings_once()
     if command == "train":
         return _train(rest)
@@ -184,7 +186,15 @@ def draw_without_screen() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-MODULES = {"check": "check", "benchmark": "benchmark", "plot": "plot", "delays": "delays", "mfg": "mean_field"}
+MODULES = {
+    "check": "check",
+    "benchmark": "benchmark",
+    "plot": "plot",
+    "delays": "delays",
+    "mfg": "mean_field",
+    "collect": "collect",
+    "datasets": "datasets",
+}
 """Commands whose modules, each with a ``main``, are imported when they are called."""
 
 COMMANDS = ("train", "evaluate", *MODULES, "agents", "envs")

@@ -347,9 +347,16 @@ def _world_of_run(folder: Path) -> World | None:
     return World(options["env"], options.get("delay"), options.get("delay_form", "dict"), max_episode_steps=limit)
 
 
-def _world(options: EvaluateOptions, policy: Policy) -> World:
-    """:return: what to evaluate in: what is asked for; as the policy's file describes it, if that is of the same id"""
-    own, asked = policy.world, None if options.env is None else World.of(options.env)
+def world_of(policy: Policy, env: str | None, trust_env: bool) -> World:
+    """Choose what a policy acts in.
+
+    :param policy: it
+    :param env: what is asked for; None: what the policy was trained in
+    :param trust_env: make what the policy's file names, whatever that imports
+    :return: what is asked for; as the policy's file describes it, if that is of the same id
+    :raises ValueError: neither says anything, or the file is not to be trusted so far
+    """
+    own, asked = policy.world, None if env is None else World.of(env)
     if own is None and asked is None:
         raise ValueError(f"{policy.path} does not say which environment it was trained in: pass --env")
     if asked is not None and (own is None or asked.env_id != own.env_id or asked.delay is not None):
@@ -357,7 +364,7 @@ def _world(options: EvaluateOptions, policy: Policy) -> World:
     assert own is not None
     if asked is not None:
         is_batched(asked.env_id)  # imports its module, as was asked for
-    if not options.trust_env:
+    if not trust_env:
         refuse_unasked(own, policy.path)
     return own
 
@@ -371,7 +378,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
     options.check()
     policy = read_policy(policy_file(options.path), options.agent, options.device)
     agent, path = policy.agent, policy.path
-    world = _world(options, policy)
+    world = world_of(policy, options.env, options.trust_env)
     if options.delay is not None:
         world = replace(world, delay=options.delay) if world.delay is None else world.under(options.delay)
     if options.max_episode_steps is not None:

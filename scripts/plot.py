@@ -1,5 +1,6 @@
 """Figures."""
 
+import itertools
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -185,6 +186,29 @@ LINES = ("-", "--", ":", "-.")
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps (T) and returns (T) of one run."""
+
+
+def return_histograms(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Draw how the returns of data sets are distributed, as shares of their episodes.
+
+    :param path: file to write
+    :param panels: returns (E) of data sets by name, by environment
+    """
+    most = max(map(len, panels.values()))
+    figure, grid = panel_grid(len(panels), 2 if len(panels) > 1 else 1, (6, 3.2), 0.2 * most, "return", "% of episodes")
+    for axes, (env, sets) in zip(grid, panels.items(), strict=True):
+        low, high = (function(np.concatenate(list(sets.values()))) for function in (np.min, np.max))
+        edges = np.linspace(low, high, 41) if low < high else np.array([low - 0.5, high + 0.5])
+        for colour, (name, returns) in zip(itertools.cycle(COLOURS), sets.items(), strict=False):
+            shares = 100 * np.histogram(returns, edges)[0] / len(returns)
+            label = f"{name} ({len(returns):,}, mean {returns.mean():.4g})"
+            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
+            axes.stairs(shares, edges, color=colour, label=label)
+            axes.axvline(returns.mean(), color=colour, lw=1, ls=":")
+        axes.set_title(env, fontsize=11)
+        axes.legend(frameon=False, fontsize=8)
+        plain_axes(axes)
+    figure.savefig(path)
 
 
 def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -> None:

@@ -22,7 +22,7 @@ from headway.agents.core.spaces import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.preprocessing import preprocess_obs
-from toys import Counter
+from toys import FORMS, Counter
 
 CPU = torch.device("cpu")
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
@@ -183,6 +183,19 @@ def test_images_keep_their_shape_and_their_bytes() -> None:
 def test_what_only_resembles_an_image_is_a_vector(space: spaces.Box) -> None:
     codec = ObservationCodec(space)
     assert codec.encode(batch(space, 2), CPU).shape == (2, int(np.prod(space.shape)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_stored_is_decoded(form: str) -> None:
+    space = FORMS[form]
+    space.seed(0)
+    codec, obs = ObservationCodec(space), batch(space, 4)
+    decoded = codec.decode(codec.encode(obs, CPU, raw=True))
+    assert isinstance(decoded, dict) == isinstance(obs, dict)
+    for key in obs if isinstance(obs, dict) else [None]:
+        one, other = (obs, decoded) if key is None else (obs[key], decoded[key])  # type: ignore[index]
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=0)  # float64 is stored as float32
 
 
 def test_columns_are_named_for_error_messages() -> None:

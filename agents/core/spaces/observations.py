@@ -107,6 +107,25 @@ class ObservationCodec:
             encoded[self.vector] = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
         return encoded if len(encoded) > 1 else next(iter(encoded.values()))
 
+    def decode(self, encoded: Obs) -> Obs:
+        """Undo :meth:`encode` of observations that are to be stored.
+
+        :param encoded: as they are stored, (N, …)
+        :return: observations of the space, (N, *O), by key for a Dict space; in its dtype, but no more exact than
+            what was stored
+        """
+        fields = {next(iter(self.raw_fields)): encoded} if isinstance(encoded, Tensor) else encoded
+        parts: dict[str, Tensor] = {key: fields[key] for key in self.kept}
+        if self.parts:
+            columns = list(torch.split(fields[self.vector], self.sizes, 1))
+            if self._bounds is not None:
+                place = list(self.parts).index(DELAYED[0])
+                low, high = (bound.to(columns[place].device) for bound in self._bounds)
+                columns[place] = low + 0.5 * (columns[place] + 1) * (high - low)
+            pairs = zip(self.parts.items(), columns, strict=True)
+            parts |= {key: _unflattened(part, column) for (key, part), column in pairs}
+        return {key: parts[key] for key in self.space} if isinstance(self.space, spaces.Dict) else parts[""]
+
     def _kept_dtype(self, key: str, given: Tensor, raw: bool) -> torch.dtype:
         """What a part of its own becomes; integers that somebody has normalised are no longer whole."""
         if given.is_floating_point() and not raw and not is_image_space(self.kept[key]):
@@ -185,6 +204,17 @@ def _flattened(part: spaces.Space[Any], column: Tensor, dtype: torch.dtype) -> T
         return torch.cat(ones, 1).to(dtype)
     column = column.to(dtype)
     return column.flatten(1) if column.dim() > 1 else column.unsqueeze(1)
+
+
+def _unflattened(part: spaces.Space[Any], column: Tensor) -> Tensor:
+    """:return: (N, columns) as elements of a part, (N, *O)"""
+    if isinstance(part, spaces.Discrete):
+        return column.argmax(1) + int(part.start)
+    if isinstance(part, spaces.MultiDiscrete):
+        ones = torch.split(column, [int(n) for n in part.nvec.ravel()], 1)
+        digits = torch.stack([one.argmax(1) for one in ones], 1).reshape(-1, *part.shape)
+        return digits + torch.as_tensor(part.start, device=column.device)
+    return column.reshape(-1, *(part.shape or ())).to(_dtype(part))
 
 
 class VectorFeatures(nn.Module):
