@@ -215,7 +215,7 @@ def batches(problem: Problem, todo: Sequence[int], memory: int) -> Iterator[list
     :return: numbers of episodes, in batches
     """
     width = max((len(states) for states in problem.demonstrations), default=1)
-    per_step = width * (2 * problem.states.element_size() + 1)
+    per_step = width * (3 * problem.states.element_size() + 1)
     batch: list[int] = []
     for i in sorted(todo, key=lambda i: -int(problem.lengths[i])) if memory else todo:
         longest = int(problem.lengths[batch[0] if batch else i])

@@ -127,7 +127,7 @@ def transport(
         done += 1
     kernel.mul_(u[:, :, None]).mul_(v[:, None, :])
     row, column = kernel.sum(2), kernel.sum(1)
-    matched = torch.linalg.vecdot(kernel, cost)
+    matched = (kernel * cost).sum(2)
     return Transport(_quotient(matched, row), _error(row, a), _error(column, b), done), kernel
 
 
