@@ -340,7 +340,7 @@ def _print(
     times = ratios(measurements)
     for m in measurements:
         cells = spread([1000 * value for value in m.values], ",.4g")
-        ratio = f"{times[m.side]:.1f}" if m.side in times else ""
+        ratio = f"{times[m.side]:.3g}" if m.side in times else ""
         row = f"{cells:>28} {ratio:>7} {n / m.median:>10,.0f} {m.median * MILLION / n / 60:>11.2f} {m.difference:>8.0e}"
         print(f"{m.side:<22} {m.rows:>4} {row}")
     for side, _, reason in absent:
