@@ -22,9 +22,11 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway train --resume RUN                 go on with an interrupted run
   headway check ENV… [--flags]               what to know of an environment before training in it; tables of several
   headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV
+  headway relabel DATASET --demos DEMOS --to ID   rewards for data, from as little as one demonstration
   headway benchmark speed [--flags]          updates/s and steps/s, side by side with Stable-Baselines3
   headway benchmark rollout [--flags]        steps/s of MuJoCo robots, side by side with every other way to step them
   headway benchmark mfg [--flags]            seconds per iteration of mean-field games, side by side with OpenSpiel
+  headway benchmark relabel [--flags]        relabelling per pair of episodes, side by side with other solvers
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
@@ -194,6 +196,7 @@ MODULES = {
     "mfg": "mean_field",
     "collect": "collect",
     "datasets": "datasets",
+    "relabel": "relabel",
 }
 """Commands whose modules, each with a ``main``, are imported when they are called."""
 
