@@ -10,6 +10,7 @@ import torch
 from gymnasium import error
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
+from . import mazes
 from .batched import BatchedEnv
 from .mean_field import registration as mean_field
 from .mujoco import MujocoTask
@@ -55,6 +56,7 @@ def register_all() -> None:
     for name, task in TASKS.items():
         register_mujoco_task(f"headway/{name}-v5", task)
     mean_field.register_all()
+    mazes.register_all()
 
 
 def is_batched(env_id: str) -> bool:

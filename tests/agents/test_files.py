@@ -4,8 +4,10 @@ import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from headway import agents
 from headway.agents import SAC, FileFormatError
 from headway.agents.core.files import list_checkpoints, read_archive, write_archive
@@ -159,3 +161,17 @@ def test_a_file_cannot_name_what_the_constructor_takes(trained: Path, tmp_path: 
         FileFormatError, match=f"does not describe a SAC of this version: SACConfig has no field '{key}'"
     ):
         SAC.load(tmp_path / "forged.zip")
+
+
+def test_experience_of_another_kind_of_device_draws_on_from_the_stream_that_is_there(tmp_path: Path) -> None:
+    agent, other = (
+        SAC("MlpPolicy", vec(), device="cpu", seed=seed, learning_starts=9, batch_size=4) for seed in (0, 1)
+    )
+    agent.learn(12)
+    stream = agent.store.generator
+    agent.store.generator = SimpleNamespace(get_state=lambda: torch.zeros(16, dtype=torch.uint8))  # as on a GPU
+    agent.save_replay_buffer(tmp_path / "experience")
+    agent.store.generator, before = stream, other.store.generator.get_state()
+    other.load_replay_buffer(tmp_path / "experience")
+    assert torch.equal(other.store.generator.get_state(), before)
+    assert torch.equal(other.store.take("rewards", torch.arange(12)), agent.store.take("rewards", torch.arange(12)))

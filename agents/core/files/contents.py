@@ -217,15 +217,26 @@ def save_store(store: Stateful, path: PathOrFile) -> None:
     write_archive(path, {"kind": "store", "parts": {"store": tree}}, {"store": tensors})
 
 
+STREAM_SIZES = (16, 5056)
+"""Bytes of the state of torch's generators, on a GPU and on a CPU."""
+
+
 def load_store(store: Stateful, path: PathOrFile) -> None:
-    """Read experience, from a file of it or from a checkpoint."""
+    """Read experience, from a file of it or from a checkpoint.
+
+    Where it was saved on another kind of device, the store draws on from its own random stream.
+    """
     archive = read_archive(path)
     _expect_kind(archive, ("store", "checkpoint"), path)
     trees = archive.manifest.get("parts")
     if not isinstance(trees, dict) or "store" not in trees:
         raise FileFormatError(f"{path} holds no experience that this version can read")
     with reading(path):
-        store.load_state(unpack(trees["store"], _member(archive, "store", path)))
+        state = unpack(trees["store"], _member(archive, "store", path))
+        saved, own = state.get("generator"), store.state()["generator"]
+        if isinstance(saved, Tensor) and len(saved) != len(own) and saved.shape in [(size,) for size in STREAM_SIZES]:
+            state["generator"] = own
+        store.load_state(state)
 
 
 def _member(archive: Archive, name: str, path: PathOrFile) -> dict[str, Tensor]:
