@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -180,6 +181,10 @@ def partial_results(options: RelabelOptions, problem: Problem) -> Iterator[Parts
         parts = Parts(folder)
         try:
             yield parts
+        except KeyboardInterrupt:
+            parts.save()
+            print(f"{len(parts.done):,} episodes are kept in {folder}: the same command goes on there", file=sys.stderr)
+            raise
         finally:
             if folder.exists():
                 parts.save()

@@ -45,6 +45,7 @@ class Workers(Generic[A, R]):
                 process.start()
                 theirs.close()
                 processes.append((process, ours))
+            for _, ours in processes:  # when all are starting: to give much waits for who takes it
                 _give(ours, left, at_work)
             while at_work:
                 for ready in wait(list(at_work)):
@@ -61,7 +62,7 @@ class Workers(Generic[A, R]):
 def _give(to: Connection, left: Iterator[tuple[K, A]], at_work: dict[Connection, K]) -> None:
     for key, thing in left:
         at_work[to] = key
-        with contextlib.suppress(BrokenPipeError):  # which is told where the answer is read
+        with contextlib.suppress(ConnectionError):  # which is told where the answer is read
             to.send(thing)
         return
 

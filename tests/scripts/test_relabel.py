@@ -159,7 +159,9 @@ def test_ctrl_c_keeps_what_is_known(headway: Command, data: Dataset, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(command.Parts, "add", stopped)
-        assert headway(*FLAGS, "--workers", 1)[0] == 130
+        code, _, err = headway(*FLAGS, "--workers", 1)
+        assert code == 130
+        assert "2 episodes are kept in runs/relabel/toy-new-v0" in err
     (folder,) = Path("runs/relabel").iterdir()
     (part,) = folder.glob("*.npz")
     whole = part.read_bytes()
