@@ -37,6 +37,9 @@ class Environment:
     label: str = ""
     """Its name in tables and figures; by default the id, without the module."""
 
+    data: str = ""
+    """What {data} stands for in the flag dataset of arms that learn from data: a namespace, or the start of an id."""
+
     total_timesteps: Count | None = None
     """Length of its runs, where it is not the suite's."""
 
@@ -173,6 +176,8 @@ class Suite:
             "eval_episodes": self.eval_episodes,
         }
         flags = {**self.flags, **environment.flags, **arm.flags}
+        if isinstance(dataset := flags.get("dataset"), str):
+            flags["dataset"] = dataset.replace("{data}", environment.data)
         known = {**describe(TrainOptions), **describe(trainable(arm.agent).config_class)}
         return ["train", arm.agent, *_tokens({**options, **flags}, known)]
 
