@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -228,9 +229,15 @@ def _scripted(name: str, function: Callable[[Any], Any], rows: int, space: space
     shape = (rows, *(space.shape or ()))
 
     def act(obs: Obs, turn: Turn) -> Mapping[str, Tensor]:
-        actions = np.asarray(function(to_numpy(obs)))
+        try:
+            actions = np.asarray(function(to_numpy(obs)))
+        except Exception as cause:  # of the script's own: anything can happen in it
+            said = " ".join(f"{type(cause).__name__}: {cause}".split())
+            raise ValueError(f"{name} failed at observations of {rows} rows: {said}") from cause
         if actions.shape != shape:
             raise ValueError(f"{name} returned actions of shape {actions.shape}, {rows} rows need {shape}")
+        if actions.dtype.kind not in "fiub" or not np.isfinite(actions).all():
+            raise ValueError(f"{name} returned actions that are no finite numbers, {actions.dtype}")
         actions = np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions
         return {"actions": torch.as_tensor(actions.astype(space.dtype), device=turn.running.device)}
 
@@ -289,13 +296,12 @@ class Recording:
         options, parts = self.options, []
         shares = np.array(options.shares or [1.0] * len(actors)) / (sum(options.shares) or len(actors))
         goals = np.diff(np.round(np.cumsum(shares) * options.steps), prepend=0).astype(int)
-        bar = progress_bar(options.steps, 0) if options.progress else None
-        for number, (actor, steps) in enumerate(zip(actors, goals.tolist(), strict=True)):
+        for actor, steps in zip(actors, goals.tolist(), strict=True):
             if steps < 1:
                 raise ValueError(f"--shares leave no step for {actor.name}: raise --steps or its share")
-            parts.append(self._part(number, actor, steps, bar))
-        if bar is not None:
-            bar.close()
+        with progress_bar(options.steps, 0) if options.progress else nullcontext() as bar:
+            for number, (actor, steps) in enumerate(zip(actors, goals.tolist(), strict=True)):
+                parts.append(self._part(number, actor, steps, bar))
         self.about["policies"] = [
             {"id": number, "policy": actor.name, "steps": len(part), "return": round(float(part.returns.mean()), 4)}
             for number, (actor, part) in enumerate(zip(actors, parts, strict=True))

@@ -131,7 +131,9 @@ def test_mixtures_say_who_chose(headway: Command, policies: Path) -> None:
 
 
 def test_a_script_acts(headway: Command, tmp_path: Path) -> None:
-    (tmp_path / "home.py").write_text("def go(obs):\n    return -3 * obs\n\ndef odd(obs):\n    return obs[:1]\n")
+    functions = {"go": "-3 * obs", "odd": "obs[:1]", "sick": "obs * float('nan')"}
+    source = "".join(f"def {name}(obs):\n    return {returned}\n" for name, returned in functions.items())
+    (tmp_path / "home.py").write_text(source)
     data = collected(headway, "--policy", "home:go")
     assert torch.equal(data.actions, (-3 * data.obs).clamp(-1, 1))  # type: ignore[operator]
     assert data.about["collected"]["policies"][0]["policy"] == "home:go"
