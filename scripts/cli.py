@@ -81,6 +81,7 @@ LIBRARIES = {
     *("gymnasium", "h5py", "imageio", "imageio_ffmpeg", "matplotlib", "minari", "mujoco", "numpy", "optuna"),
     *(
         "PIL",
+        "pyarrow",
         "ray",
         "safetensors",
         "scipy",

@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,17 +12,20 @@ import numpy as np
 import torch
 import tyro
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from ..agents import PPO, SAC
+from ..agents import PPO, SAC, ActorCriticAgent
 from ..agents.core.config import Range
 from ..agents.core.data import Dataset, ReplayStore, Turn, join, run_episodes, write_dataset
-from ..agents.core.data.dataset_files import check_new_dataset
+from ..agents.core.data.dataset_files import check_new_dataset, size_of
+from ..agents.core.data.episode_files import needs
 from ..agents.core.data.recording import record, stored_episodes
 from ..agents.core.files import list_checkpoints
 from ..agents.core.files.contents import versions
+from ..agents.core.nets.policies import DensityActor
 from ..agents.core.seeds import spawn_seed
 from ..agents.core.spaces import actions_of, count_rows, shown
 from ..envs.batched import Obs
@@ -108,6 +112,8 @@ class CollectOptions(Flags):
         :raises OSError: it cannot be written
         """
         check_device(self.device)
+        for module in ("minari", "h5py" if self.data_format == "hdf5" else "pyarrow"):
+            needs(module)
         check_new_dataset(self.dataset)
         if bool(self.policy) == (self.replay is not None):
             raise ValueError("who acts? pass --policy random, a run or a policy's file; or --replay RUN, and not both")
@@ -143,8 +149,9 @@ class Actor:
         if self.policy is None:
             return _random(space, batch.device, seed)
         agent = self.policy.agent
-        if not deterministic and isinstance(agent, (SAC, PPO)):
-            return _with_density(agent, seed)
+        if not deterministic and (sample := sampler_of(agent)) is not None:
+            assert isinstance(agent, ActorCriticAgent)
+            return _with_density(agent, sample, seed)
         set_random_seed(seed)  # of Stable-Baselines3's policies
         agent.set_random_seed(seed)
 
@@ -158,26 +165,35 @@ class Actor:
         return act
 
 
-def _with_density(agent: SAC | PPO, seed: int) -> Act:
+Sampler = Callable[[Obs, torch.Generator], tuple[Tensor, Tensor]]
+"""Draws an agent's actions for encoded observations (N, *O), and says with what log density (N,)."""
+
+
+def sampler_of(agent: BaseAlgorithm) -> Sampler | None:
+    """:return: what samples an agent's actions as it does, and knows how likely they were; None: nothing does"""
+    if isinstance(agent, PPO):
+        nets = agent.nets.module
+        return lambda obs, generator: nets.policy.sample(nets(obs)[0], nets.policy.noise(count_rows(obs), generator))
+    actor = getattr(getattr(agent, "actor", None), "module", None)
+    if isinstance(actor, DensityActor):
+        return lambda obs, generator: actor.sample(obs, actor.policy.noise(count_rows(obs), generator))
+    if isinstance(agent, SAC):
+        return lambda obs, generator: actor.sample(obs, actor.noise(count_rows(obs), generator))  # type: ignore[union-attr]
+    return None
+
+
+def _with_density(agent: ActorCriticAgent[Any], sample: Sampler, seed: int) -> Act:
     """Sample, and say how likely that was.
 
-    Densities are of what was drawn, before it was clipped, in the unit of the action space: SAC's actions are in
-    [-1, 1], and stretching them to the bounds divides the density by half the distance of these.
+    Densities are of what was drawn, before it was clipped, in the unit of the action space: where an agent's actions
+    are in [-1, 1], stretching them to the bounds divides the density by half the distance of these.
     """
-    generator, stretch = torch.Generator(agent.device).manual_seed(seed), 0.0
-    if isinstance(agent, SAC):
-        bounds = agent.action_space
-        assert isinstance(bounds, spaces.Box)
-        stretch = float(np.log((bounds.high.astype(np.float64) - bounds.low) / 2).sum())
+    generator, stretch, space = torch.Generator(agent.device).manual_seed(seed), 0.0, agent.action_space
+    if isinstance(space, spaces.Box) and agent.squashes:
+        stretch = float(np.log((space.high.astype(np.float64) - space.low) / 2).sum())
 
     def act(obs: Obs, turn: Turn) -> Mapping[str, Tensor]:
-        encoded = agent.codec.encode(obs, agent.device)
-        if isinstance(agent, SAC):
-            actor = agent.actor.module
-            drawn, density = actor.sample(encoded, actor.noise(count_rows(encoded), generator))
-        else:
-            nets = agent.nets.module
-            drawn, density = nets.policy.sample(nets(encoded)[0], nets.policy.noise(count_rows(encoded), generator))
+        drawn, density = sample(agent.codec.encode(obs, agent.device), generator)
         rows = turn.running.device
         return {"actions": agent.actions.to_env(drawn).to(rows), "behavior_logp": (density - stretch).to(rows)}
 
@@ -213,9 +229,15 @@ def _scripted(name: str, function: Callable[[Any], Any], rows: int, space: space
     shape = (rows, *(space.shape or ()))
 
     def act(obs: Obs, turn: Turn) -> Mapping[str, Tensor]:
-        actions = np.asarray(function(to_numpy(obs)))
+        try:
+            actions = np.asarray(function(to_numpy(obs)))
+        except Exception as cause:  # of the script's own: anything can happen in it
+            said = " ".join(f"{type(cause).__name__}: {cause}".split())
+            raise ValueError(f"{name} failed at observations of {rows} rows: {said}") from cause
         if actions.shape != shape:
             raise ValueError(f"{name} returned actions of shape {actions.shape}, {rows} rows need {shape}")
+        if actions.dtype.kind not in "fiub" or not np.isfinite(actions).all():
+            raise ValueError(f"{name} returned actions that are no finite numbers, {actions.dtype}")
         actions = np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions
         return {"actions": torch.as_tensor(actions.astype(space.dtype), device=turn.running.device)}
 
@@ -274,34 +296,39 @@ class Recording:
         options, parts = self.options, []
         shares = np.array(options.shares or [1.0] * len(actors)) / (sum(options.shares) or len(actors))
         goals = np.diff(np.round(np.cumsum(shares) * options.steps), prepend=0).astype(int)
-        bar = progress_bar(options.steps, 0) if options.progress else None
-        for number, (actor, steps) in enumerate(zip(actors, goals.tolist(), strict=True)):
+        for actor, steps in zip(actors, goals.tolist(), strict=True):
             if steps < 1:
                 raise ValueError(f"--shares leave no step for {actor.name}: raise --steps or its share")
-            env, shown_space = self._env(actor)
-            left = steps
-
-            def done(part: Dataset) -> None:
-                nonlocal left
-                if bar is not None:
-                    bar.set_description_str(f"return {float(part.returns.mean()):.4g} · ", refresh=False)
-                    bar.update(min(left, len(part)))
-                left -= min(left, len(part))
-
-            act = actor.act_in(env, options.deterministic, spawn_seed(options.seed, "environments", number, 1))
-            seed = spawn_seed(options.seed, "environments", number)
-            batch = as_batched(env)
-            data = record(batch, act, steps=steps, seed=seed, observation_space=shown_space, done=done)
-            env.close()
-            ids = torch.full((len(data),), number)
-            parts.append(replace(data, extras={**data.extras, "policy_id": ids}))
-        if bar is not None:
-            bar.close()
+        with progress_bar(options.steps, 0) if options.progress else nullcontext() as bar:
+            for number, (actor, steps) in enumerate(zip(actors, goals.tolist(), strict=True)):
+                parts.append(self._part(number, actor, steps, bar))
         self.about["policies"] = [
             {"id": number, "policy": actor.name, "steps": len(part), "return": round(float(part.returns.mean()), 4)}
             for number, (actor, part) in enumerate(zip(actors, parts, strict=True))
         ]
         return join(parts)
+
+    def _part(self, number: int, actor: Actor, steps: int, bar: Any) -> Dataset:
+        """:return: what one of them does"""
+        options, left = self.options, steps
+        env, shown_space = self._env(actor)
+        act = actor.act_in(env, options.deterministic, spawn_seed(options.seed, "environments", number, 1))
+
+        def done(part: Dataset) -> None:
+            nonlocal left
+            if left == steps:  # the first round tells how much there will be
+                size = size_of(part, options.data_format) / len(part) * options.steps
+                check_new_dataset(options.dataset, int(size))
+            new = min(left, len(part))
+            left -= new
+            if bar is not None:
+                bar.set_description_str(f"return {float(part.returns.mean()):.4g} · ", refresh=False)
+                bar.update(new)
+
+        seed = spawn_seed(options.seed, "environments", number)
+        data = record(as_batched(env), act, steps=steps, seed=seed, observation_space=shown_space, done=done)
+        env.close()
+        return replace(data, extras={**data.extras, "policy_id": torch.full((len(data),), number)})
 
     def score(self, text: str | None, side: str, deterministic: bool) -> float | None:
         """:return: a reference: the number, or what the policy returns on average"""

@@ -1,6 +1,8 @@
 """``headway collect``: who records, how likely each action was, references, provenance, mistakes."""
 
+import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,16 @@ from typing import Any
 import minari
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 from conftest import Command
-from headway.agents import PPO, SAC, TD3
+from headway.agents import BC, PPO, SAC, TD3
 from headway.agents.core.data import Dataset, load_dataset
 from headway.agents.core.data.dataset_files import datasets_root, find_datasets
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.distributions import Normal
-from toys import Point, vec
+from toys import Point, recorded, vec
 
 POINT = ("--env", "worlds:Point-v0", "--no-progress", "--n-envs", 4, "--dataset", "toys/x-v0")
 
@@ -83,6 +86,17 @@ def test_densities_of_ppo_are_those_before_clipping(headway: Command, policies: 
     assert (logp[clipped] < expected[clipped]).all()  # what was drawn lay farther out
 
 
+@pytest.mark.parametrize("moves", ["box", "discrete"])
+def test_densities_of_what_was_learnt_from_data(headway: Command, tmp_path: Path, moves: str) -> None:
+    BC("MlpPolicy", dataset=recorded(moves=moves), net_arch=(8,), seed=0).save(tmp_path / "bc.zip")
+    env = ("--env", "worlds:Halves-v0" if moves == "discrete" else "worlds:Point-v0")
+    data = collected(headway, "--policy", tmp_path / "bc.zip", *env, steps=100)
+    expected = BC.load(tmp_path / "bc.zip").actor.module.log_prob(data.obs, data.actions).detach()
+    inside = torch.ones(len(data), dtype=torch.bool) if moves == "discrete" else data.actions.abs().squeeze(1) < 1
+    assert inside.sum() > 30
+    torch.testing.assert_close(data.extras["behavior_logp"][inside], expected[inside], rtol=0, atol=1e-5)
+
+
 def test_modes_have_no_density(headway: Command, policies: Path) -> None:
     data = collected(headway, "--policy", policies / "SAC.zip", "--deterministic")
     assert [*data.extras] == ["policy_id"]
@@ -117,7 +131,9 @@ def test_mixtures_say_who_chose(headway: Command, policies: Path) -> None:
 
 
 def test_a_script_acts(headway: Command, tmp_path: Path) -> None:
-    (tmp_path / "home.py").write_text("def go(obs):\n    return -3 * obs\n\ndef odd(obs):\n    return obs[:1]\n")
+    functions = {"go": "-3 * obs", "odd": "obs[:1]", "sick": "obs * float('nan')"}
+    source = "".join(f"def {name}(obs):\n    return {returned}\n" for name, returned in functions.items())
+    (tmp_path / "home.py").write_text(source)
     data = collected(headway, "--policy", "home:go")
     assert torch.equal(data.actions, (-3 * data.obs).clamp(-1, 1))  # type: ignore[operator]
     assert data.about["collected"]["policies"][0]["policy"] == "home:go"
@@ -217,9 +233,29 @@ def test_an_id_that_exists_is_refused_before_anything_is_recorded(headway: Comma
     assert "there is a data set toys/x-v0 already" in err
 
 
+def test_what_is_missing_is_said_before_anything_is_recorded(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = ("collect", "--policy", "random", *POINT, "--steps", 10**9)
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+    assert "MB to spare: make room" in headway(*long)[2]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = "data sets need pyarrow: pip install 'headway-rl[offline]'"
+    assert message in headway(*long, "--data-format", "arrow")[2]
+
+
+def test_a_policy_of_stable_baselines3(headway: Command, tmp_path: Path) -> None:
+    stable_baselines3.PPO("MlpPolicy", Point(), n_steps=8, batch_size=8, seed=0).save(tmp_path / "ppo.zip")
+    data = collected(headway, "--policy", tmp_path / "ppo.zip", "--agent", "sb3:PPO")
+    again = collected(headway, "--policy", tmp_path / "ppo.zip", "--agent", "sb3:PPO", name="toys/y-v0")
+    assert [*data.extras] == ["policy_id"]
+    assert torch.equal(data.actions, again.actions)
+    assert len(data.actions.unique()) > 20  # samples
+
+
 def test_ctrl_c_leaves_nothing(headway: Command) -> None:
     timer = threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,))
     timer.start()
-    code, _, err = headway("collect", "--policy", "random", *POINT, "--steps", 10**9)
+    code, _, err = headway("collect", "--policy", "random", *POINT, "--steps", 10**6)  # some 30 s
+    timer.cancel()
     assert (code, err) == (130, "headway: interrupted\n")
     assert not [path for path in datasets_root().rglob("*") if path.is_file()]

@@ -28,6 +28,8 @@ from headway.scripts import benchmark
 from headway.scripts.benchmark import BENCHMARKS
 from headway.scripts.check import CheckOptions
 from headway.scripts.cli import main
+from headway.scripts.collect import CollectOptions
+from headway.scripts.datasets import COMMANDS
 from headway.scripts.delays import DelayOptions
 from headway.scripts.evaluate import EvaluateOptions
 from headway.scripts.mean_field import compare, fit, learn, recover, show, solve
@@ -120,6 +122,12 @@ def commands() -> list[Command]:
         *[Command("check worlds:Point-v0", (CheckOptions,), "--steps 10 --seconds 0.1")] * 3,
         *[Command("plot run --output new.png", (PlotOptions,))] * 3,
         *[Command("delays wifi,wifi uniform:0-3,constant:1 --plot new.png", (DelayOptions,))] * 3,
+        *[Command(f"collect {who} --dataset toys/new-v0", (CollectOptions,), "--steps 8 --n-envs 1") for who in (
+            "--policy random --env worlds:Point-v0", "--policy random --policy run --shares 1 2", "--replay run",
+        )],
+        *[Command(f"datasets {name} {line}", flags[:1]) for (name, flags), line in zip(COMMANDS.items(), (
+            "toys", "toys/here-v0", "toys/here-v0 toys/cut-v0", "toys/here-v0 --plot new.png",
+        ), strict=True)],
         Command("envs hopper"),
         Command("agents"),
         Command("mfg games crowd"),
@@ -170,6 +178,9 @@ PATHS = (
     "suite",
     "crowds.npz",
     "cut.npz",
+    "sets/toys/here-v0",
+    "sets/toys/here-v0/data",
+    "sets/toys",
     "new.png",
     "new.txt",
     "new",
@@ -291,6 +302,8 @@ NAMES = (
     "os.path:join",
     "json:tool",
     "ns/Name-v0",
+    "toys/here-v0",
+    "toys/cut-v0",
     "ns/",
     "/",
     "headway/",
@@ -446,12 +459,10 @@ MUTATIONS: tuple[Mutation, ...] = (_with_value, _with_value, _with_value, _spoil
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands in the folder that a line is given in: whole files and broken ones of every kind."""
     folder = tmp_path_factory.mktemp("template")
-    back = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", "sets")
+        patch.chdir(folder)
         fill()
-    finally:
-        os.chdir(back)
     return folder
 
 
@@ -487,6 +498,10 @@ def fill() -> None:
     (here / "suite" / "suite.yaml").write_text(yaml.safe_dump(SUITE))
     (here / "loop").symlink_to("loop")
     (here / "dangling").symlink_to("nothing")
+    quietly("collect", "--policy", "random", "--env", "worlds:Point-v0", "--steps", "8", "--dataset", "toys/here-v0")
+    shutil.copytree("sets/toys/here-v0", "sets/toys/cut-v0")
+    recorded = Path("sets/toys/cut-v0/data/main_data.hdf5").read_bytes()
+    Path("sets/toys/cut-v0/data/main_data.hdf5").write_bytes(recorded[: len(recorded) // 2])
     np.savez(here / "crowds.npz", counts=np.ones((3, 2, 2, 2), np.int64))
     crowds = (here / "crowds.npz").read_bytes()
     (here / "cut.npz").write_bytes(crowds[: len(crowds) // 2])
@@ -597,6 +612,7 @@ def ground(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> G
     """It, as the working folder, modules in it importable."""
     monkeypatch.delenv("HEADWAY_TRACEBACK", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "sets")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for processes that commands start
     monkeypatch.setattr(benchmark, "WARM_UP", 8)
     folder = tmp_path / "ground"

@@ -98,7 +98,7 @@ def _folder(name: str) -> Path:
     if Path(name).is_file():
         raise DatasetError(name, ["it is a file: give a Minari id, the folder of a Minari data set, or an .npz file"])
     for folder in (Path(name), datasets_root() / name):
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and os.listdir(folder):
             raise DatasetError(name, [f"{folder} has no data/metadata.json: it is partial, or no data set of Minari's"])
     close = nearest(name, find_datasets(), f"headway datasets list shows those below {datasets_root()}")
     raise FileNotFoundError(
