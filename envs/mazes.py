@@ -62,7 +62,8 @@ class _Player:
         """:return: actions (N, 2) for observations (N, 4)"""
         pull = _GAIN * (self.targets(obs) - obs[:, :2]) - _DAMPING * obs[:, 2:]
         noise = self.noise * self.draw.standard_normal(pull.shape)
-        return np.clip(pull + noise, -1, 1).astype(np.float32)
+        actions: np.ndarray[Any, Any] = np.clip(pull + noise, -1, 1).astype(np.float32)
+        return actions
 
 
 class _ToGoal(_Player):

@@ -37,6 +37,7 @@ from ..wrappers.sb3 import to_numpy
 from ..wrappers.specs import spec_of
 from .options import Flags, check_device, refuse_unasked
 from .peers import Peer, is_sb3_file, load_peer, name_of, trainable
+from .references import find_reference, reference_of_run, selected_among
 from .runs import check_outputs, read_run
 from .statistics import Summary, summarise
 from .worlds import World
@@ -95,6 +96,10 @@ class EvaluateOptions(Flags):
 
     csv: Path | None = None
     """Write one line per episode to this file."""
+
+    reference: str | None = None
+    """Whose returns count as 0 and as 100 in the normalised score: v5 or d4rl (tables of MuJoCo's robots), or a data
+    set with references of its own; by default those of the data that the policy learnt from."""
 
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace files that exist."""
@@ -389,13 +394,20 @@ def evaluate(options: EvaluateOptions) -> Summary:
     said = f"{path}: {policy.name} after {agent.num_timesteps:,} steps, in {world}"
     if options.delays:
         return _evaluate_delays(options, policy, world, said)
+    reference = reference_of_run(path.parent)
+    if options.reference is not None:
+        reference = find_reference(options.reference, world.env_id)
     env = policy.in_(evaluation_env(world, min(options.n_envs, options.episodes)))
     print(said)
+    if (count := selected_among(path)) > 1:
+        print(f"chosen as the best of {count} evaluations, in the same environment: final.zip was not chosen")
     with table(options.csv, ["episode", "return", "length"]) as write:
         returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic, write)
     env.close()
     summary = summarise(returns, lengths)
     print(summary)
+    if reference is not None:
+        print(reference.line(summary.mean, summary.iqm))
     if options.csv is not None:
         print(f"episodes written to {options.csv}")
     if options.video is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..agents.core.files.replacing import replacing
-from ..envs.schema import by_name, group, maybe, text, whole
+from ..envs.schema import by_name, group, maybe, real, row, text, whole
 
 _VALUES = by_name(lambda *_: None)
 _OPTIONS = group(
@@ -28,8 +28,9 @@ _RUN = group(
         "versions": by_name(text()),
         "finished": whole(),
         "torch_threads": whole(1),
+        "data": group({"references": row(real(), real())}, optional=("references",), others=True),
     },
-    optional=("versions", "finished", "torch_threads"),
+    optional=("versions", "finished", "torch_threads", "data"),
     others=True,
 )
 """What ``config.json`` holds, of what is read before it is known to be whose."""

@@ -396,6 +396,8 @@ def make_folder(run: Run, folder: Path, data: Dataset | None = None) -> Path:
     content = run.to_dict() | about | {"seeds": seeds, "torch_threads": torch.get_num_threads()}
     if data is not None:
         content["data"] = {"steps": len(data), "episodes": data.episodes, "sha256": data.digest()}
+        if data.ref_min_score is not None and data.ref_max_score is not None:
+            content["data"]["references"] = [data.ref_min_score, data.ref_max_score]
     wanted = folder
     for number in itertools.count(2):
         try:

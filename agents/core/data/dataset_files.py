@@ -90,6 +90,19 @@ def env_of(name: str | Path) -> str | None:
     return None if Path(name).suffix == ".npz" else _env_id(read_metadata(_folder(str(name))))
 
 
+def read_references(name: str | Path) -> tuple[float | None, float | None]:
+    """Read the returns that count as 0 and as 1, without reading steps.
+
+    :param name: as of :func:`load_dataset`
+    :return: them; None where they are not stored
+    """
+    if Path(name).suffix == ".npz":
+        return None, None
+    metadata = read_metadata(_folder(str(name)))
+    low, high = (metadata.get(f"ref_{end}_score") for end in ("min", "max"))
+    return None if low is None else float(low), None if high is None else float(high)
+
+
 def _folder(name: str) -> Path:
     """:return: where ``metadata.json`` lies"""
     for folder in (Path(name), Path(name) / "data", datasets_root() / name / "data"):
