@@ -184,18 +184,22 @@ class ABM(OfflineAgent[ABMConfig]):
         noise = self.noise(4, cfg.n_samples, cfg.batch_size, self.actions.size)  # (*stack, 4, M, B, A)
         return self._step(batch, noise, cfg, follows)
 
-    def _several(self, actor: DensityActor, obs: Tensor, noise: Tensor) -> Tensor:
+    def _several(self, actor: DensityActor, obs: Obs, noise: Tensor) -> Tensor:
         """:return: M actions in each of B states, (*stack, M, B, A)"""
         mean, log_std = actor.mode(obs).unsqueeze(-3), _log_std(actor).unsqueeze(-3)
         return torch.addcmul(mean, log_std.exp(), noise).clamp(-1, 1)
 
-    def _q(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def _q(self, obs: Obs, actions: Tensor) -> Tensor:
         """:return: the least target critic's values of M actions in each of B states, (*stack, M, B)"""
-        rows = actions.shape[-3:-1]
-        flat = actions.flatten(-3, -2)  # (*stack, M B, A)
-        wide = obs.unsqueeze(-3).expand(*obs.shape[:-2], rows[0], *obs.shape[-2:]).flatten(-3, -2)
+        rows, axis = actions.shape[-3:-1], len(self.stack)
+
+        def repeated(part: Tensor) -> Tensor:  # (*stack, M B, *O)
+            wide = part.unsqueeze(axis).expand(*part.shape[:axis], rows[0], *part.shape[axis:])
+            return wide.flatten(axis, axis + 1)
+
         assert self.critics.target is not None
-        return self.critics.target(wide, flat).amin(-2).unflatten(-1, rows)  # type: ignore[no-any-return]
+        q: Tensor = self.critics.target(map_obs(repeated, obs), actions.flatten(-3, -2))
+        return q.amin(-2).unflatten(-1, rows)
 
     def _take_step(self, batch: Any, noise: Tensor, cfg: ABMConfig, follows: bool) -> dict[str, Tensor]:
         target, prior = self.actor.target, self.prior.module
@@ -220,7 +224,7 @@ class ABM(OfflineAgent[ABMConfig]):
         losses = {"critic_loss": critic, "prior_loss": prior_loss, "actor_loss": actor_loss}
         return losses | {"better": better.mean(), "eta": h.mean()}
 
-    def _improve(self, obs: Tensor, noise: Tensor, cfg: ABMConfig) -> tuple[Tensor, Tensor]:
+    def _improve(self, obs: Obs, noise: Tensor, cfg: ABMConfig) -> tuple[Tensor, Tensor]:
         """Fit the policy to better actions of the prior; :return: its loss, and eta"""
         actor, target, multipliers = self.actor.module, self.actor.target, self.multipliers.module
         assert target is not None

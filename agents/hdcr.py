@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, final
+from typing import Annotated, Any, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
@@ -50,11 +50,11 @@ class HDCRConfig(OfflineConfig):
     greedily as AWR at 1, by the mean advantage under the weights."""
 
     max_weight: Positive = 20.0
-    """Bound on weights (AWR's)."""
+    """Bound on weights (AWR's), where they are not normalised."""
 
     normaliser: Literal["fixed", "batch", "dataset"] = "fixed"
     """fixed: w(A) as it is. dataset: A is shifted so that weights have mean 1 over all data, as the constrained problem
-    asks for; batch: over each minibatch."""
+    asks for; batch: over each minibatch. Steps are not shifted."""
 
     upper_clip: Positive = 2.0
     """Where advantages are cut from above before they are shifted, in standard deviations: without it, the exact
@@ -92,6 +92,8 @@ class HDCRConfig(OfflineConfig):
         super().__post_init__()
         if self.target_divergence is not None and self.normaliser == "fixed":
             raise ValueError("HDCRConfig.target_divergence needs normaliser='dataset' or 'batch': fixed is no density")
+        if self.weight == "step" and self.normaliser != "fixed":
+            raise ValueError(f"HDCRConfig.normaliser={self.normaliser!r} shifts advantages, weight='step' keeps them")
 
 
 def q_exponential(x: Tensor, q: float, most: float) -> Tensor:
@@ -103,10 +105,10 @@ def q_exponential(x: Tensor, q: float, most: float) -> Tensor:
     :return: weights, of the shape of ``x``
     """
     if q == 1:
-        return x.clamp(max=math.log(most)).exp()
+        return x.exp().clamp(max=most)
     base = 1 + (q - 1) * x
-    if q < 1:  # the clip is done before the power: base falls to 0 at the pole
-        return base.clamp(min=most ** (q - 1)) ** (1 / (q - 1))
+    if q < 1:  # at the pole, base falls to 0, and is not far from it where its power is twice the bound
+        base = base.clamp(min=(2 * most) ** (q - 1))
     return (base.clamp(min=0) ** (1 / (q - 1))).clamp(max=most)
 
 
@@ -123,7 +125,7 @@ def normalising_shift(advantages: Tensor, q: float, tau: float | Tensor) -> Tens
     # At c = max A no weight is above 1; where the largest alone has weight N, the mean is 1 at least.
     reach = math.log(count) if q == 1 else (count ** (q - 1.0) - 1) / (q - 1)
     low, high = top - tau * reach, top.clone()
-    for _ in range(100):
+    for _ in range(60):
         middle = (low + high) / 2
         above = q_exponential((advantages - middle) / tau, q, 2.0 * count).mean(-1, keepdim=True) > 1
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
@@ -215,9 +217,11 @@ def td_lambda(
     :return: (*stack, R) float64
     """
     values = next_values.double().masked_fill(terminated, 0.0)
-    decay = (gamma * lam * ~ended).double()
-    returns = rewards + gamma * values * torch.where(ended, 1.0, 1 - lam)
-    # G = b + a G' is composed with itself at twice the distance: as many passes as the length has binary digits.
+    goes_on = (~ended).double()
+    decay = gamma * lam * goes_on
+    returns = rewards + gamma * values * (1 - lam * goes_on)
+    # G_t = b_t + a_t G_(t+1) is put into itself, which doubles the distance that is looked over: as many passes as the
+    # longest episode's length has binary digits.
     reach = 1
     while reach < len(rewards) and bool(decay.any()):
         returns[..., :-reach] += decay[:-reach] * returns[..., reach:].clone()
@@ -293,13 +297,32 @@ class HDCR(OfflineAgent[HDCRConfig]):
         length = self.config.value_steps + self.config.actor_steps
         return [phase for step in range(steps) for phase in self._at(step % length)]
 
+    def member(self, index: int) -> Self:
+        """See :meth:`OfflineAgent.member`."""
+        member = super().member(index)
+        member.targets = None if self.targets is None else self.targets[index].clone()
+        member._rows, member._behavior_logp = self._rows, self._behavior_logp
+        return member
+
+    def take_up(self, members: Sequence[Self]) -> None:
+        """See :meth:`OfflineAgent.take_up`."""
+        super().take_up(members)
+        targets = [member.targets for member in members if member.targets is not None]
+        self.targets = torch.stack(targets) if len(targets) == len(members) else None
+
+    def _connect_env(self) -> None:
+        super()._connect_env()
+        self.targets = self._rows = None  # there is something else to learn from now
+
     def rows(self) -> tuple[Transitions, Tensor]:
         """:return: all there is to learn from, in the order of time, (R, …), and which rows none continues, (R,)"""
         if self._rows is None:
             parts = []
-            if self.data is not None:
-                ended = self.data.terminated | self.data.truncated
-                parts.append((self.data, ended))
+            if self.data is not None or self.is_offline:
+                data = self.need_data()
+                ended = data.terminated | data.truncated
+                ended[-1] = True
+                parts.append((data, ended))
             if not self.is_offline:
                 at, ended = self.store.chronological()
                 parts.append((self.normalised(self.store.at(at)), ended))
@@ -315,12 +338,13 @@ class HDCR(OfflineAgent[HDCRConfig]):
     def _update(self, phase: str) -> dict[str, Tensor]:
         if phase in ("returns", "weigh"):
             return self._sweep(phase)
-        assert self.targets is not None
+        if self.targets is None:  # where a policy file, or another environment, was taken up within a round
+            self._sweep("returns" if phase == "value" else "weigh")
+            assert self.targets is not None
         data, targets = self.rows()[0], self.targets
-        count, size = len(data.rewards), self.config.batch_size
-        at = self._for_each(lambda streams: self._integers(count, size, streams["store"]))
+        at = self.draw_rows(len(data.rewards), self.config.batch_size)
         # To weigh a minibatch by itself is not recorded: what it refuses has to be waited for.
-        step = self._take_step if self.config.normaliser == "batch" else self._step
+        step = self._take_step if phase == "actor" and self.config.normaliser == "batch" else self._step
         return step(phase, picked(data, at), targets.gather(-1, at), self.config)
 
     def _sweep(self, phase: str) -> dict[str, Tensor]:

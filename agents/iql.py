@@ -66,7 +66,7 @@ def advantage_weights(q: Tensor, values: Tensor, b: float, most: float) -> Tenso
 
     :return: (*stack, B)
     """
-    return (b * (q - values)).clamp(max=float(torch.finfo(q.dtype).max) ** 0.25).exp().clamp(max=most)
+    return (b * (q - values)).exp().clamp(max=most)
 
 
 def critic_loss(critics: Critics | QValues, batch: Transitions, next_values: Tensor, gamma: float) -> Tensor:

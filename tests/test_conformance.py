@@ -41,7 +41,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from support import Stop
+from support import Stop, same_tree
 from toys import FORMS, MOVES, DelayedPoint, Point
 
 Agent = ActorCriticAgent[Any]
@@ -197,25 +197,6 @@ def updates(agent: Agent) -> int:
 def equal(first: Agent, second: Agent) -> None:
     """Assert that two agents are the same, bit for bit: weights, moments, experience, streams, returns."""
     same_tree(held(first), held(second))
-
-
-def same_tree(first: Any, second: Any, where: str = "") -> None:
-    """Assert that two nests of plain data are equal."""
-    assert type(first) is type(second), where
-    if isinstance(first, Mapping):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            same_tree(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            same_tree(one, other, f"{where}/{index}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, np.ndarray):
-        assert np.array_equal(first, second), where
-    else:
-        assert first == second, where
 
 
 def observations(agent: Agent, n: int) -> Any:

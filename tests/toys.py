@@ -5,7 +5,7 @@ import math
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -230,6 +230,61 @@ def vec(n: int = 1, **kwargs: Any) -> DummyVecEnv:
     :param kwargs: the point's
     """
     return DummyVecEnv([lambda: Monitor(Point(**kwargs)) for _ in range(n)])
+
+
+# -- what was recorded -------------------------------------------------------------------------------------------------
+
+Player = Callable[[Any, np.random.Generator], Any]
+"""Chooses an action by what it sees."""
+
+
+def homewards(obs: Any, rng: np.random.Generator) -> Any:
+    """Move to the origin, but inexactly; in a point that is moved by a number."""
+    return np.clip(-obs + 0.2 * rng.normal(size=1), -1, 1).astype(np.float32)
+
+
+def homewards_in_halves(obs: Any, rng: np.random.Generator) -> Any:
+    """Move to the origin, mostly; in a point that is moved by one of five halves."""
+    return np.int64(rng.integers(5) if rng.random() < 0.3 else np.clip(2 - np.rint(2 * obs[0]), 0, 4))
+
+
+def recorded(env: gym.Env[Any, Any], episodes: int = 20, player: Player | None = None) -> Dataset:
+    """Record whole episodes.
+
+    :param env: where
+    :param episodes: how many
+    :param player: who acts; None: samples of the action space
+    """
+    rng, ends = np.random.default_rng(0), []
+    env.action_space.seed(0)
+    obs, final, actions, rewards, lengths = [], [], [], [], []
+    for episode in range(episodes):
+        seen, over, steps = env.reset(seed=None if episode else 0)[0], False, 0
+        while not over:
+            obs.append(seen)
+            actions.append(env.action_space.sample() if player is None else player(seen, rng))
+            seen, reward, terminated, truncated, _ = env.step(actions[-1])
+            rewards.append(float(reward))
+            over, steps = terminated or truncated, steps + 1
+        final.append(seen)
+        lengths.append(steps)
+        ends.append(terminated)
+
+    def stacked(rows: list[Any]) -> Any:
+        if isinstance(rows[0], dict):
+            return {key: stacked([row[key] for row in rows]) for key in rows[0]}
+        return torch.as_tensor(np.stack([np.asarray(row) for row in rows]))
+
+    return Dataset(
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        obs=stacked(obs),
+        final_obs=stacked(final),
+        actions=stacked(actions),
+        rewards=torch.tensor(rewards, dtype=torch.float64),
+        lengths=torch.tensor(lengths),
+        terminated=torch.tensor(ends),
+    )
 
 
 # -- points that keep their state in odd places; each shows it in its rewards ------------------------------------------

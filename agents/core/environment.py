@@ -75,7 +75,7 @@ class AgentInEnvironment(LearningLoop):
         """
         training_env, self._made_env = as_training_env(env, self._check_readable), isinstance(env, str)
         for name in ("observation_space", "action_space"):
-            if not _read_alike(getattr(training_env, name), getattr(self, name)):
+            if not read_alike(getattr(training_env, name), getattr(self, name)):
                 raise ValueError(
                     f"the environment's {name.replace('_', ' ')} is {getattr(training_env, name)}, "
                     f"this {type(self).__name__} was trained for {getattr(self, name)}"
@@ -297,13 +297,13 @@ def _same_statistics(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else bool(one == other)
 
 
-def _read_alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+def read_alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
     """Whether spaces are equal up to the precision of their numbers, which networks read as float32 anyway.
 
     Gymnasium's MuJoCo environments observe in float64, a batch of the same task in float32.
     """
     if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
-        return one.keys() == other.keys() and all(_read_alike(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(read_alike(one[key], other[key]) for key in one)
     if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
         kinds = one.dtype == other.dtype or one.dtype.kind == other.dtype.kind == "f"
         same_bounds = one.shape == other.shape and np.allclose([one.low, one.high], [other.low, other.high])

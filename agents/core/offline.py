@@ -9,10 +9,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from ...envs.schema import group, maybe, whole
 from ...wrappers.spaces_only import SpacesOnlyVecEnv
 from .agent import ActorCriticAgent
 from .config import Fraction, OffPolicyConfig
 from .data import Collector, GradientSteps, Transitions
+from .environment import read_alike
+from .loop import Part
 from .nets import BoundedGaussian, Categorical, DensityActor
 from .off_policy import OffPolicyAgent
 from .spaces import Obs, ObservationCodec, count_rows, map_obs
@@ -41,7 +44,7 @@ class OfflineConfig(OffPolicyConfig):
 
     normalize_obs: bool = False
     """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10]. The
-    statistics stay as they are, and are in the policy's file."""
+    statistics stay as they are, and are in the policy's file. Without data, observations are left as they are."""
 
     online_share: Fraction = 0.5
     """Share of new steps in a batch where learning goes on in an environment (symmetric sampling, arXiv 2302.02948)."""
@@ -88,37 +91,81 @@ class OfflineAgent(OffPolicyAgent[C]):
     def _default_env(self) -> Any:
         if self.dataset is None:
             return None
+        if not hasattr(self.dataset, "transitions"):
+            raise TypeError(f"dataset must be recorded steps, a headway.agents.Dataset for one, got {self.dataset!r}")
         return SpacesOnlyVecEnv(self.dataset.observation_space, self.dataset.action_space)
 
     def _setup_model(self) -> None:
         self.data = None
+        self._encoded: Mapping[str, Any] | None = None
+        if self.seeds is not None:
+            self._check_seeds(self.seeds)
         super()._setup_model()
         if self.dataset is not None:
             self.data = self._load_data(self.dataset)
+            self._encoded = None
+        self.register("data", Part(self._data_state, self._check_data))
         if self.seeds is not None:
             self._make_members(self.seeds)
 
+    def _encode(self, dataset: Dataset) -> Mapping[str, Any]:
+        """:return: the dataset's fields; read once while the agent is made."""
+        if self._encoded is None:
+            for name in ("observation_space", "action_space"):
+                if not read_alike(space := getattr(dataset, name, None), getattr(self, name)):
+                    raise ValueError(
+                        f"the dataset's {name.replace('_', ' ')} is {space}, this {type(self).__name__} was made for "
+                        f"{getattr(self, name)}"
+                    )
+            self._encoded = dataset.transitions(self.codec)
+            if not len(self._encoded["rewards"]):
+                raise ValueError("the dataset has no steps to learn from")
+        return self._encoded
+
     def _load_data(self, dataset: Dataset) -> Transitions:
         """:return: the data as they are drawn from; an agent that needs more fields overrides this."""
-        rows = dict(dataset.transitions(self.codec))
-        if not len(rows["rewards"]):
-            raise ValueError("the dataset has no steps to learn from")
+        rows = dict(self._encode(dataset))
         actions = self.actions.from_env(rows.pop("actions").to(self.device)).to(self.actions.field.dtype)
         if tuple(actions.shape[1:]) != self.actions.field.shape:
             raise ValueError(f"the dataset's actions are {tuple(actions.shape[1:])}, {self.action_space} has others")
         moved: Any = {name: map_obs(lambda part: part.to(self.device), values) for name, values in rows.items()}
         return Transitions(actions=actions, **moved)
 
+    def need_data(self) -> Any:
+        """:return: ``data``
+
+        :raises ValueError: there are none
+        """
+        if self.data is None:
+            raise ValueError(f"{type(self).__name__} has no data to learn from: pass dataset=")
+        return self.data
+
+    def _data_state(self) -> dict[str, int | None]:
+        return {"rows": None if self.data is None else len(self.data.rewards)}
+
+    def _check_data(self, state: Any) -> None:
+        """See that a run goes on with data of as many steps: they are not in its checkpoint."""
+        group({"rows": maybe(whole(1))})(state, "the data")
+        if state != (found := self._data_state()):
+            raise ValueError(
+                f"the run learnt from {state['rows'] or 'no'} steps of data, this agent has {found['rows'] or 'none'}: "
+                "pass the same dataset="
+            )
+
     def draw(self, rows: int) -> Any:
         """Draw from the data, uniformly, with replacement.
 
         :param rows: B
         :return: a batch of the type of ``data``, (*stack, B, …)
+        :raises ValueError: there are no data
         """
-        assert self.data is not None
-        count = len(self.data.rewards)
-        at = self._for_each(lambda streams: self._integers(count, rows, streams["store"]))
-        return picked(self.data, at)
+        data = self.need_data()
+        at = self.draw_rows(len(data.rewards), rows)
+        return picked(data, at)
+
+    def draw_rows(self, below: int, count: int) -> Tensor:
+        """:return: numbers of rows, uniformly, with replacement, (*stack, count)"""
+        return self._for_each(lambda streams: self._integers(below, count, streams["store"]))
 
     def _integers(self, below: int, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(below, (count,), generator=generator, device=self.device)
@@ -155,12 +202,11 @@ class OfflineAgent(OffPolicyAgent[C]):
             return features
         if list(self.codec.fields) != [self.codec.vector]:
             raise ValueError(f"normalize_obs scales vectors, and this is {self.observation_space}: leave it out")
-        dim = self.codec.fields[self.codec.vector].shape[0]
-        mean, std = torch.zeros(dim), torch.ones(dim)
-        if self.dataset is not None:
-            obs = self.dataset.transitions(self.codec)["obs"].double()
-            mean, std = obs.mean(0).float(), obs.std(0, correction=0).float()
-        return Standardised(features, mean, std)
+        if self.dataset is None:
+            dim = self.codec.fields[self.codec.vector].shape[0]
+            return Standardised(features, torch.zeros(dim), torch.ones(dim), torch.finfo(torch.float32).max)
+        obs = self._encode(self.dataset)["obs"].double()
+        return Standardised(features, obs.mean(0).float(), obs.std(0, correction=0).float())
 
     def _env_state(self) -> dict[str, Any] | None:
         return None if self.is_offline else super()._env_state()
@@ -206,8 +252,7 @@ class OfflineAgent(OffPolicyAgent[C]):
 
         :raises ValueError: there are no data
         """
-        if self.data is None:
-            raise ValueError(f"{type(self).__name__} has no data to learn from: pass dataset=")
+        self.need_data()
         self.num_timesteps += 1
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._log_between((self.num_timesteps - 1) // 1000, self.num_timesteps // 1000)
@@ -219,9 +264,13 @@ class OfflineAgent(OffPolicyAgent[C]):
 
     # -- several seeds at once ---------------------------------------------------------------------------------------
 
-    def _make_members(self, seeds: Sequence[int]) -> None:
+    def _check_seeds(self, seeds: Any) -> None:
+        if not isinstance(seeds, Sequence) or not all(isinstance(seed, int) for seed in seeds):
+            raise TypeError(f"seeds must be several integers, got {seeds!r}: seeds=[0, 1, 2], or seed=0 for one")
         if len(set(seeds)) != len(seeds) or not seeds:
-            raise ValueError(f"seeds must be different from each other, got {list(seeds)}")
+            raise ValueError(f"seeds must be one at least, and different from each other, got {list(seeds)}")
+
+    def _make_members(self, seeds: Sequence[int]) -> None:
         if list(self.codec.fields) != [self.codec.vector]:
             raise ValueError(f"seeds are trained at once on vectors, and this is {self.observation_space}: one by one")
         env = SpacesOnlyVecEnv(self.observation_space, self.action_space)
@@ -240,8 +289,14 @@ class OfflineAgent(OffPolicyAgent[C]):
     def take_up(self, members: Sequence[Self]) -> None:
         """Go on with agents that were trained, or resumed, one by one.
 
-        :param members: as many, of the same configuration and at the same step
+        :param members: as many as there are seeds, of the same configuration and at the same step
+        :raises ValueError: they are not
         """
+        if self.stack != (len(members),) or any(member.config != self.config for member in members):
+            raise ValueError(
+                f"a stack of {self.stack[0] if self.stack else 'one agent, not of several,'} takes up as many members "
+                f"of its own configuration, got {len(members)}"
+            )
         if len({(m.num_timesteps, m.updates) for m in members}) > 1:
             raise ValueError("a stack goes on from one step, and its members are at different ones: resume them alone")
         own = self.modules.state()
@@ -264,7 +319,7 @@ class OfflineAgent(OffPolicyAgent[C]):
             for name, tensor in member.modules.state().items():
                 tensor.copy_(own[name] if own[name].shape == tensor.shape else own[name][index])
         member._load_counters(self._counters() | {"seed": member.seed})
-        member.data, member.dataset = self.data, self.dataset
+        member.data, member.dataset, member._last_obs = self.data, self.dataset, self._last_obs
         return member
 
     def _predict_actions(self, obs: Obs, *args: Any) -> Any:
@@ -305,20 +360,23 @@ class Standardised(nn.Module):
     :param features: what reads them
     :param mean: (D,)
     :param std: (D,); a column without variance is only shifted
+    :param limit: of their size afterwards
     """
 
     mean: Tensor
     std: Tensor
+    limit: Tensor
 
-    def __init__(self, features: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, features: nn.Module, mean: Tensor, std: Tensor, limit: float = NORMALISED_CLIP) -> None:
         super().__init__()
         self.features, self.features_dim = features, features.features_dim
         self.register_buffer("mean", mean)
         self.register_buffer("std", torch.where(std > 1e-6, std, 1.0))
+        self.register_buffer("limit", torch.tensor(limit))
 
     def forward(self, obs: Tensor) -> Tensor:
         """:return: features of observations (…, B, D)"""
-        scaled = ((obs - self.mean) / self.std).clamp(-NORMALISED_CLIP, NORMALISED_CLIP)
+        scaled = ((obs - self.mean) / self.std).clamp(-self.limit, self.limit)
         return self.features(scaled)  # type: ignore[no-any-return]
 
 
