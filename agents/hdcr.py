@@ -112,13 +112,13 @@ def q_exponential(x: Tensor, q: float, most: float) -> Tensor:
     return (base.clamp(min=0) ** (1 / (q - 1))).clamp(max=most)
 
 
-def normalising_shift(advantages: Tensor, q: float, tau: float | Tensor) -> Tensor:
+def normalising_shift(advantages: Tensor, q: float, tau: float) -> Tensor:
     """Find c with mean_n exp_q((A_n - c) / tau) = 1, by bisection; of q = 1/2, alpha = 2 tau + c of the closed form
     w = (2 tau / (alpha - A))^2.
 
     :param advantages: (*stack, N) float64
     :param q: member
-    :param tau: a number, or (*stack, 1)
+    :param tau: temperature
     :return: c, (*stack, 1)
     """
     count, top = advantages.shape[-1], advantages.amax(-1, keepdim=True)
@@ -168,10 +168,11 @@ def weigh(advantages: Tensor, cfg: HDCRConfig) -> Weighing:
     else:
         clipped = a > cfg.upper_clip
         cut = a.clamp(max=cfg.upper_clip)
-        tau: float | Tensor = cfg.temperature
         if cfg.target_divergence is not None:
-            tau = _temperature_for(cut, q, cfg.target_divergence)
-        weights = q_exponential((cut - normalising_shift(cut, q, tau)) / tau, q, 2.0 * a.shape[-1])
+            weights = weights_at_distance(cut, q, cfg.target_divergence)
+        else:
+            shifted = cut - normalising_shift(cut, q, cfg.temperature)
+            weights = q_exponential(shifted / cfg.temperature, q, 2.0 * a.shape[-1])
     total = weights.sum(-1)
     if (total == 0).any():
         raise ValueError(
@@ -187,18 +188,30 @@ def weigh(advantages: Tensor, cfg: HDCRConfig) -> Weighing:
     )
 
 
-def _temperature_for(advantages: Tensor, q: float, target: float) -> Tensor:
-    """:return: tau at which normalised weights have this squared Hellinger distance from 1, which falls as tau grows,
-    (*stack, 1)"""
-    low, count = torch.full_like(advantages[..., :1], math.log(1e-3)), advantages.shape[-1]
+def weights_at_distance(advantages: Tensor, q: float, h2: float) -> Tensor:
+    """Find the normalised weights with a squared Hellinger distance from 1, by bisection on the temperature.
+
+    Normalised weights are exp_q((A - max A) / s) over their mean, with s = tau m^(1 - q), m this mean: what makes the
+    mean 1 need not be searched for. The distance falls as s grows.
+
+    :param advantages: (*stack, N) float64
+    :param q: member
+    :param h2: 1 - E[sqrt(w)]
+    :return: (*stack, N)
+    """
+    below = advantages - advantages.amax(-1, keepdim=True)
+    low = torch.full_like(below[..., :1], math.log(1e-6))
     high = -low
-    for _ in range(40):
+
+    def at(log_s: Tensor) -> Tensor:
+        weights = q_exponential(below / log_s.exp(), q, 1.0)
+        return weights / weights.mean(-1, keepdim=True)
+
+    for _ in range(50):
         middle = (low + high) / 2
-        tau = middle.exp()
-        weights = q_exponential((advantages - normalising_shift(advantages, q, tau)) / tau, q, 2.0 * count)
-        far = 1 - weights.sqrt().mean(-1, keepdim=True) > target
+        far = 1 - at(middle).sqrt().mean(-1, keepdim=True) > h2
         low, high = torch.where(far, middle, low), torch.where(far, high, middle)
-    return ((low + high) / 2).exp()
+    return at(high)
 
 
 def td_lambda(
@@ -256,6 +269,7 @@ class HDCR(OfflineAgent[HDCRConfig]):
         """Returns of all rows while V is fitted, and their weights while the actor is, (*stack, R)."""
         self._rows: tuple[Transitions, Tensor] | None = None
         self._behavior_logp: Tensor | None = None
+        self._warned = False
         super()._setup_model()
         self.register("targets", Part(lambda: {"targets": self.targets}, self._load_targets))
 
@@ -387,8 +401,10 @@ class HDCR(OfflineAgent[HDCRConfig]):
         return {f"weight_{name}": value for name, value in shares.items()}
 
     def _warn(self, weighing: Weighing) -> None:
+        """Say once that weights are of few rows, or clipped; what is logged says how it goes on."""
         ess, clipped = float(weighing.ess.min()), float(weighing.clipped.max())
-        if ess < FEW or clipped > MANY:
+        if not self._warned and (ess < FEW or clipped > MANY):
+            self._warned = True
             log.warning(
                 "weights: %.1f %% effective samples, %.0f %% clipped (usual: over %.0f %%, under %.0f %%): "
                 "raise temperature",

@@ -7,7 +7,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-from headway.agents.core.nets import Activation, StackedMLP
+from headway.agents.core.nets import Activation, LayerNormCritics, StackedMLP
+from headway.agents.core.nets.stacks import LayerNormMLP
+from headway.agents.core.spaces import VectorFeatures
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
 from torch.nn.utils import parametrize
@@ -58,6 +60,47 @@ def test_a_stack_equals_separate_networks(
             assert torch.allclose(by_weight[k][member].T, theirs[2 * k], atol=1e-12)
             assert torch.allclose(by_bias[k][member][0], theirs[2 * k + 1], atol=1e-12)
     assert torch.allclose(grads[0], total, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("stack", [(), (3,), (2, 3)])
+def test_layer_norms_are_torchs(activation: Activation, stack: tuple[int, ...]) -> None:
+    """After each non-linearity, with the gains and shifts of each member."""
+    torch.manual_seed(0)
+    mlp = LayerNormMLP(stack, 4, 2, (6, 5), activation).double()
+    for parameter in (*mlp.gains, *mlp.shifts):
+        parameter.data += torch.randn_like(parameter)
+    x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    out = mlp(x)
+    target = torch.randn_like(out)
+    parameters = [*mlp.weights, *mlp.biases, *mlp.gains, *mlp.shifts]
+    grads = torch.autograd.grad((out * target).sum(), [x, *parameters])
+    total = torch.zeros_like(x)
+    for member in members(stack):
+        plain, norms = reference(mlp, member), [nn.LayerNorm(width).double() for width in (6, 5)]
+        for norm, gain, shift in zip(norms, mlp.gains, mlp.shifts, strict=True):
+            norm.weight.data, norm.bias.data = gain[member][0].detach().clone(), shift[member][0].detach().clone()
+        network = nn.Sequential(*plain[:2], norms[0], *plain[2:4], norms[1], plain[4])
+        expected = network(x)
+        assert torch.allclose(out[member], expected, atol=1e-12)
+        wanted = torch.autograd.grad((expected * target[member]).sum(), [x, *norms[0].parameters()])
+        total += wanted[0]
+        assert torch.allclose(grads[7][member][0], wanted[1], atol=1e-12)  # the first gain
+        assert torch.allclose(grads[9][member][0], wanted[2], atol=1e-12)
+    assert torch.allclose(grads[0], total, atol=1e-12)
+    frozen = torch.autograd.grad((mlp(x, frozen=True) * target).sum(), [x, *parameters], allow_unused=True)
+    assert torch.allclose(frozen[0], total, atol=1e-12)
+    assert all(grad is None for grad in frozen[1:])
+
+
+def test_critics_with_layer_norms() -> None:
+    torch.manual_seed(0)
+    critics = LayerNormCritics(VectorFeatures(3), 2, (8,), n_critics=2, stack=(4,))
+    assert critics(torch.randn(7, 3), torch.randn(4, 7, 2)).shape == (4, 2, 7)
+    with pytest.raises(ValueError, match="evaluated whole"):
+        critics.first(torch.randn(7, 3), torch.randn(7, 2))
+    half = LayerNormCritics(VectorFeatures(3), 2, (8,), precision="bfloat16")
+    assert half(torch.randn(7, 3), torch.randn(7, 2)).dtype is torch.float32
 
 
 @pytest.mark.parametrize("stack", [(), (2,), (2, 2)])
