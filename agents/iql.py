@@ -42,7 +42,8 @@ class IQLConfig(OfflineConfig):
     """Weight of log pi(a|s) beside Q over its mean magnitude, with ddpg+bc (our choice)."""
 
     actor_schedule: Literal["constant", "cosine"] = "cosine"
-    """Of the actor's learning rate: kept, or let fall to zero along a cosine over total_timesteps."""
+    """Of the actor's learning rate: as learning_rate_schedule says, or down to zero along a cosine over
+    total_timesteps. Online it is as learning_rate_schedule says."""
 
     n_critics: Count = 2
     """Critics, of whose values the least is used."""

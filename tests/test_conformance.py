@@ -1,7 +1,7 @@
 """What every agent must pass. A new agent joins with one entry in ``CASES``.
 
 What an agent does by itself runs for each; what the loop, the collectors, the files or the wrappers do runs for one
-agent (:func:`an_agent_that`), or for one of each source of data (``EACH_SOURCE``).
+agent (:func:`an_agent_that`), or for one of each source of data (:func:`an_agent_of_each`).
 """
 
 import importlib
@@ -10,7 +10,7 @@ import itertools
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from headway import agents
 from headway.agents import AGENTS, ActorCriticAgent, FileFormatError, NonFiniteError
 from headway.wrappers import Snapshot, as_batched
 from headway.wrappers.random_delay import RandomDelay
+from headway.wrappers.spaces_only import SpacesOnlyVecEnv
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -42,7 +43,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from support import Stop, same_tree
-from toys import FORMS, MOVES, DelayedPoint, Point
+from toys import FORMS, MOVES, DelayedPoint, Player, Point, homewards, homewards_in_halves, recorded
 
 Agent = ActorCriticAgent[Any]
 
@@ -55,11 +56,15 @@ class Case:
     :param hyper: what makes it small
     :param moves: kinds of actions it takes, of ``toys.MOVES``; its worlds have the first unless told
     :param sees: kinds of observations it takes besides the world's own, of ``toys.FORMS``
-    :param can: "replay" (learns from a replay buffer), "on_policy" (from what it has just collected), "delayed" (reads
-        observations and actions that are late), "normalised" (inside ``VecNormalize``), "exact_resume"
+    :param can: "replay" (learns from a replay buffer), "on_policy" (from what it has just collected), "offline" (from
+        what was recorded, which it is given in the place of every environment), "delayed" (reads observations and
+        actions that are late), "normalised" (inside ``VecNormalize``), "exact_resume"
     :param solving: hyper-parameters, and ``total_timesteps``, with which it solves a point in seconds
     :param make_env: makes its world, with the keywords of :class:`~toys.Point`
     :param round: steps of each row between two rounds of updates: ``learn`` ends at a multiple of them
+    :param players: who plays in the data with which one that is "offline" solves a point, by the moves; by default
+        actions come as they may
+    :param label: in the names of tests; by default the agent's name
     """
 
     name: str
@@ -70,6 +75,8 @@ class Case:
     sees: tuple[str, ...] = ("dict", "image", "image in a dict", "far tokens", "discrete", "multidiscrete")
     make_env: Callable[..., gym.Env[Any, Any]] = Point
     round: int = 1
+    players: Mapping[str, Player] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def agent(self) -> type[Agent]:
@@ -93,7 +100,21 @@ class Case:
     def make(self, env: Any = None, **kwargs: Any) -> Agent:
         """Build the agent, small and seeded."""
         env = self.vec() if env is None else env
-        return self.agent(policy_for(env), env, **{"seed": 5, "device": "cpu", **self.hyper, **kwargs})
+        return self.agent(policy_for(env), **{**self.source(env), "seed": 5, "device": "cpu", **self.hyper, **kwargs})
+
+    def source(self, env: Any = None) -> dict[str, Any]:
+        """What the agent learns from, as the keyword of its constructor, ``load`` and ``resume``: the environment, or
+        some episodes that were recorded in (the first of) it."""
+        env = self.vec() if env is None else env
+        if "offline" not in self.can:
+            return {"env": env}
+        if isinstance(env, Declares):
+            return {"env": SpacesOnlyVecEnv(env.observation_space, env.action_space)}
+        return {"dataset": recorded(env.envs[0] if isinstance(env, DummyVecEnv) else env, 4)}
+
+    def resume(self, folder: Path, env: Any = None) -> Agent:
+        """Go on from a checkpoint, in the environment or with the data that were recorded in it."""
+        return self.agent.resume(folder, **self.source(env))
 
     def steps(self, asked: int, rows: int = 1) -> int:
         """How many steps ``learn(asked)`` makes: the round in which they are reached is finished."""
@@ -112,6 +133,10 @@ TINY = {"net_arch": [16, 16], "batch_size": 16, "buffer_size": 200, "learning_st
 QUICK = {"total_timesteps": 500, "net_arch": [32, 32], "learning_starts": 100, "batch_size": 64, "gamma": 0.5}
 QUICK |= {"learning_rate": 3e-3}
 OFF_POLICY = frozenset({"replay", "normalised", "exact_resume"})
+OFFLINE = frozenset({"offline", "exact_resume"})
+SMALL = {"net_arch": [16, 16], "batch_size": 16, "normalize_obs": False}
+SHORT = {"total_timesteps": 500, "net_arch": [32, 32], "batch_size": 64, "gamma": 0.5, "learning_rate": 3e-3}
+SHARP = {"expectile": 0.8, "inverse_temperature": 20.0}
 
 CASES = (
     Case(name="SAC", hyper=TINY, solving=QUICK | {"ent_coef": 0.01}, can=OFF_POLICY),
@@ -141,6 +166,35 @@ CASES = (
         round=8,
         can=frozenset({"on_policy", "normalised", "exact_resume"}),
     ),
+    Case(
+        name="BC",
+        hyper=SMALL,
+        solving=SHORT | {"total_timesteps": 200},
+        moves=("box", "discrete"),
+        players={"box": homewards, "discrete": homewards_in_halves},
+        can=OFFLINE,
+    ),
+    Case(name="IQL", hyper=SMALL, solving=SHORT | SHARP, moves=("box", "discrete"), can=OFFLINE),
+    Case(
+        name="IQL",
+        label="IQL online",
+        hyper=TINY,
+        solving=QUICK | SHARP | {"total_timesteps": 700},
+        moves=("box", "discrete"),
+        sees=(),
+        can=OFF_POLICY,
+    ),
+    Case(name="TD3BC", hyper=SMALL, solving=SHORT | {"q_coef": 20.0}, can=OFFLINE),
+    Case(
+        name="HDCR",
+        hyper=SMALL | {"value_steps": 5, "actor_steps": 8},
+        solving=SHORT
+        | {"value_steps": 150, "actor_steps": 250, "return_lambda": 0.0, "total_timesteps": 800}
+        | {"value_learning_rate": 1e-2, "temperature": 0.5},
+        moves=("box", "discrete"),
+        can=OFFLINE,
+    ),
+    Case(name="ABM", hyper=SMALL | {"n_samples": 3}, solving=SHORT | {"epsilon_mean": 0.1}, can=OFFLINE),
 )
 
 
@@ -150,7 +204,7 @@ def able(*needed: str) -> list[Case]:
 
 
 def each_of(chosen: Iterable[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.label or case.name)
 
 
 def every_agent_that(*needed: str) -> pytest.MarkDecorator:
@@ -165,9 +219,19 @@ def an_agent_that(*needed: str) -> pytest.MarkDecorator:
 
 every_agent = every_agent_that()
 an_agent = an_agent_that()
-an_agent_of_each_source = each_of([*able("replay")[:1], *able("on_policy")[:1]])
+
+
+def an_agent_of_each(*sources: str) -> pytest.MarkDecorator:
+    """Run a test for one agent of each of these sources of data."""
+    return each_of([case for source in sources for case in able(source)[:1]])
+
+
+an_agent_of_each_source = an_agent_of_each("replay", "on_policy", "offline")
+every_agent_that_steps = each_of([case for case in CASES if "offline" not in case.can])
+an_agent_that_steps = an_agent_of_each("replay", "on_policy")
 every_move = pytest.mark.parametrize(
-    ("case", "moves"), [pytest.param(case, moves, id=f"{case.name}-{moves}") for case in CASES for moves in case.moves]
+    ("case", "moves"),
+    [pytest.param(case, moves, id=f"{case.label or case.name}-{moves}") for case in CASES for moves in case.moves],
 )
 every_sight = pytest.mark.parametrize(
     ("case", "form"), [pytest.param(case, form, id=f"{case.name}-{form}") for case in CASES for form in case.sees]
@@ -253,6 +317,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 @every_agent
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")  # nor can they be, with data
 def test_stock_callbacks(case: Case, tmp_path: Path) -> None:
     agent = case.make(tensorboard_log=str(tmp_path / "tb"))
     after_eval = StopTrainingOnNoModelImprovement(max_no_improvement_evals=99)
@@ -285,7 +350,7 @@ def test_stock_callbacks(case: Case, tmp_path: Path) -> None:
     assert list((tmp_path / "tb").glob("*/events*"))
 
 
-@an_agent_of_each_source
+@an_agent_that_steps
 def test_callbacks_can_stop_at_any_step(case: Case) -> None:
     assert case.make().learn(20, CallbackList([Stop(10)])).num_timesteps == 10
     low = EvalCallback(case.vec(), callback_on_new_best=StopTrainingOnRewardThreshold(-1e9), eval_freq=10, verbose=0)
@@ -294,7 +359,7 @@ def test_callbacks_can_stop_at_any_step(case: Case) -> None:
     assert len(agent.ep_info_buffer or ()) == 3
 
 
-@an_agent_of_each_source
+@an_agent_that_steps
 def test_callbacks_read_their_locals(case: Case) -> None:
     seen: list[tuple[Any, ...]] = []
 
@@ -396,7 +461,7 @@ def test_linear_schedule_ends_at_zero(case: Case) -> None:
     assert agent.current_learning_rate == 0
 
 
-@an_agent_of_each_source
+@an_agent_that_steps
 def test_set_env_and_more_environments_on_load(case: Case, tmp_path: Path) -> None:
     agent = case.make(case.vec(2)).learn(20)
     agent.set_env(case.vec(2))
@@ -421,7 +486,10 @@ def test_solves_a_point_on_a_line(case: Case, moves: str) -> None:
     late = {"delays": ("constant:1", "constant:1")} if "delayed" in case.can else {}
     env, hyper = case.vec(moves=moves, **late), dict(case.solving)
     total = hyper.pop("total_timesteps")
-    agent = case.agent(policy_for(env), env, seed=0, device="cpu", **hyper).learn(total)
+    source: dict[str, Any] = {"env": env}
+    if "offline" in case.can:
+        source = {"dataset": recorded(Point(moves=moves), 200, case.players.get(moves))}
+    agent = case.agent(policy_for(env), **source, seed=0, device="cpu", **hyper).learn(total)
     env.seed(9)
     returns, _ = evaluate_policy(agent, env, n_eval_episodes=20, return_episode_rewards=True)
     single = Point(moves=moves)
@@ -472,7 +540,7 @@ def holds_when_resumed(
         agent.save_checkpoint(folder)
         torch.rand(7), np.random.rand(3)  # noqa: NPY002 (disturb what a fresh process would have elsewhere)
         agent.get_env().close()  # type: ignore[union-attr]
-        agent = case.agent.resume(folder, env())
+        agent = case.resume(folder, env())
         agent.set_logger(Logger(None, [broken_rows]))
         following = stops[index + 1 : index + 2]
         callback = Stop(following[0]) if following else None
@@ -548,7 +616,7 @@ KINDS: dict[str, Callable[[Case], Any]] = {
 }
 
 
-@an_agent_of_each_source
+@an_agent_that_steps
 @pytest.mark.parametrize("kind", KINDS)
 def test_environments_of_every_kind(case: Case, kind: str, tmp_path: Path) -> None:
     agent = holds_when_resumed(case, lambda: KINDS[kind](case), [30], tmp_path, total=48)
@@ -579,7 +647,7 @@ def test_stopping_between_two_updates_resumes_exactly(case: Case, tmp_path: Path
     agent.learn(60)
     assert updates(agent) == 10
     agent.save_checkpoint(tmp_path)
-    resumed = type(agent).resume(tmp_path, case.vec())
+    resumed = case.resume(tmp_path)
     resumed.learn(resumed.remaining_timesteps, reset_num_timesteps=False)
     equal(straight, resumed)
 
@@ -595,7 +663,7 @@ def test_checkpoints_and_evaluations_inside_callbacks_do_not_change_training(cas
 
     straight, disturbed = case.make().learn(60), case.make().learn(60, Disturb())
     assert len(list(tmp_path.iterdir())) == 5
-    from_middle = type(straight).resume(tmp_path, case.vec())
+    from_middle = case.resume(tmp_path)
     assert from_middle.num_timesteps == 55
     from_middle.learn(from_middle.remaining_timesteps, reset_num_timesteps=False)
     for agent in (disturbed, from_middle):
@@ -604,7 +672,7 @@ def test_checkpoints_and_evaluations_inside_callbacks_do_not_change_training(cas
         equal(straight, agent)
 
 
-@an_agent_of_each_source
+@an_agent_that_steps
 def test_env_that_cannot_be_saved_restarts_its_episode(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -643,14 +711,14 @@ def test_save_load_gives_the_same_actions_without_pickle(case: Case, tmp_path: P
         assert loaded.config == agent.config
     assert isinstance(agents.load(tmp_path / "agent"), type(agent))
     agent.save_checkpoint(tmp_path / "ck")
-    assert type(agent).resume(tmp_path / "ck", case.vec()).num_timesteps == agent.num_timesteps
+    assert case.resume(tmp_path / "ck").num_timesteps == agent.num_timesteps
 
 
 @every_agent
 def test_loading_and_learning_on(case: Case, tmp_path: Path) -> None:
     agent = case.make().learn(30)
     agent.save(tmp_path / "a")
-    loaded = type(agent).load(tmp_path / "a", env=case.vec(), learning_rate=1e-4)
+    loaded = type(agent).load(tmp_path / "a", **case.source(), learning_rate=1e-4)
     assert loaded.config.learning_rate == 1e-4
     loaded.learn(20, reset_num_timesteps=False)
     assert loaded.num_timesteps == agent.num_timesteps + case.steps(20)
@@ -800,7 +868,7 @@ def refuses_at_step_24(case: Case, env: Broken, place: str, bad: float) -> Agent
     return agent
 
 
-@every_agent
+@every_agent_that_steps
 def test_resuming_when_the_environment_is_mended(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = refuses_at_step_24(case, Broken(case.env(), np.nan), "reward", np.nan)
     agent.save_checkpoint(tmp_path)
@@ -810,7 +878,7 @@ def test_resuming_when_the_environment_is_mended(case: Case, tmp_path: Path, mon
     assert resumed.num_timesteps == 23 + case.steps(20)  # 23 were done; a round that broke off begins anew
 
 
-@an_agent_of_each_source
+@an_agent_that_steps
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_numbers_are_named(case: Case, bad: float) -> None:
     refuses_at_step_24(case, Broken(case.env(), bad), "reward", bad)

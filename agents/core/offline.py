@@ -81,7 +81,7 @@ class OfflineAgent(OffPolicyAgent[C]):
     @property
     def is_offline(self) -> bool:
         """Whether it has no environment but that of the data's spaces."""
-        return self.env is None or isinstance(self.env, SpacesOnlyVecEnv)
+        return self.env is None or isinstance(self.env.unwrapped, SpacesOnlyVecEnv)
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -111,16 +111,27 @@ class OfflineAgent(OffPolicyAgent[C]):
     def _encode(self, dataset: Dataset) -> Mapping[str, Any]:
         """:return: the dataset's fields; read once while the agent is made."""
         if self._encoded is None:
+            seen = self._wrap_env(SpacesOnlyVecEnv(dataset.observation_space, dataset.action_space))
             for name in ("observation_space", "action_space"):
-                if not read_alike(space := getattr(dataset, name, None), getattr(self, name)):
+                if not read_alike(getattr(seen, name), getattr(self, name)):
                     raise ValueError(
-                        f"the dataset's {name.replace('_', ' ')} is {space}, this {type(self).__name__} was made for "
-                        f"{getattr(self, name)}"
+                        f"the dataset's {name.replace('_', ' ')} is {getattr(dataset, name)}, this "
+                        f"{type(self).__name__} was made for {getattr(self, name)}"
                     )
-            self._encoded = dataset.transitions(self.codec)
-            if not len(self._encoded["rewards"]):
+            fields = dict(dataset.transitions(self.codec))
+            if not len(fields["rewards"]):
                 raise ValueError("the dataset has no steps to learn from")
+            self._encoded = fields | {name: self._channels_first(fields[name]) for name in ("obs", "next_obs")}
         return self._encoded
+
+    def _channels_first(self, obs: Obs) -> Obs:
+        """:return: encoded observations with images as an environment's are wrapped to be, (R, C, H, W)"""
+        given = {next(iter(self.codec.fields)): obs} if isinstance(obs, Tensor) else obs
+        turned = {
+            name: part if part.shape[1:] == self.codec.fields[name].shape else part.permute(0, 3, 1, 2)
+            for name, part in given.items()
+        }
+        return turned if len(turned) > 1 else next(iter(turned.values()))
 
     def _load_data(self, dataset: Dataset) -> Transitions:
         """:return: the data as they are drawn from; an agent that needs more fields overrides this."""
@@ -259,8 +270,10 @@ class OfflineAgent(OffPolicyAgent[C]):
         self.end_round(1)
 
     def cosine(self) -> float:
-        """:return: a learning rate's share that falls from 1 to 0 along a cosine; 1 where learning goes on online."""
-        return 0.5 * (1 - math.cos(math.pi * self.progress_remaining)) if self.is_offline else 1.0
+        """:return: a learning rate's share that falls from 1 to 0 along a cosine; online, what all others have"""
+        if self.is_offline:
+            return 0.5 * (1 - math.cos(math.pi * self.progress_remaining))
+        return self.progress_remaining if self.config.learning_rate_schedule == "linear" else 1.0
 
     # -- several seeds at once ---------------------------------------------------------------------------------------
 
