@@ -198,8 +198,8 @@ class ABM(OfflineAgent[ABMConfig]):
             return wide.flatten(axis, axis + 1)
 
         assert self.critics.target is not None
-        q: Tensor = self.critics.target(map_obs(repeated, obs), actions.flatten(-3, -2))
-        return q.amin(-2).unflatten(-1, rows)
+        q: Tensor = self.critics.target(map_obs(repeated, obs), actions.flatten(-3, -2)).amin(-2)
+        return q.view(*q.shape[:-1], *rows)
 
     def _take_step(self, batch: Any, noise: Tensor, cfg: ABMConfig, follows: bool) -> dict[str, Tensor]:
         target, prior = self.actor.target, self.prior.module

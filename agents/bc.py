@@ -5,7 +5,7 @@ arXiv 2106.01345, section 5.1, by episodes.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, Protocol, final
 
 import torch
 from torch import Tensor
@@ -26,11 +26,23 @@ class BCConfig(OfflineConfig):
     """Share of the episodes, those of the highest return, that is imitated; at least one."""
 
 
-def cloning_loss(actor: DensityActor, batch: Transitions, weights: Tensor | None = None) -> Tensor:
+class Demonstrations(Protocol):
+    """What can be imitated."""
+
+    @property
+    def obs(self) -> Obs:
+        """(*stack, B, *O)"""
+
+    @property
+    def actions(self) -> Tensor:
+        """(*stack, B, A), or (*stack, B) int64"""
+
+
+def cloning_loss(actor: DensityActor, batch: Demonstrations, weights: Tensor | None = None) -> Tensor:
     """L(pi) = -E[w log pi(a|s)]: maximum likelihood, or weighted regression.
 
     :param actor: the policy
-    :param batch: (*stack, B, …)
+    :param batch: observations and actions, (*stack, B, …)
     :param weights: (*stack, B); None: one each
     :return: scalar: the mean over rows, the sum over a stack
     """

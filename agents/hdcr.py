@@ -132,6 +132,26 @@ def normalising_shift(advantages: Tensor, q: float, tau: float) -> Tensor:
     return (low + high) / 2
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What V is fitted to returns by.
+
+    :param obs: (*stack, B, *O)
+    """
+
+    obs: Obs
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrated(Seen):
+    """What the actor is fitted to.
+
+    :param actions: (*stack, B, A), or (*stack, B) int64
+    """
+
+    actions: Tensor
+
+
 class Weighing(NamedTuple):
     """Weights and what is known of them."""
 
@@ -318,7 +338,7 @@ class HDCR(OfflineAgent[HDCRConfig]):
         member._rows, member._behavior_logp = self._rows, self._behavior_logp
         return member
 
-    def take_up(self, members: Sequence[Self]) -> None:
+    def take_up(self, members: Sequence[Any]) -> None:
         """See :meth:`OfflineAgent.take_up`."""
         super().take_up(members)
         targets = [member.targets for member in members if member.targets is not None]
@@ -357,9 +377,10 @@ class HDCR(OfflineAgent[HDCRConfig]):
             assert self.targets is not None
         data, targets = self.rows()[0], self.targets
         at = self.draw_rows(len(data.rewards), self.config.batch_size)
+        batch = Demonstrated(data.obs, data.actions) if phase == "actor" else Seen(data.obs)
         # To weigh a minibatch by itself is not recorded: what it refuses has to be waited for.
         step = self._take_step if phase == "actor" and self.config.normaliser == "batch" else self._step
-        return step(phase, picked(data, at), targets.gather(-1, at), self.config)
+        return step(phase, picked(batch, at), targets.gather(-1, at), self.config)
 
     def _sweep(self, phase: str) -> dict[str, Tensor]:
         """Work out returns of all rows, or their weights."""
@@ -381,7 +402,7 @@ class HDCR(OfflineAgent[HDCRConfig]):
         self._warn(weighing)
         return self._metrics(weighing) | self._measured(data)
 
-    def _take_step(self, phase: str, batch: Transitions, targets: Tensor, cfg: HDCRConfig) -> dict[str, Tensor]:
+    def _take_step(self, phase: str, batch: Any, targets: Tensor, cfg: HDCRConfig) -> dict[str, Tensor]:
         if phase == "value":
             loss = 0.5 * (self.value.module(batch.obs).squeeze(-2) - targets).square().mean(-1).sum()
             self.value.minimise(loss)

@@ -16,7 +16,7 @@ from .core.compile import captured, compiled
 from .core.config import Count, Positive, Range
 from .core.data import Transitions
 from .core.nets import Critics, DensityActor, QValues, StateCritics, action_values, orthogonal_
-from .core.offline import OfflineAgent, OfflineConfig, act, density_policy
+from .core.offline import OfflineAgent, OfflineConfig, act, density_policy, joined_rows
 from .core.spaces import Obs
 
 
@@ -160,7 +160,8 @@ class IQL(OfflineAgent[IQLConfig]):
         value_loss = self._value_loss(value(batch.obs).squeeze(-2), q, cfg.expectile)
         self.value.minimise(value_loss)
         with torch.no_grad():
-            values, next_values = value(batch.obs).squeeze(-2), value(batch.next_obs).squeeze(-2)
+            both = value(joined_rows(batch.obs, batch.next_obs, len(self.stack)))  # (*stack, 1, 2 B)
+            values, next_values = both.squeeze(-2).chunk(2, -1)
             weights = advantage_weights(q, values, cfg.inverse_temperature, cfg.max_weight)
         if cfg.extraction == "weighted":
             actor_loss = self._cloning_loss(actor, batch, weights)

@@ -4,8 +4,8 @@
 Stable-Baselines3's, each at its own best number of threads; DCAC, which has no peer there, against our SAC on the same
 delayed observations; PPO, whose speed is that of data and updates together, by ``learn()`` alone, with 64 rows in one
 batch against 64 environments in turn, and against Stable-Baselines3's PPO on our batch. ``rollout`` is in
-:mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``relabel`` in :mod:`.benchmark_relabel`, ``learn``
-in :mod:`.learning`.
+:mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``offline`` in :mod:`.benchmark_offline`,
+``relabel`` in :mod:`.benchmark_relabel`, ``learn`` in :mod:`.learning`.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers import BatchedVecEnv
 from .benchmark_mean_field import MeanFieldOptions, mean_field
+from .benchmark_offline import OfflineOptions, offline
 from .benchmark_relabel import RelabelSpeedOptions, relabel_speed
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
@@ -342,6 +343,7 @@ BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "rollout": (RolloutOptions, rollout),
     "mfg": (MeanFieldOptions, mean_field),
     "relabel": (RelabelSpeedOptions, relabel_speed),
+    "offline": (OfflineOptions, offline),
     "learn": (LearnOptions, learn),
 }
 """Flags, and what they are passed to."""

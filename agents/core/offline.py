@@ -418,12 +418,16 @@ def picked(data: Any, at: Tensor) -> Any:
 
 def joined(one: Transitions, other: Transitions) -> Transitions:
     """:return: the rows of both, (B + B', …)"""
-
-    def both(name: str) -> Obs:
-        a, b = getattr(one, name), getattr(other, name)
-        if isinstance(a, Tensor):
-            return torch.cat((a, b))
-        return {part: torch.cat((a[part], b[part])) for part in a}
-
-    parts: Any = {field.name: both(field.name) for field in fields(one)}
+    parts: Any = {
+        field.name: joined_rows(*(getattr(part, field.name) for part in (one, other))) for field in fields(one)
+    }
     return replace(one, **parts)
+
+
+def joined_rows(one: Obs, other: Obs, axis: int = 0) -> Obs:
+    """:return: rows of both, one after the other; they are counted along an axis"""
+    if isinstance(one, Tensor):
+        assert isinstance(other, Tensor)
+        return torch.cat((one, other), axis)
+    assert not isinstance(other, Tensor)
+    return {name: torch.cat((part, other[name]), axis) for name, part in one.items()}

@@ -207,6 +207,7 @@ OUTPUTS = {
     "benchmark rollout --json": "a.json",
     "benchmark rollout --plot": "a.png",
     "benchmark mfg --json": "a.json",
+    "benchmark offline --json": "a.json",
 }
 
 

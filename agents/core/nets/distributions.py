@@ -56,9 +56,7 @@ class Gaussian(nn.Module):
         :param actions: (*stack, B, A)
         :return: the log density (*stack, B), and the entropy, which is the same for all rows, (*stack, 1)
         """
-        plain = torch.compiler.is_compiling() or transformed()
-        density = gaussian_log_prob if plain else _GaussianLogProb.apply
-        return density(mean, self.log_std, actions), (self.log_std + 0.5 + HALF_LOG_2PI).sum(-1)
+        return gaussian_density(mean, self.log_std, actions), (self.log_std + 0.5 + HALF_LOG_2PI).sum(-1)
 
     def mode(self, mean: Tensor) -> Tensor:
         """:return: the mean, (*stack, B, A)"""
@@ -74,6 +72,13 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     :return: in nats, (*stack, B)
     """
     return _sum_of_logs(log_std, (actions - mean) * (-log_std).exp())
+
+
+def gaussian_density(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
+    """:func:`gaussian_log_prob`, differentiated in one go where torch allows that; :return: (*stack, B)"""
+    plain = torch.compiler.is_compiling() or transformed()
+    density: Any = gaussian_log_prob if plain else _GaussianLogProb.apply
+    return density(mean, log_std, actions)  # type: ignore[no-any-return]
 
 
 def _sum_of_logs(log_std: Tensor, scaled: Tensor) -> Tensor:
@@ -165,6 +170,10 @@ class Categorical(nn.Module):
         """
         log_probs = self.log_probs(logits)
         return self._taken(log_probs, actions), -(log_probs.exp() * log_probs).sum((-1, -2))
+
+    def log_prob(self, logits: Tensor, actions: Tensor) -> Tensor:
+        """:return: the log probability alone, as of :meth:`evaluate`"""
+        return self._taken(self.log_probs(logits), actions)
 
     def mode(self, logits: Tensor) -> Tensor:
         """:return: the likeliest actions, (*stack, B) or (*stack, B, K) int64"""

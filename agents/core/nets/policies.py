@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spaces.fields import Obs
-from .distributions import HALF_LOG_2PI, Categorical, gaussian_log_prob
+from .distributions import Categorical, gaussian_density, gaussian_log_prob
 from .heads import Critics, Head, Options, QValues
 from .stacks import LayerNormMLP
 
@@ -54,10 +54,9 @@ class BoundedGaussian(nn.Module):
         actions = torch.addcmul(mean, log_std.exp(), noise)
         return actions, gaussian_log_prob(mean, log_std, actions)
 
-    def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Gaussian.evaluate`."""
-        log_std = self.log_std
-        return gaussian_log_prob(outputs.tanh(), log_std, actions), (log_std + 0.5 + HALF_LOG_2PI).sum(-1)
+    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """:return: the log density of actions (*stack, B, A), in nats, (*stack, B)"""
+        return gaussian_density(outputs.tanh(), self.log_std, actions)
 
     def mode(self, outputs: Tensor) -> Tensor:
         """:return: the mean, (*stack, B, A)"""
@@ -88,7 +87,7 @@ class DensityActor(Head):
 
     def log_prob(self, obs: Obs, actions: Tensor) -> Tensor:
         """:return: the log density of actions, in nats, (*stack, B)"""
-        return self.policy.evaluate(self.outputs(obs), actions)[0]
+        return self.policy.log_prob(self.outputs(obs), actions)
 
     def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """:return: actions by reparametrisation, and their log densities, (*stack, B, …)"""
