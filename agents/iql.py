@@ -58,7 +58,7 @@ def expectile_loss(values: Tensor, q: Tensor, expectile: float) -> Tensor:
     :return: scalar: the mean over rows, the sum over a stack
     """
     u = q - values
-    weight = torch.where(u < 0, 1 - expectile, expectile)
+    weight = (expectile - (u < 0).to(u.dtype)).abs()
     return (weight * u.square()).mean(-1).sum()
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from headway.agents import DCAC, DQN, PPO, SAC, TD3
+from headway.agents import ABM, BC, DCAC, DQN, HDCR, IQL, PPO, SAC, TD3, TD3BC
 from headway.agents.core.compile import WARM_UP, Captured, captured, compiled
 from headway.agents.core.data import Transitions
 from headway.agents.core.nets import TrackedModules
 from headway.wrappers import RandomDelay
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
+from toys import Point, recorded
 
 CPU = torch.device("cpu")
 
@@ -174,6 +175,9 @@ def delayed() -> gym.Env[Any, Any]:
     return RandomDelay(gym.make("Pendulum-v1"), "uniform:0-2", "uniform:0-1")
 
 
+DATA = {moves: recorded(Point(moves=moves), 10) for moves in ("box", "discrete")}
+REBRAC = {"layer_norm": True, "critic_bc_coef": 1.0, "actor_critic": "least"}
+
 AGENTS: dict[str, tuple[Callable[..., Any], int]] = {
     "SAC": (lambda **k: SAC("MlpPolicy", "Pendulum-v1", **k), 160),
     "SAC, seldom following": (lambda **k: SAC("MlpPolicy", "Pendulum-v1", target_update_interval=3, **k), 160),
@@ -197,6 +201,14 @@ AGENTS: dict[str, tuple[Callable[..., Any], int]] = {
         192,
     ),
     "PPO, watched": (lambda **k: PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, target_kl=0.01, **k), 192),
+    "BC": (lambda **k: BC("MlpPolicy", dataset=DATA["box"], **k), 160),
+    "IQL": (lambda **k: IQL("MlpPolicy", dataset=DATA["box"], **k), 160),
+    "IQL, ascending": (lambda **k: IQL("MlpPolicy", dataset=DATA["box"], extraction="ddpg+bc", **k), 160),
+    "IQL, choices": (lambda **k: IQL("MlpPolicy", dataset=DATA["discrete"], normalize_obs=True, **k), 160),
+    "TD3BC": (lambda **k: TD3BC("MlpPolicy", dataset=DATA["box"], **k), 160),
+    "ReBRAC": (lambda **k: TD3BC("MlpPolicy", dataset=DATA["box"], **REBRAC, **k), 160),
+    "HDCR": (lambda **k: HDCR("MlpPolicy", dataset=DATA["box"], value_steps=30, actor_steps=40, **k), 160),
+    "ABM": (lambda **k: ABM("MlpPolicy", dataset=DATA["box"], target_update_interval=20, **k), 160),
 }
 
 
@@ -221,7 +233,8 @@ def test_recorded_steps_compute_the_same_bits(name: str, tmp_path: Path) -> None
     half.learn(steps, callback=Stop())
     assert half.num_timesteps < steps
     half.save_checkpoint(tmp_path)
-    rest = type(half).resume(tmp_path, env=delayed() if name == "DCAC" else None, device="cuda")
+    source = {"dataset": plain.dataset} if hasattr(plain, "dataset") else {"env": delayed() if name == "DCAC" else None}
+    rest = type(half).resume(tmp_path, device="cuda", **source)
     rest.learn(rest.remaining_timesteps, reset_num_timesteps=False)
     exact = name != "PPO, linear"  # clips by a float32 instead of a float64
     for key, tensor in plain.modules.state().items():
@@ -232,6 +245,17 @@ def test_recorded_steps_compute_the_same_bits(name: str, tmp_path: Path) -> None
             assert torch.allclose(recorded.modules.state()[key], tensor, atol=1e-4), key
     means, wanted = recorded.metrics.flush(), plain.metrics.flush()
     assert means == (wanted if exact else pytest.approx(wanted, rel=1e-2, abs=1e-3))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("name", ["BC", "IQL", "TD3BC", "ReBRAC", "HDCR", "ABM"])
+def test_several_seeds_are_recorded(name: str) -> None:
+    make, steps = AGENTS[name]
+    plain, tape = (make(seeds=[3, 5], device="cuda", compile=mode).learn(steps) for mode in ("off", "reduce-overhead"))
+    assert tape._step._recordings
+    for key, tensor in plain.modules.state().items():
+        assert torch.equal(tape.modules.state()[key], tensor), key
 
 
 @pytest.mark.gpu
