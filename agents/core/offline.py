@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...envs.schema import group, maybe, whole
 from ...wrappers.spaces_only import SpacesOnlyVecEnv
 from .agent import ActorCriticAgent
-from .config import Fraction, OffPolicyConfig
+from .config import AgentConfig, Fraction, OffPolicyConfig
 from .data import Collector, GradientSteps, Transitions
 from .environment import read_alike
 from .loop import Part
@@ -244,6 +244,12 @@ class OfflineAgent(OffPolicyAgent[C]):
             raise ValueError("several seeds at once learn from data alone: go on with agent.member(i)")
         if self.normalizer is not None and self.dataset is not None:
             raise ValueError("the data are not as VecNormalize shows them: leave it out, and use normalize_obs=True")
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        if self.is_offline:  # there are no rounds of environment steps, of which there might be more or fewer
+            ActorCriticAgent._config_changed(self, before)
+        else:
+            super()._config_changed(before)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """Go on in an environment with the spaces of the data; see :meth:`ActorCriticAgent.set_env`."""
