@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...envs.schema import group, maybe, whole
 from ...wrappers.spaces_only import SpacesOnlyVecEnv
+from ...wrappers.specs import named
 from .agent import ActorCriticAgent
 from .config import AgentConfig, Fraction, OffPolicyConfig
 from .data import Collector, GradientSteps, Transitions
@@ -100,6 +101,8 @@ class OfflineAgent(OffPolicyAgent[C]):
         self._encoded: Mapping[str, Any] | None = None
         if self.seeds is not None:
             self._check_seeds(self.seeds)
+        if self.env_spec is None and (env_id := getattr(self.dataset, "env_id", None)) is not None:
+            self.env_spec = named(env_id)
         super()._setup_model()
         if self.dataset is not None:
             self.data = self._load_data(self.dataset)
@@ -218,6 +221,13 @@ class OfflineAgent(OffPolicyAgent[C]):
             return Standardised(features, torch.zeros(dim), torch.ones(dim), torch.finfo(torch.float32).max)
         obs = self._encode(self.dataset)["obs"].double()
         return Standardised(features, obs.mean(0).float(), obs.std(0, correction=0).float())
+
+    def attach_env(self, env: Any) -> None:
+        """See :meth:`ActorCriticAgent.attach_env`; an environment of spaces alone is where the data come from."""
+        recorded_in = self.env_spec
+        super().attach_env(env)
+        if self.is_offline:
+            self.env_spec = recorded_in
 
     def _env_state(self) -> dict[str, Any] | None:
         return None if self.is_offline else super()._env_state()
