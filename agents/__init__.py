@@ -11,6 +11,7 @@ from .bc import BC, BCConfig
 from .core.agent import ActorCriticAgent
 from .core.data import DivergedError, NonFiniteError
 from .core.data.dataset import Dataset
+from .core.data.dataset_files import load_dataset, write_dataset
 from .core.files import FileFormatError, read_manifest
 from .core.registry import AGENTS
 from .dcac import DCAC, DCACConfig
@@ -50,6 +51,8 @@ __all__ = [
     "TD3BCConfig",
     "TD3Config",
     "load",
+    "load_dataset",
+    "write_dataset",
 ]
 
 
