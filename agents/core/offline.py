@@ -19,7 +19,7 @@ from .environment import read_alike
 from .loop import Part
 from .nets import BoundedGaussian, Categorical, DensityActor
 from .off_policy import OffPolicyAgent
-from .spaces import Obs, ObservationCodec, count_rows, map_obs
+from .spaces import Obs, ObservationCodec, count_rows, map_obs, shown
 
 CHUNK = 65_536
 """Rows that are evaluated together in a sweep over all data."""
@@ -118,8 +118,8 @@ class OfflineAgent(OffPolicyAgent[C]):
             for name in ("observation_space", "action_space"):
                 if not read_alike(getattr(seen, name), getattr(self, name)):
                     raise ValueError(
-                        f"the dataset's {name.replace('_', ' ')} is {getattr(dataset, name)}, this "
-                        f"{type(self).__name__} was made for {getattr(self, name)}"
+                        f"the dataset's {name.replace('_', ' ')} is {shown(getattr(dataset, name))}, this "
+                        f"{type(self).__name__} was made for {shown(getattr(self, name))}"
                     )
             fields = dict(dataset.transitions(self.codec))
             if not len(fields["rewards"]):
@@ -348,7 +348,7 @@ class OfflineAgent(OffPolicyAgent[C]):
             for name, tensor in member.modules.state().items():
                 tensor.copy_(own[name] if own[name].shape == tensor.shape else own[name][index])
         member._load_counters(self._counters() | {"seed": member.seed})
-        member.data, member.dataset, member._last_obs = self.data, self.dataset, self._last_obs
+        member.data, member.dataset = self.data, self.dataset
         return member
 
     def _predict_actions(self, obs: Obs, *args: Any) -> Any:
