@@ -194,7 +194,12 @@ CASES = (
         moves=("box", "discrete"),
         can=OFFLINE,
     ),
-    Case(name="ABM", hyper=SMALL | {"n_samples": 3}, solving=SHORT | {"epsilon_mean": 0.1}, can=OFFLINE),
+    Case(
+        name="ABM",
+        hyper=SMALL | {"n_samples": 3, "target_update_interval": 10},
+        solving=SHORT | {"epsilon_mean": 0.1},
+        can=OFFLINE,
+    ),
 )
 
 
