@@ -83,7 +83,7 @@ class HDCRConfig(OfflineToOnlineConfig):
     normalize_obs: bool = True
     """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10]."""
 
-    train_freq: int | tuple[Count, Literal["step", "episode"]] = 2048
+    train_freq: Count | tuple[Count, Literal["step", "episode"]] = 2048
     """Steps of every environment between rounds, where learning goes on in one (AWR's)."""
 
     buffer_size: Count = 50_000

@@ -221,6 +221,8 @@ def test_a_target_divergence_finds_the_temperature() -> None:
     assert torch.allclose(by_distance.weights, by_temperature.weights, atol=1e-6)
     by_hand = weigh(a, config(normaliser="dataset", temperature=1.1))
     assert by_hand.h2.item() == pytest.approx(0.1, abs=0.01)  # at lambda = 2.2
+    with pytest.raises(ValueError, match=r"train_freq must lie in \[1, inf\), got 0"):
+        config(train_freq=0)
     with pytest.raises(ValueError, match="target_divergence needs normaliser"):
         config(target_divergence=0.1)
     with pytest.raises(ValueError, match="weight='step' keeps them"):
