@@ -22,6 +22,8 @@ from .core.spaces import Obs
 class BCConfig(OfflineConfig):
     """Hyper-parameters of behaviour cloning."""
 
+    live = OfflineConfig.live - {"gamma"}
+
     keep_best: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     """Share of the episodes, those of the highest return, that is imitated; at least one."""
 

@@ -23,7 +23,8 @@ from .core.config import Count, Fraction, LearningRate, Positive, Range
 from .core.data import Transitions
 from .core.loop import Part
 from .core.nets import Adam, BoundedGaussian, Categorical, DensityActor, StateCritics
-from .core.offline import Dataset, OfflineAgent, OfflineConfig, act, in_chunks, joined, picked
+from .core.offline import Dataset, act, in_chunks, joined, picked
+from .core.offline_to_online import OfflineToOnlineAgent, OfflineToOnlineConfig
 from .core.spaces import Obs
 
 log = logging.getLogger("headway")
@@ -33,10 +34,10 @@ FEW, MANY = 0.02, 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class HDCRConfig(OfflineConfig):
+class HDCRConfig(OfflineToOnlineConfig):
     """Hyper-parameters of HDCR and AWR. Defaults are ours, for 100,000 steps of data."""
 
-    live = OfflineConfig.live | {"q", "temperature", "max_weight", "upper_clip"}
+    live = OfflineToOnlineConfig.live | {"q", "temperature", "max_weight", "upper_clip"}
 
     weight: Literal["q_exponential", "step", "linear"] = "q_exponential"
     """w(A): [1 + (q - 1) A / tau]_+^(1 / (q - 1)); 1 where A >= 0 and else 0 (as in ABM's prior and binary CRR); or
@@ -82,7 +83,7 @@ class HDCRConfig(OfflineConfig):
     normalize_obs: bool = True
     """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10]."""
 
-    train_freq: int | tuple[Count, Literal["step", "episode"]] = 2048
+    train_freq: Count | tuple[Count, Literal["step", "episode"]] = 2048
     """Steps of every environment between rounds, where learning goes on in one (AWR's)."""
 
     buffer_size: Count = 50_000
@@ -264,7 +265,7 @@ def td_lambda(
 
 
 @final
-class HDCR(OfflineAgent[HDCRConfig]):
+class HDCR(OfflineToOnlineAgent[HDCRConfig]):
     """HDCR, and AWR by its preset: from data, or in an environment, regression on actions by their advantages.
 
     A round evaluates, and then improves, with V swept over all data before either::
@@ -282,7 +283,6 @@ class HDCR(OfflineAgent[HDCRConfig]):
     config_class = HDCRConfig
     config: HDCRConfig
     action_kinds = ("Box", "Discrete")
-    goes_online = True
 
     def _setup_model(self) -> None:
         self.targets: Tensor | None = None
@@ -332,14 +332,14 @@ class HDCR(OfflineAgent[HDCRConfig]):
         return [phase for step in range(steps) for phase in self._at(step % length)]
 
     def member(self, index: int) -> Self:
-        """See :meth:`OfflineAgent.member`."""
+        """See :meth:`~headway.agents.core.offline.OfflineAgent.member`."""
         member = super().member(index)
         member.targets = None if self.targets is None else self.targets[index].clone()
         member._rows, member._behavior_logp = self._rows, self._behavior_logp
         return member
 
     def take_up(self, members: Sequence[Any]) -> None:
-        """See :meth:`OfflineAgent.take_up`."""
+        """See :meth:`~headway.agents.core.offline.OfflineAgent.take_up`."""
         super().take_up(members)
         targets = [member.targets for member in members if member.targets is not None]
         self.targets = torch.stack(targets) if len(targets) == len(members) else None

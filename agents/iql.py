@@ -5,26 +5,33 @@ order of the updates are those of the authors' public code. ``extraction="ddpg+b
 critics as arXiv 2406.09329 advises, which finds weighted regression to be the bottleneck.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast, final
+from typing import Annotated, Any, Literal, cast, final
 
 import torch
 from torch import Tensor
 
 from .bc import cloning_loss
 from .core.compile import captured, compiled
-from .core.config import Count, Positive, Range
+from .core.config import Count, Fraction, OffPolicyConfig, Positive, Range
 from .core.data import Transitions
 from .core.nets import Critics, DensityActor, QValues, StateCritics, action_values, orthogonal_
-from .core.offline import OfflineAgent, OfflineConfig, act, density_policy, joined_rows
+from .core.off_policy import OffPolicyAgent
+from .core.offline import act, density_policy, joined, joined_rows
+from .core.offline_to_online import OfflineToOnlineAgent, OfflineToOnlineConfig
 from .core.spaces import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class IQLConfig(OfflineConfig):
+class IQLConfig(OfflineToOnlineConfig, OffPolicyConfig):
     """Hyper-parameters of IQL. Defaults are those of the authors' code for MuJoCo's locomotion."""
 
-    live = OfflineConfig.live | {"expectile", "inverse_temperature", "max_weight", "bc_coef"}
+    live = (
+        OfflineToOnlineConfig.live
+        | OffPolicyConfig.live
+        | {"expectile", "inverse_temperature", "max_weight", "bc_coef"}
+    )
 
     expectile: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.7
     """tau: 0.5 is the mean; towards 1, V tends to the greatest value among the data's actions."""
@@ -47,6 +54,9 @@ class IQLConfig(OfflineConfig):
 
     n_critics: Count = 2
     """Critics, of whose values the least is used."""
+
+    online_share: Fraction = 0.5
+    """Share of new steps in a batch where learning goes on in an environment (symmetric sampling, arXiv 2302.02948)."""
 
 
 def expectile_loss(values: Tensor, q: Tensor, expectile: float) -> Tensor:
@@ -101,7 +111,7 @@ def ascending_loss(actor: DensityActor, critics: Critics, batch: Transitions, bc
 
 
 @final
-class IQL(OfflineAgent[IQLConfig]):
+class IQL(OfflineToOnlineAgent[IQLConfig]):
     """IQL: off-policy from data, never asking for the value of an action that is not in them (arXiv 2110.06169).
 
     Each update does, in this order::
@@ -120,7 +130,6 @@ class IQL(OfflineAgent[IQLConfig]):
     config_class = IQLConfig
     config: IQLConfig
     action_kinds = ("Box", "Discrete")
-    goes_online = True
 
     def _build(self) -> None:
         cfg, shape = self.config, {"stack": self.stack, **self.config.perceptron}
@@ -147,9 +156,24 @@ class IQL(OfflineAgent[IQLConfig]):
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         return act(self.actor.module, obs, deterministic, generator)
 
+    def sample(self, rows: int | None = None) -> Any:
+        """:return: a batch: of the data, of what was collected, or of both; (*stack, B, …)"""
+        rows = self.config.batch_size if rows is None else rows
+        new = 0 if self.is_offline else rows if self.data is None else round(rows * self.config.online_share)
+        if new == 0:
+            return super().sample(rows)
+        collected = OffPolicyAgent.sample(self, new)
+        return collected if new == rows else joined(collected, self.draw(rows - new))
+
+    def _actor_rate(self) -> float:
+        """:return: the share of the actor's learning rate that a cosine has left; online, what all others have"""
+        if self.is_offline:
+            return 0.5 * (1 - math.cos(math.pi * self.progress_remaining))
+        return self.progress_remaining if self.config.learning_rate_schedule == "linear" else 1.0
+
     def _update(self, phase: str) -> dict[str, Tensor]:
         if self.config.actor_schedule == "cosine":
-            self.actor.scale_learning_rate(self.cosine())
+            self.actor.scale_learning_rate(self._actor_rate())
         return self._step(self.sample(), self.config)
 
     def _take_step(self, batch: Transitions, cfg: IQLConfig) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .core.compile import captured, compiled
-from .core.config import Count, Positive, Range
+from .core.config import Count, Positive, Range, TargetConfig
 from .core.data import Transitions
 from .core.nets import Critics, DeterministicActor, LayerNormCritics
 from .core.offline import Dataset, OfflineAgent, OfflineConfig
@@ -21,10 +21,10 @@ from .core.spaces import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3BCConfig(OfflineConfig):
+class TD3BCConfig(OfflineConfig, TargetConfig):
     """Hyper-parameters of TD3+BC and ReBRAC. Defaults are TD3+BC's."""
 
-    live = OfflineConfig.live | {"q_coef", "actor_bc_coef", "critic_bc_coef", "policy_delay"}
+    live = OfflineConfig.live | TargetConfig.live | {"q_coef", "actor_bc_coef", "critic_bc_coef", "policy_delay"}
 
     normalize_obs: bool = True
     """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10] (which

@@ -43,7 +43,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from support import Stop, same_tree
-from toys import FORMS, MOVES, DelayedPoint, Player, Point, homewards, homewards_in_halves, recorded
+from toys import FORMS, MOVES, DelayedPoint, Player, Point, homewards, homewards_in_halves, played
 
 Agent = ActorCriticAgent[Any]
 
@@ -110,7 +110,7 @@ class Case:
             return {"env": env}
         if isinstance(env, Declares):
             return {"env": SpacesOnlyVecEnv(env.observation_space, env.action_space)}
-        return {"dataset": recorded(env.envs[0] if isinstance(env, DummyVecEnv) else env, 4)}
+        return {"dataset": played(env.envs[0] if isinstance(env, DummyVecEnv) else env, 4)}
 
     def resume(self, folder: Path, env: Any = None) -> Agent:
         """Go on from a checkpoint, in the environment or with the data that were recorded in it."""
@@ -194,7 +194,12 @@ CASES = (
         moves=("box", "discrete"),
         can=OFFLINE,
     ),
-    Case(name="ABM", hyper=SMALL | {"n_samples": 3}, solving=SHORT | {"epsilon_mean": 0.1}, can=OFFLINE),
+    Case(
+        name="ABM",
+        hyper=SMALL | {"n_samples": 3, "target_update_interval": 10},
+        solving=SHORT | {"epsilon_mean": 0.1},
+        can=OFFLINE,
+    ),
 )
 
 
@@ -488,7 +493,7 @@ def test_solves_a_point_on_a_line(case: Case, moves: str) -> None:
     total = hyper.pop("total_timesteps")
     source: dict[str, Any] = {"env": env}
     if "offline" in case.can:
-        source = {"dataset": recorded(Point(moves=moves), 200, case.players.get(moves))}
+        source = {"dataset": played(Point(moves=moves), 200, case.players.get(moves))}
     agent = case.agent(policy_for(env), **source, seed=0, device="cpu", **hyper).learn(total)
     env.seed(9)
     returns, _ = evaluate_policy(agent, env, n_eval_episodes=20, return_episode_rewards=True)

@@ -248,7 +248,7 @@ def homewards_in_halves(obs: Any, rng: np.random.Generator) -> Any:
     return np.int64(rng.integers(5) if rng.random() < 0.3 else np.clip(2 - np.rint(2 * obs[0]), 0, 4))
 
 
-def recorded(env: gym.Env[Any, Any], episodes: int = 20, player: Player | None = None) -> Dataset:
+def played(env: gym.Env[Any, Any], episodes: int = 20, player: Player | None = None) -> Dataset:
     """Record whole episodes.
 
     :param env: where

@@ -293,10 +293,10 @@ class AgentConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig(AgentConfig):
+class ReplayConfig(AgentConfig):
     """What agents with a replay store add."""
 
-    live = AgentConfig.live | {"learning_starts", "tau", "train_freq", "gradient_steps"}
+    live = AgentConfig.live | {"learning_starts", "train_freq"}
 
     buffer_size: Count = 1_000_000
     """Capacity of the replay store in transitions, over all environments together (Stable-Baselines3's default)."""
@@ -304,11 +304,25 @@ class OffPolicyConfig(AgentConfig):
     learning_starts: Annotated[int, Range(0, unit="environment steps")] = 100
     """Steps with uniformly random actions before the first gradient step (Stable-Baselines3's default)."""
 
+    train_freq: Count | tuple[Count, Literal["step", "episode"]] = 1
+    """Steps of every environment between trainings, whatever their number; "1 episode" counts episodes instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(AgentConfig):
+    """What agents with slowly following targets add."""
+
+    live = AgentConfig.live | {"tau"}
+
     tau: Annotated[float, Range(0, 1, open_low=True)] = 0.005
     """Share of the online weights that enters the target networks per update (Stable-Baselines3's default)."""
 
-    train_freq: Count | tuple[Count, Literal["step", "episode"]] = 1
-    """Steps of every environment between trainings, whatever their number; "1 episode" counts episodes instead."""
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig(TargetConfig, ReplayConfig):
+    """What agents add that learn from a replay store in steps of one kind."""
+
+    live = ReplayConfig.live | TargetConfig.live | {"gradient_steps"}
 
     gradient_steps: Annotated[int, Range(-1)] = 1
     """Gradient steps per training and environment: 1 does 16 where 16 environments step together, so that more of them

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from .agent import ActorCriticAgent
-from .config import AgentConfig, OffPolicyConfig
+from .config import AgentConfig, OffPolicyConfig, ReplayConfig
 from .data import ReplayStore, Step, StepCollector, Transitions, transition_fields
 from .files import contents
 
-C = TypeVar("C", bound=OffPolicyConfig)
+C = TypeVar("C", bound=ReplayConfig)
 
 
 class OffPolicyAgent(ActorCriticAgent[C]):
     """An agent that learns from a replay store.
 
-    Its configuration is an :class:`OffPolicyConfig`.
+    Its configuration is a :class:`ReplayConfig`; an :class:`OffPolicyConfig`, unless it has :meth:`phases` of its own.
     """
 
     collector: StepCollector
@@ -43,11 +43,16 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         return ReplayStore(
             Transitions,
             transition_fields(self.codec.raw_spec, self.actions.field),
-            capacity=self.config.buffer_size,
+            capacity=self.store_capacity,
             n_envs=self.n_envs,
             device=self.device,
             generator=self.generators["store"],
         )
+
+    @property
+    def store_capacity(self) -> int:
+        """Rows that the store has room for, over all environments together."""
+        return self.config.buffer_size
 
     def keep(self, step: Step) -> None:
         """Store a step; an agent that keeps more fields overrides this.
@@ -73,6 +78,7 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         """See :meth:`LearningLoop.phases`; so many gradient steps as the configuration says."""
         if self.num_timesteps <= self.config.learning_starts:
             return []
+        assert isinstance(self.config, OffPolicyConfig)
         steps = self.config.gradient_steps
         return self.schedule(collected if steps < 0 else self.collector.share(steps, collected))
 

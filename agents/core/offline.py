@@ -1,6 +1,5 @@
 """The base of agents that learn from data that are there already, and may go on in an environment."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -13,13 +12,12 @@ from ...envs.schema import group, maybe, whole
 from ...wrappers.spaces_only import SpacesOnlyVecEnv
 from ...wrappers.specs import named
 from .agent import ActorCriticAgent
-from .config import AgentConfig, Fraction, OffPolicyConfig
+from .config import AgentConfig
 from .data import Collector, GradientSteps, Transitions
 from .environment import read_alike
 from .loop import Part
 from .nets import BoundedGaussian, Categorical, DensityActor
-from .off_policy import OffPolicyAgent
-from .spaces import Obs, ObservationCodec, count_rows, map_obs
+from .spaces import Obs, ObservationCodec, count_rows, map_obs, shown
 
 CHUNK = 65_536
 """Rows that are evaluated together in a sweep over all data."""
@@ -39,28 +37,24 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineConfig(OffPolicyConfig):
-    """What agents that learn from data add. What they share with agents of a replay store counts once they go on in an
-    environment."""
+class OfflineConfig(AgentConfig):
+    """What agents that learn from data add."""
 
     normalize_obs: bool = False
     """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10]. The
     statistics stay as they are, and are in the policy's file. Without data, observations are left as they are."""
 
-    online_share: Fraction = 0.5
-    """Share of new steps in a batch where learning goes on in an environment (symmetric sampling, arXiv 2302.02948)."""
-
 
 C = TypeVar("C", bound=OfflineConfig)
 
 
-class OfflineAgent(OffPolicyAgent[C]):
+class OfflineAgent(ActorCriticAgent[C]):
     """An agent that learns from a dataset and needs no environment; a step of ``learn`` is then a gradient step.
 
     Its environment is then one of spaces alone, so that Stable-Baselines3's callbacks, its progress bar, ``set_env``
     and ``load`` work; an ``EvalCallback`` takes a real one. ``log_interval`` counts thousands of gradient steps. The
-    data are not part of checkpoints: ``resume`` takes them anew. Given a real environment, ``learn`` goes on in it,
-    with batches that are drawn from the data and from what is new.
+    data are not part of checkpoints: ``resume`` takes them anew. :mod:`.offline_to_online` has the base of those that
+    can go on in an environment.
 
     :param dataset: what to learn from; not needed to predict
     :param seeds: train several at once, of these seeds, as one stack of networks; see :meth:`member`
@@ -118,8 +112,8 @@ class OfflineAgent(OffPolicyAgent[C]):
             for name in ("observation_space", "action_space"):
                 if not read_alike(getattr(seen, name), getattr(self, name)):
                     raise ValueError(
-                        f"the dataset's {name.replace('_', ' ')} is {getattr(dataset, name)}, this "
-                        f"{type(self).__name__} was made for {getattr(self, name)}"
+                        f"the dataset's {name.replace('_', ' ')} is {shown(getattr(dataset, name))}, this "
+                        f"{type(self).__name__} was made for {shown(getattr(self, name))}"
                     )
             fields = dict(dataset.transitions(self.codec))
             if not len(fields["rewards"]):
@@ -191,15 +185,8 @@ class OfflineAgent(OffPolicyAgent[C]):
         return torch.stack([draw(member.generators) for member in self.members])
 
     def sample(self, rows: int | None = None) -> Any:
-        """:return: a batch: of the data, of what was collected, or of both; (*stack, B, …)"""
-        rows = self.config.batch_size if rows is None else rows
-        if self.is_offline:
-            return self.draw(rows)
-        new = rows if self.data is None else round(rows * self.config.online_share)
-        if new == 0:
-            return self.draw(rows)
-        collected = super().sample(new)
-        return collected if new == rows else joined(collected, self.draw(rows - new))
+        """:return: a batch of ``batch_size`` rows, or so many, of the data, (*stack, B, …)"""
+        return self.draw(self.config.batch_size if rows is None else rows)
 
     def noise(self, *shape: int) -> Tensor:
         """:return: standard normal numbers for an update, (*stack, *shape)"""
@@ -238,41 +225,16 @@ class OfflineAgent(OffPolicyAgent[C]):
 
     # -- learning ----------------------------------------------------------------------------------------------------
 
-    def _make_collector(self) -> Collector:  # type: ignore[override]
-        return GradientSteps(self) if self.is_offline else super()._make_collector()
+    def _make_collector(self) -> Collector:
+        return GradientSteps(self)
 
     def _connect_env(self) -> None:
         super()._connect_env()
-        if self.is_offline:
-            return
-        if not self.goes_online:
+        if not self.is_offline and not self.goes_online:
             raise ValueError(
                 f"{type(self).__name__} learns from data alone: leave the environment out, and evaluate with "
                 "evaluate_policy(agent, env) or an EvalCallback"
             )
-        if self.stack:
-            raise ValueError("several seeds at once learn from data alone: go on with agent.member(i)")
-        if self.normalizer is not None and self.dataset is not None:
-            raise ValueError("the data are not as VecNormalize shows them: leave it out, and use normalize_obs=True")
-
-    def _config_changed(self, before: AgentConfig) -> None:
-        if self.is_offline:  # there are no rounds of environment steps, of which there might be more or fewer
-            ActorCriticAgent._config_changed(self, before)
-        else:
-            super()._config_changed(before)
-
-    def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in an environment with the spaces of the data; see :meth:`ActorCriticAgent.set_env`."""
-        super().set_env(env, force_reset)
-        self.collector = self._make_collector()  # type: ignore[assignment]
-
-    def choose(self) -> dict[str, Tensor]:
-        """:return: what :meth:`explore` says, from the first step on where there are data to begin with."""
-        return super().choose() if self.data is None else ActorCriticAgent.choose(self)
-
-    def phases(self, collected: int) -> Sequence[tuple[str, int]]:
-        """See :meth:`LearningLoop.phases`; offline, a step is a gradient step."""
-        return self.schedule(collected) if self.is_offline else super().phases(collected)
 
     def begin_gradient_step(self) -> None:
         """Count a gradient step, log when it is time, and make it the next thing to do.
@@ -284,12 +246,6 @@ class OfflineAgent(OffPolicyAgent[C]):
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._log_between((self.num_timesteps - 1) // 1000, self.num_timesteps // 1000)
         self.end_round(1)
-
-    def cosine(self) -> float:
-        """:return: a learning rate's share that falls from 1 to 0 along a cosine; online, what all others have"""
-        if self.is_offline:
-            return 0.5 * (1 - math.cos(math.pi * self.progress_remaining))
-        return self.progress_remaining if self.config.learning_rate_schedule == "linear" else 1.0
 
     # -- several seeds at once ---------------------------------------------------------------------------------------
 
@@ -348,7 +304,7 @@ class OfflineAgent(OffPolicyAgent[C]):
             for name, tensor in member.modules.state().items():
                 tensor.copy_(own[name] if own[name].shape == tensor.shape else own[name][index])
         member._load_counters(self._counters() | {"seed": member.seed})
-        member.data, member.dataset, member._last_obs = self.data, self.dataset, self._last_obs
+        member.data, member.dataset = self.data, self.dataset
         return member
 
     def _predict_actions(self, obs: Obs, *args: Any) -> Any:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from headway.agents import BC
 from headway.agents.bc import best_episodes
-from toys import Point, homewards_in_halves, recorded
+from toys import Point, homewards_in_halves, played
 
 FAST: dict[str, Any] = {"net_arch": [16], "batch_size": 64, "device": "cpu", "seed": 0, "learning_rate": 1e-2}
 
 
 def test_the_best_episodes_are_kept() -> None:
-    data = recorded(Point(), 10)
+    data = played(Point(), 10)
     best = best_episodes(data, 0.3)
     assert sorted(best.returns.tolist(), reverse=True) == data.returns.sort(descending=True).values[:3].tolist()
     assert best_episodes(data, 1e-6).episodes == 1
@@ -27,9 +27,9 @@ def test_the_best_episodes_are_kept() -> None:
 def test_it_does_what_was_done(moves: str) -> None:
     """Half moves to the left of the origin and to its right; a Gaussian learns their deviation too."""
     if moves == "box":
-        data = recorded(Point(), 30, lambda obs, rng: (-0.5 * obs + 0.1 * rng.normal(size=1)).astype(np.float32))
+        data = played(Point(), 30, lambda obs, rng: (-0.5 * obs + 0.1 * rng.normal(size=1)).astype(np.float32))
     else:
-        data = recorded(Point(moves=moves), 30, homewards_in_halves)
+        data = played(Point(moves=moves), 30, homewards_in_halves)
     agent: Any = BC("MlpPolicy", dataset=data, **FAST).learn(250)
     obs = np.float32([[-1], [-0.5], [0], [0.5], [1]])
     actions, _ = agent.predict(obs, deterministic=True)
@@ -44,12 +44,12 @@ def test_it_does_what_was_done(moves: str) -> None:
 
 def test_a_share_of_none() -> None:
     with pytest.raises(ValueError, match=r"keep_best must lie in \(0, 1\], got 0"):
-        BC("MlpPolicy", dataset=recorded(Point(), 2), keep_best=0.0, device="cpu")
+        BC("MlpPolicy", dataset=played(Point(), 2), keep_best=0.0, device="cpu")
 
 
 def test_one_step_is_the_likelihoods() -> None:
-    agent: Any = BC("MlpPolicy", dataset=recorded(Point(), 5), **FAST | {"learning_rate": 1e-3})
-    twin: Any = BC("MlpPolicy", dataset=recorded(Point(), 5), **FAST | {"learning_rate": 1e-3})
+    agent: Any = BC("MlpPolicy", dataset=played(Point(), 5), **FAST | {"learning_rate": 1e-3})
+    twin: Any = BC("MlpPolicy", dataset=played(Point(), 5), **FAST | {"learning_rate": 1e-3})
     batch, actor = twin.sample(), twin.actor.module
     spread = actor.policy.log_std.exp()
     density = torch.distributions.Normal(actor.outputs(batch.obs).tanh(), spread).log_prob(batch.actions).sum(-1)

@@ -17,7 +17,7 @@ from headway.agents.core.nets import TrackedModules
 from headway.wrappers import RandomDelay
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
-from toys import Point, recorded
+from toys import Point, played
 
 CPU = torch.device("cpu")
 
@@ -175,7 +175,7 @@ def delayed() -> gym.Env[Any, Any]:
     return RandomDelay(gym.make("Pendulum-v1"), "uniform:0-2", "uniform:0-1")
 
 
-DATA = {moves: recorded(Point(moves=moves), 10) for moves in ("box", "discrete")}
+DATA = {moves: played(Point(moves=moves), 10) for moves in ("box", "discrete")}
 REBRAC = {"layer_norm": True, "critic_bc_coef": 1.0, "actor_critic": "least"}
 
 AGENTS: dict[str, tuple[Callable[..., Any], int]] = {

@@ -11,7 +11,7 @@ from headway.agents import HDCR, Dataset, HDCRConfig
 from headway.agents.hdcr import normalising_shift, q_exponential, td_lambda, weigh
 from scipy.optimize import minimize
 from torch import Tensor
-from toys import Point, recorded, vec
+from toys import Point, played, vec
 
 MU, GAINS = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), torch.tensor([1.0, 0.5, 0.0, -0.5]).double()
 """A policy of four actions, and their advantages; as ten samples, each action as often as its probability says."""
@@ -221,6 +221,8 @@ def test_a_target_divergence_finds_the_temperature() -> None:
     assert torch.allclose(by_distance.weights, by_temperature.weights, atol=1e-6)
     by_hand = weigh(a, config(normaliser="dataset", temperature=1.1))
     assert by_hand.h2.item() == pytest.approx(0.1, abs=0.01)  # at lambda = 2.2
+    with pytest.raises(ValueError, match=r"train_freq must lie in \[1, inf\), got 0"):
+        config(train_freq=0)
     with pytest.raises(ValueError, match="target_divergence needs normaliser"):
         config(target_divergence=0.1)
     with pytest.raises(ValueError, match="weight='step' keeps them"):
@@ -340,7 +342,7 @@ def test_equal_advantages_clone_the_data() -> None:
 
 def test_far_from_the_pole_the_family_is_one() -> None:
     """lambda = 2000 and AWR at tau = 1000: their weights differ by A^2 / (4 tau^2)."""
-    data = recorded(Point(), 10)
+    data = played(Point(), 10)
     small = FAST | {"actor_steps": 60, "value_steps": 20}
     one = HDCR("MlpPolicy", dataset=data, temperature=1000.0, **small).learn(160)
     other = HDCR("MlpPolicy", dataset=data, q=1.0, temperature=1000.0, **small).learn(160)
@@ -350,7 +352,7 @@ def test_far_from_the_pole_the_family_is_one() -> None:
 
 def test_steps_are_of_values_and_then_of_the_actor() -> None:
     agent = HDCR(
-        "MlpPolicy", dataset=recorded(Point(), 5), **FAST | {"value_steps": 3, "actor_steps": 4, "batch_size": 8}
+        "MlpPolicy", dataset=played(Point(), 5), **FAST | {"value_steps": 3, "actor_steps": 4, "batch_size": 8}
     )
     moved = []
     for _ in range(9):
@@ -363,7 +365,7 @@ def test_steps_are_of_values_and_then_of_the_actor() -> None:
 
 def test_targets_against_a_loop() -> None:
     """Returns and weights of the first round, with V as it is before and after."""
-    data, gamma = recorded(Point(), 5), 0.9
+    data, gamma = played(Point(), 5), 0.9
     small = FAST | {"value_steps": 1, "actor_steps": 1, "gamma": gamma, "return_lambda": 0.0}
     agent = HDCR("MlpPolicy", dataset=data, **small)
     rewards, last = data.rewards, torch.zeros(len(data), dtype=torch.bool)

@@ -15,7 +15,7 @@ from headway.agents.core.nets.policies import action_values
 from headway.agents.core.spaces import VectorFeatures
 from headway.agents.iql import advantage_weights, ascending_loss, critic_loss, expectile_loss
 from torch import Tensor
-from toys import Point, recorded
+from toys import Point, played
 
 B, D, A, GAMMA = 5, 3, 2, 0.9
 
@@ -140,7 +140,7 @@ FAST: dict[str, Any] = {"net_arch": [32, 32], "batch_size": 64, "device": "cpu",
 
 def test_one_update_in_the_order_of_the_authors() -> None:
     """V, then the actor with the new V, then Q with the new V, then the targets: written out with torch's own Adam."""
-    data = recorded(Point(), 5)
+    data = played(Point(), 5)
     hyper = FAST | {"net_arch": [8], "batch_size": 16, "gamma": GAMMA, "tau": 0.1, "actor_schedule": "constant"}
     agent: Any = IQL("MlpPolicy", dataset=data, **hyper)
     twin: Any = IQL("MlpPolicy", dataset=data, **hyper)
@@ -174,7 +174,7 @@ def test_one_update_in_the_order_of_the_authors() -> None:
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_actors_rate_falls_along_a_cosine(schedule: str) -> None:
-    agent: Any = IQL("MlpPolicy", dataset=recorded(Point(), 3), **FAST | {"actor_schedule": schedule, "batch_size": 4})
+    agent: Any = IQL("MlpPolicy", dataset=played(Point(), 3), **FAST | {"actor_schedule": schedule, "batch_size": 4})
     rates = []
     agent.learn(1)
     for _ in range(2):
@@ -189,7 +189,7 @@ def test_the_actors_rate_falls_along_a_cosine(schedule: str) -> None:
 
 def test_no_temperature_is_cloning() -> None:
     """With b = 0 its actor is that of behaviour cloning, whatever the rewards."""
-    data, hyper = recorded(Point(), 5), FAST | {"batch_size": 8, "inverse_temperature": 0.0}
+    data, hyper = played(Point(), 5), FAST | {"batch_size": 8, "inverse_temperature": 0.0}
     one: Any = IQL("MlpPolicy", dataset=data, **hyper).learn(20)
     other: Any = IQL("MlpPolicy", dataset=data.with_rewards(torch.randn(len(data))), **hyper).learn(20)
     for a, b in zip(one.actor.module.parameters(), other.actor.module.parameters(), strict=True):
@@ -198,7 +198,7 @@ def test_no_temperature_is_cloning() -> None:
 
 def test_ascending_takes_numbers_only() -> None:
     with pytest.raises(ValueError, match="these are choices: use 'weighted'"):
-        IQL("MlpPolicy", dataset=recorded(Point(moves="discrete"), 2), extraction="ddpg+bc", device="cpu")
+        IQL("MlpPolicy", dataset=played(Point(moves="discrete"), 2), extraction="ddpg+bc", device="cpu")
 
 
 # -- a chain -----------------------------------------------------------------------------------------------------------

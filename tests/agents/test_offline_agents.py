@@ -14,9 +14,9 @@ from headway.wrappers.spaces_only import SpacesOnlyVecEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 from support import Stop, same_tree
-from toys import Point, recorded, vec
+from toys import Point, played, vec
 
-DATA = {moves: recorded(Point(moves=moves), 6) for moves in ("box", "discrete")}
+DATA = {moves: played(Point(moves=moves), 6) for moves in ("box", "discrete")}
 SMALL: dict[str, Any] = {"net_arch": [16, 16], "batch_size": 8, "device": "cpu", "learning_rate": 1e-3}
 
 
@@ -146,7 +146,8 @@ def test_data_of_other_spaces_are_refused(kind: Kind, tmp_path: Path) -> None:
     agent.save(tmp_path / "a")
     with pytest.raises(ValueError, match=r"the dataset's observation space is .* was made for"):
         kind.agent.load(tmp_path / "a", dataset=wide(DATA[kind.moves]))
-    further = replace(DATA[kind.moves], action_space=spaces.Box(-2, 2, (1,)))
+    more = {"box": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(7)}
+    further = replace(DATA[kind.moves], action_space=more[kind.moves])
     with pytest.raises(ValueError, match="the dataset's action space is"):
         kind.agent.load(tmp_path / "a", dataset=further)
 
@@ -188,7 +189,7 @@ def test_normalised_observations_are_those_of_the_data(tmp_path: Path) -> None:
     plain: Any = HDCR("MlpPolicy", vec(), device="cpu")
     assert plain.actor.module.features(torch.full((1, 1), 1e6)).item() == 1e6
     with pytest.raises(ValueError, match="normalize_obs scales vectors, and this is Dict"):
-        TD3BC("MultiInputPolicy", dataset=recorded(Point(form="image in a dict"), 2), device="cpu")
+        TD3BC("MultiInputPolicy", dataset=played(Point(form="image in a dict"), 2), device="cpu")
 
 
 # -- on, in an environment ---------------------------------------------------------------------------------------------

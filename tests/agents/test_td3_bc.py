@@ -11,7 +11,7 @@ from headway.agents.core.spaces import VectorFeatures
 from headway.agents.td3 import TD3Config, smoothed_target
 from headway.agents.td3_bc import ContinuedTransitions, actor_loss, critic_loss, penalised_target
 from torch import Tensor
-from toys import Point, recorded
+from toys import Point, played
 
 B, D, A, GAMMA = 5, 3, 2, 0.9
 
@@ -87,7 +87,7 @@ def test_actor_loss(batch: ContinuedTransitions, layer_norm: bool, by: Any, coef
 
 def test_what_was_done_next_is_known() -> None:
     """Of every step but an episode's last."""
-    data = recorded(Point(), 4)
+    data = played(Point(), 4)
     agent: Any = TD3BC("MlpPolicy", dataset=data, device="cpu")
     rows = agent.data
     assert isinstance(rows, ContinuedTransitions)
@@ -98,7 +98,7 @@ def test_what_was_done_next_is_known() -> None:
 
 
 def test_the_actor_moves_every_other_time() -> None:
-    agent: Any = TD3BC("MlpPolicy", dataset=recorded(Point(), 4), device="cpu", net_arch=[8], batch_size=8, seed=0)
+    agent: Any = TD3BC("MlpPolicy", dataset=played(Point(), 4), device="cpu", net_arch=[8], batch_size=8, seed=0)
     moved = []
     for _ in range(6):
         before = {name: tensor.clone() for name, tensor in agent.modules.state().items()}

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_what_does_not_fit_is_refused_in_one_line(headway: Command, line: str, m
     assert message in err
 
 
-def test_data_do_not_decide_what_is_imported(headway: Command) -> None:
+def test_data_do_not_decide_what_is_imported(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "worlds", raising=False)  # which other tests have imported
     code, _, err = headway("train", "bc", "--dataset", "points/walks-v0", "--run-dir", "r")
     assert (code, "data do not decide that: pass --env worlds:Point-v0" in err) == (1, True)
