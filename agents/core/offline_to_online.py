@@ -43,8 +43,12 @@ class OfflineToOnlineAgent(OfflineAgent[C], OffPolicyAgent[C]):
             raise ValueError("the data are not as VecNormalize shows them: leave it out, and use normalize_obs=True")
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Go on in an environment with the spaces of the data; see :meth:`ActorCriticAgent.set_env`."""
+        """Go on in an environment with the spaces of the data, of any number of rows; see
+        :meth:`ActorCriticAgent.set_env`."""
         was_offline = self.is_offline
+        if was_offline:  # its rows were nobody's
+            self.attach_env(env)
+            env = self.env
         super().set_env(env, force_reset)
         self.collector = self._make_collector()  # type: ignore[assignment]
         if self.is_offline is not was_offline:

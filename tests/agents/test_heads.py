@@ -266,3 +266,37 @@ def test_each_member_starts_orthogonal_and_so_do_features() -> None:
     assert torch.allclose(first @ first.mT, (2 * torch.eye(6)).expand(2, 3, 6, 6), atol=1e-5)
     assert torch.allclose(last.mT @ last, (0.25 * torch.eye(4)).expand(2, 3, 4, 4), atol=1e-5)
     assert not torch.equal(first[0, 0], first[1, 2])
+
+
+def test_a_bounded_gaussian_is_around_tanh() -> None:
+    """Its density is torch's, before clipping; samples are reparametrised; the deviation is bounded."""
+    torch.manual_seed(0)
+    policy = BoundedGaussian(2, log_std_init=-0.5, bounds=(-5.0, 1.0), stack=(3,))
+    policy.raw_log_std.data += torch.randn(3, 1, 2)
+    policy.raw_log_std.data[0, 0, 0] = 9.0
+    outputs, noise = torch.randn(3, 7, 2), torch.randn(3, 7, 2)
+    law = Independent(Normal(outputs.tanh(), policy.log_std.exp()), 1)
+    actions, log_prob = policy.sample(outputs, noise)
+    assert torch.allclose(actions, outputs.tanh() + noise * policy.log_std.exp())
+    assert torch.allclose(log_prob, law.log_prob(actions), atol=1e-5)
+    beyond = torch.full((3, 7, 2), 1.5)
+    assert torch.allclose(policy.log_prob(outputs, beyond), law.log_prob(beyond), atol=1e-5)
+    assert policy.log_std[0, 0, 0] == 1.0
+    assert torch.equal(policy.mode(outputs), outputs.tanh())
+    gradient, wanted = (
+        torch.autograd.grad(density(given).sum(), [given, policy.raw_log_std])
+        for density, given in (
+            (lambda x: policy.log_prob(x, beyond), outputs.clone().requires_grad_()),
+            (
+                lambda x: Independent(Normal(x.tanh(), policy.log_std.exp()), 1).log_prob(beyond),
+                outputs.clone().requires_grad_(),
+            ),
+        )
+    )
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(gradient, wanted, strict=True))
+
+
+def test_the_log_probability_of_choices_alone() -> None:
+    torch.manual_seed(0)
+    policy, logits, picks = Categorical(4, stack=(3,)), torch.randn(3, 7, 4), torch.randint(4, (3, 7))
+    assert torch.equal(policy.log_prob(logits, picks), policy.evaluate(logits, picks)[0])

@@ -256,6 +256,27 @@ def test_going_on_online_resumes_in_the_middle_of_a_round(name: str, tmp_path: P
         kind.agent.resume(tmp_path, vec(moves=kind.moves))
 
 
+@pytest.mark.parametrize("name", ONLINE)
+def test_going_on_in_several_environments(name: str, tmp_path: Path) -> None:
+    """And back to the data alone, within a round."""
+    kind, hyper = ONLINE[name]
+    agent = kind.make(seed=0, **hyper).learn(13)
+    assert agent.store.capacity_per_env == 1  # nothing is collected, and images would not fit
+    agent.set_env(vec(3, moves=kind.moves))
+    agent.learn(84, reset_num_timesteps=False)
+    assert (agent.num_timesteps, agent.n_envs) == (13 + 84, 3)
+    assert len(agent.store) == min(84, 39 if "HDCR" in name else 84)
+    agent.save(tmp_path / "a")
+    again = kind.agent.load(tmp_path / "a", env=vec(2, moves=kind.moves), dataset=DATA[kind.moves])
+    assert again.learn(28, reset_num_timesteps=False).num_timesteps == 13 + 84 + 28
+    data = DATA[kind.moves]
+    agent.set_env(SpacesOnlyVecEnv(data.observation_space, data.action_space, 3))
+    before = agent.updates
+    assert agent.learn(5, reset_num_timesteps=False).updates >= before + 5
+    with pytest.raises(ValueError, match="was trained for"):
+        kind.make(seed=0).set_env("Pendulum-v1")
+
+
 def test_every_agent_from_data_is_here() -> None:
     ours = {cls for cls in AGENTS.values() if issubclass(cls, OfflineAgent) and cls.__module__.startswith("headway.")}
     assert {kind.agent for kind in KINDS.values()} == ours

@@ -139,6 +139,11 @@ def check_against(store: ReplayStore[Transitions], reference: Reference) -> None
     assert stored_columns(store) == [[uid for uid, _, _ in column] for column in reference.columns]
     flags = reference.flags()
     assert len(store) == len(flags)
+    rows, ended = store.chronological()
+    stored = [step for column in reference.columns for step in column]
+    assert check_batch(store.at(rows), flags) == [uid for uid, _, _ in stored]
+    lasts = [column[-1][0] for column in reference.columns if column]
+    assert ended.tolist() == [uid in lasts or run != stored[place + 1][2] for place, (uid, _, run) in enumerate(stored)]
     if not flags:
         with pytest.raises(ValueError, match="empty store"):
             store.sample(1)
