@@ -1,4 +1,4 @@
-"""The base of agents that learn from data that are there already, and may go on in an environment."""
+"""The base of agents that learn from data that are there already."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
