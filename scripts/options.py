@@ -58,7 +58,7 @@ class TrainOptions(Flags):
 
     seeds: str | None = None
     """With --dataset: train several seeds at once, as one stack of networks: a count, a range (3-7) or a list (2,5,9).
-    Each has a run folder of its own in --run-dir."""
+    Each has a run folder of its own in --run-dir, s0 and so on."""
 
     delay: str | None = None
     """Random delays of observations and of actions, such as wifi,wifi or constant:2,2 or uniform:0-3,constant:1."""

@@ -76,11 +76,13 @@ def train_seeds(run: Run) -> int:
     check_device(options.device)
     logging.basicConfig(format="headway: %(message)s", level=logging.WARNING)
     seeds = parse_seeds(options.seeds)
-    parent = run_folder(run)
-    if options.run_dir is None:
-        parent = parent.with_name(f"{parent.name.rpartition('-s')[0]}-seeds")
-    if parent.exists():
-        raise FileExistsError(f"{parent} exists: choose another --run-dir")
+    parent = options.run_dir
+    if parent is None:
+        alone_at = run_folder(run)
+        parent = alone_at.with_name(f"{alone_at.name.rpartition('-s')[0]}-seeds")
+    for seed in seeds:
+        if (folder := parent / f"s{seed}").exists():
+            raise FileExistsError(f"{folder} exists: choose another --run-dir, or go on with it by --resume {folder}")
     with signals.installed(), contextlib.ExitStack() as stack:
         data = data_for(run, parent)
         env = SpacesOnlyVecEnv(data.observation_space, data.action_space)

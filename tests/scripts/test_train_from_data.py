@@ -1,13 +1,16 @@
 """``headway train AGENT --dataset …``: one seed or several, interrupted and resumed, and what is refused."""
 
 import json
+import os
 import shlex
+import sys
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Command
 from gymnasium import spaces
 from headway import agents
@@ -83,7 +86,7 @@ def test_seeds_at_once_are_runs_of_their_own(headway: Command) -> None:
     code, out, _ = headway("train", "iql", "--resume", "both/s3", "--total-timesteps", 60, "--env", "worlds:Point-v0")
     assert (code, "resumed at step 50" in out) == (0, True)
     code, _, err = headway(*common, "--seeds", "3-4", "--run-dir", "both")
-    assert (code, "both exists" in err) == (1, True)
+    assert (code, "both/s3 exists" in err) == (1, True)
 
 
 def test_stopped_and_resumed_is_never_stopped(headway: Command) -> None:
@@ -129,3 +132,34 @@ def test_data_do_not_decide_what_is_imported(headway: Command, monkeypatch: pyte
     monkeypatch.delitem(sys.modules, "worlds", raising=False)  # which other tests have imported
     code, _, err = headway("train", "bc", "--dataset", "points/walks-v0", "--run-dir", "r")
     assert (code, "data do not decide that: pass --env worlds:Point-v0" in err) == (1, True)
+
+
+def test_a_suite_trains_the_seeds_of_an_arm_at_once(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the runs' processes find the world
+    suite = {
+        "name": "walks",
+        "total_timesteps": 40,
+        "seeds": 2,
+        "eval_every": 20,
+        "eval_episodes": 1,
+        "flags": {"net_arch": [8], "batch_size": 8, "checkpoint_every": 20},
+        "environments": [{"id": "worlds:Point-v0", "data": "points/walks"}],
+        "arms": [
+            {"label": "IQL", "agent": "iql", "flags": {"dataset": "{data}-v0"}},
+            {"label": "BC", "agent": "bc", "flags": {"dataset": "{data}-v0"}},
+        ],
+    }
+    Path("walks.yaml").write_text(yaml.safe_dump(suite))
+    code, out, err = headway("benchmark", "learn", "walks.yaml", "--workers", 2, "--out", "at-once", "--at-once")
+    assert code == 0, err
+    assert "4 of 4 runs are finished" in out
+    assert "--seeds 0,1" in Path("at-once/Point-v0/IQL/s0.log").read_text()
+    assert "see at-once/Point-v0/IQL/s0.log" in Path("at-once/Point-v0/IQL/s1.log").read_text()
+    code, _, err = headway("benchmark", "learn", "walks.yaml", "--workers", 2, "--out", "alone")
+    assert code == 0, err
+    for run in ("IQL/s0", "IQL/s1", "BC/s0", "BC/s1"):
+        for key, tensor in weights(Path("alone/Point-v0") / run).items():
+            assert torch.allclose(tensor, weights(Path("at-once/Point-v0") / run)[key], atol=1e-5), key
+    code, out, err = headway("benchmark", "learn", "at-once", "--at-once", "--seeds", 3)  # one more, by itself
+    assert code == 0, err
+    assert "6 of 6 runs are finished" in out
