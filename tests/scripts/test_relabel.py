@@ -127,7 +127,7 @@ def runs(pid: int) -> bool:
 
 def test_a_killed_relabelling_goes_on(headway: Command, data: Dataset, tmp_path: Path) -> None:
     source = hashed(tmp_path / "minari")
-    process = multiprocessing.get_context("forkserver").Process(
+    process = multiprocessing.get_context("spawn").Process(  # a fork server keeps the variables that it began with
         target=killed_at_the_third, args=(str(tmp_path), str(tmp_path / "pids"))
     )
     process.start()

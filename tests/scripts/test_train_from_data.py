@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import sys
-import sys
 from pathlib import Path
 
 import numpy as np
