@@ -14,6 +14,7 @@ from headway.agents.core.nets import BoundedGaussian, Categorical, Critics, Dens
 from headway.agents.core.nets.policies import action_values
 from headway.agents.core.spaces import VectorFeatures
 from headway.agents.iql import advantage_weights, ascending_loss, critic_loss, expectile_loss
+from headway.agents.relabelling import RelabelConfig, relabel
 from torch import Tensor
 from toys import Point, played
 
@@ -246,6 +247,44 @@ def test_a_chain_is_walked_to_its_goal(rewards: str) -> None:
     agent = IQL("MlpPolicy", dataset=chain(rewards), **hyper).learn(400)
     ways, _ = agent.predict(np.eye(STAGES, dtype=np.float32)[:-1], deterministic=True)
     assert (ways == 1).all() == (rewards == "goal")
+
+
+def walks(right: float, episodes: int) -> Dataset:
+    """Twenty steps each between stages 0 to 5, none of which ends the episode; no rewards.
+
+    :param right: the chance of a step to the right
+    :param episodes: how many
+    """
+    rng = np.random.default_rng(0)
+    moves = (rng.random((episodes, 20)) < right).astype(int)
+    places = np.zeros((episodes, 21), int)
+    for step in range(20):
+        places[:, step + 1] = np.clip(places[:, step] + 2 * moves[:, step] - 1, 0, STAGES - 1)
+    one = torch.eye(STAGES)
+    return Dataset(
+        observation_space=spaces.Box(0, 1, (STAGES,)),
+        action_space=spaces.Discrete(2),
+        obs=one[places[:, :-1].ravel()],
+        final_obs=one[places[:, -1]],
+        actions=torch.from_numpy(moves.ravel()),
+        rewards=torch.zeros(moves.size, dtype=torch.float64),
+        lengths=torch.full((episodes,), 20),
+        terminated=torch.zeros(episodes, dtype=torch.bool),
+    )
+
+
+@pytest.mark.parametrize("method", ["otr", "min-distance", "shuffled"])
+def test_labels_from_one_demonstration_lead_along_a_chain(method: Any) -> None:
+    """Beside one walk to the goal, which stays there, transport leads there from everywhere, with every seed; shuffled
+    labels do not, nor do distances to the nearest state, which is at hand everywhere."""
+    hyper = FAST | {"gamma": 0.9, "expectile": 0.9, "inverse_temperature": 3.0, "tau": 0.05}
+    led = []
+    for seed in range(3):
+        labelled = relabel(walks(0.5, 60), walks(1.0, 1), RelabelConfig(method=method, seed=seed))
+        agent = IQL("MlpPolicy", dataset=labelled, **hyper | {"seed": seed}).learn(400)
+        ways, _ = agent.predict(np.eye(STAGES, dtype=np.float32), deterministic=True)
+        led.append(bool((ways == 1).all()))
+    assert all(led) == (method == "otr")
 
 
 def test_categorical_policies_clone_shares() -> None:
