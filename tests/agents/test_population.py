@@ -1,0 +1,123 @@
+"""Populations as one matrix: views of it, members one by one, whole episodes that depend on no number of rows."""
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from headway.agents.core.nets import DeterministicActor
+from headway.agents.core.spaces import ObservationCodec, actions_of
+from headway.agents.core.spaces.observations import ImageFeatures, VectorFeatures
+from headway.agents.pgps import CEMSearch, Population, evaluate, flatten, unflatten
+from headway.wrappers import as_batched
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+from toys import PLACE, Point
+
+O, A, HIDDEN = 5, 2, (16, 8)  # noqa: E741 (the field's name)
+
+
+def actor(seed: int = 0, inputs: int = O, outputs: int = A) -> DeterministicActor:
+    torch.manual_seed(seed)
+    return DeterministicActor(VectorFeatures(inputs), outputs, HIDDEN, activation="elu")
+
+
+def members(count: int, inputs: int = O, outputs: int = A) -> Tensor:
+    return torch.stack([flatten(actor(seed, inputs, outputs)) for seed in range(count)])
+
+
+def test_there_and_back_is_the_identity() -> None:
+    one, other = actor(0), actor(1)
+    vector = flatten(one)
+    assert vector.shape == (O * 16 + 16 * 8 + 8 * A + 16 + 8 + A,)
+    unflatten(vector, other)
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+    assert torch.equal(flatten(other), vector)
+    with pytest.raises(ValueError, match=r"the network has 250 weights, got a vector of shape \(3,\)"):
+        unflatten(torch.zeros(3), other)
+
+
+def test_members_act_as_their_networks_do() -> None:
+    population, obs = Population(actor(9), members(6)), torch.randn(6, 3, O)
+    acted = population.act(obs.flatten(0, 1)).view(6, 3, A)
+    for seed in range(6):
+        torch.testing.assert_close(acted[seed], actor(seed).mode(obs[seed]), atol=1e-6, rtol=0)
+    order = torch.randperm(6)
+    shuffled = Population(actor(9), population.members[order])
+    torch.testing.assert_close(shuffled.act(obs[order].flatten(0, 1)).view(6, 3, A), acted[order], atol=1e-6, rtol=0)
+
+
+def test_layers_are_views_of_the_matrix() -> None:
+    matrix = members(4)
+    population, obs = Population(actor(9), matrix), torch.randn(4, O)
+    matrix[2] = flatten(actor(7))
+    torch.testing.assert_close(population.act(obs)[2], actor(7).mode(obs[2:3])[0], atol=1e-6, rtol=0)
+    assert population.actors.mlp.weights[0].data_ptr() == matrix.data_ptr()
+
+
+def points(rows: int) -> Any:
+    return as_batched(DummyVecEnv([partial(Point, length=6) for _ in range(rows)]))
+
+
+def settings() -> tuple[ObservationCodec, Any]:
+    return ObservationCodec(PLACE), actions_of(Point().action_space, torch.device("cpu"), True)
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_fitness_does_not_depend_on_rows(episodes: int) -> None:
+    population = Population(actor(0, 1, 1), members(6, 1, 1))
+    found = {
+        rows: evaluate(population, points(rows), *settings(), episodes=episodes, seed=11)[0]
+        for rows in (6 * episodes, 3 * episodes, episodes)
+    }
+    by_hand = []
+    for member in range(6):
+        returns = []
+        for episode in range(episodes):
+            env: gym.Env[Any, Any] = Point(length=6)
+            obs, _ = env.reset(seed=11 + member * episodes + episode)
+            done, total = False, 0.0
+            while not done:
+                move = actor(member, 1, 1).mode(torch.as_tensor(obs).view(1, 1)).detach().numpy()[0]
+                obs, reward, terminated, truncated, _ = env.step(move)
+                total, done = total + float(reward), terminated or truncated
+            returns.append(total)
+        by_hand.append(np.mean(returns))
+    for rows, fitness in found.items():
+        np.testing.assert_allclose(fitness.numpy(), by_hand, atol=1e-5, err_msg=f"{rows} rows")
+
+
+def test_steps_of_all_members_can_be_kept_and_cut() -> None:
+    population = Population(actor(0, 1, 1), members(4, 1, 1))
+    _, played = evaluate(population, points(4), *settings(), horizon=3, seed=0, keep=True)
+    assert (played.lengths <= 3).all()
+    assert (played.terminated ^ played.truncated).all()
+    for returned, steps in zip(played.returns, played.split(), strict=True):
+        assert float(steps["rewards"].sum()) == pytest.approx(float(returned))
+
+
+def test_a_search_over_populations_solves_a_point() -> None:
+    search = CEMSearch(flatten(actor(0, 1, 1)), 12, torch.Generator().manual_seed(0), variance=0.05, decay=0.05)
+    env, told = points(12), []
+    for generation in range(25):
+        population = Population(actor(0, 1, 1), search.ask())
+        fitness, _ = evaluate(population, env, *settings(), seed=12 * generation)
+        search.tell(population.members, fitness)
+        told.append(float(fitness.mean()))
+    at_mean = Population(actor(0, 1, 1), search.mean.unsqueeze(0))
+    returns = evaluate(at_mean, points(10), *settings(), episodes=10, seed=500)[0]
+    assert told[0] < -1
+    assert float(returns) > -0.15
+
+
+def test_what_makes_no_population_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"members must be \(P, 250\), got \(3, 9\)"):
+        Population(actor(), torch.zeros(3, 9))
+    sees = DeterministicActor(ImageFeatures(spaces.Box(0, 255, (1, 36, 36), np.uint8), 8), A, (4,))
+    with pytest.raises(ValueError, match="a population reads vectors"):
+        Population(sees, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="4 rows for 6 members of 1 episodes each: take 6"):
+        evaluate(Population(actor(0, 1, 1), members(6, 1, 1)), points(4), *settings())
