@@ -13,13 +13,13 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from ..batched import Info
+from ..horizon import HorizonBatch
 from ..schema import array, group, whole
 from ..splitmix import start, uniforms, uniforms_of
 from ..vector import NumpyVectorEnv
 from .dynamics import flow
 from .game import MFGame
 from .library import make_game
-from .stepping import HorizonBatch
 from .sweeps import Sweeps
 
 Illegal = Literal["error", "random"]

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..horizon import first_row
 from ..schema import array, group, whole
 from ..streams import HostStreams
 from .dynamics import best_response, flow
 from .game import MFGame
 from .member import Illegal, MemberEnv, cumulative, illegal_action, moves_of_member
-from .stepping import first_row
 
 
 def _drawn(table: Tensor, u: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from numpy.random import Generator
 from torch import Tensor
 
 from ..batched import Info
+from ..horizon import HorizonBatch, first_row
 from ..streams import HostStreams
 from .graph import GraphReward, Numbers, Objective, as_reward, check_objective, edges, rows_from_logits
-from .stepping import HorizonBatch, first_row
 
 LIMIT = 10.0
 """Of logits, in the action space: two moves of one state can differ in probability by a factor of exp(20)."""

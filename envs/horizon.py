@@ -1,8 +1,8 @@
-"""What batches of mean field environments share: seeds, resets of some rows, ends, accounts of episodes, snapshots."""
+"""What batches of tensors with episodes of one length share: seeds, resets of some rows, ends, accounts, snapshots."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from ..batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
-from ..schema import check_numbers
+from .batched import BatchedEnv, Info, check_actions, check_batch, check_state, row_seeds
+from .schema import check_numbers
 
 
 class HorizonBatch(BatchedEnv):
-    """``N`` rows whose episodes end after a fixed number of steps; the end is part of the task, so it terminates them.
+    """``N`` rows whose episodes end after a fixed number of steps.
 
     What changes from step to step is in registers, tensors (N, …), which a step replaces and never writes into, and
     which are never given away. Rows may be at different times; the host keeps their clocks, so that nothing waits for
@@ -31,6 +31,9 @@ class HorizonBatch(BatchedEnv):
         then they rest
     :raises ValueError: no rows, or another mode
     """
+
+    truncates: ClassVar[bool] = False
+    """Whether the end is a time limit, which truncates episodes, or part of the task, which terminates them."""
 
     def __init__(
         self,
@@ -132,7 +135,8 @@ class HorizonBatch(BatchedEnv):
             rewards = self._rest(before, torch.from_numpy(resting).to(self.device), rewards)
         self._clock += ~resting
         ended = self._clock >= self.horizon
-        terminated = torch.from_numpy(ended).to(self.device)
+        at_end = torch.from_numpy(ended).to(self.device)
+        terminated, truncated = at_end & (not self.truncates), at_end & self.truncates
         final_obs = self._observed()
         self.final_info = told = self.told()
         info |= {
@@ -143,7 +147,7 @@ class HorizonBatch(BatchedEnv):
         if self._autoreset and ended.any():
             self._start(ended)
             obs, told = self._observed(), self.told()
-        return obs, rewards.to(self.dtype), terminated, torch.zeros_like(terminated), info | told
+        return obs, rewards.to(self.dtype), terminated, truncated, info | told
 
     def _rest(self, before: dict[str, Tensor], resting: Tensor, rewards: Tensor) -> Tensor:
         """Put rows back that had ended before; :return: the rewards without theirs."""
