@@ -13,7 +13,7 @@ from torch import Tensor
 from .batched import Info
 from .horizon import HorizonBatch, first_row
 from .splitmix import start, uniforms
-from .vector import NumpyVectorEnv
+from .vector import face
 
 TRAP_ID = "headway/Trap-v0"
 VECTOR_ENTRY_POINT = f"{__name__}:make_trap_vector"
@@ -160,16 +160,8 @@ class TrapEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
 def make_trap_vector(
     num_envs: int, device: torch.device | str | None = None, **options: Any
 ) -> VectorEnv[Any, Any, Any]:
-    """Make what ``gymnasium.make_vec`` returns: NumPy arrays in float64; tensors given a device.
-
-    :param num_envs: N
-    :param device: where the tensors are; None: arrays
-    :param options: as for :class:`TrapBatch`
-    :return: the vector environment
-    """
-    if device is not None:
-        return TrapBatch(num_envs, device=device, **options)
-    return NumpyVectorEnv(TrapBatch(num_envs, **{"dtype": torch.float64, **options}))
+    """:return: what ``gymnasium.make_vec`` does, see :func:`~headway.envs.vector.face`"""
+    return face(TrapBatch, num_envs, device, **options)
 
 
 def register_all() -> None:

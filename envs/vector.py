@@ -78,6 +78,22 @@ class NumpyVectorEnv(VectorEnv[Any, Any, Any]):
         self.batched.load_state(state)
 
 
+def face(
+    batch: Callable[..., BatchedEnv], num_envs: int, device: torch.device | str | None, **options: Any
+) -> VectorEnv[Any, Any, Any]:
+    """Make what ``gymnasium.make_vec`` returns of a batch of tensors: NumPy arrays in float64; tensors given a device.
+
+    :param batch: makes it, from N, ``device``, ``dtype`` and options
+    :param num_envs: N
+    :param device: where the tensors are; None: arrays
+    :param options: of the batch
+    :return: the vector environment
+    """
+    if device is not None:
+        return batch(num_envs, device=device, **options)
+    return NumpyVectorEnv(batch(num_envs, **{"dtype": torch.float64, **options}))
+
+
 def _array(part: Any) -> Any:
     if isinstance(part, dict):
         return {name: _array(value) for name, value in part.items()}

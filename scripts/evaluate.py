@@ -115,6 +115,8 @@ class EvaluateOptions(Flags):
         check_outputs(self.video, self.csv, plot=self.plot, overwrite=self.overwrite)
         if self.delays and self.video is not None:
             raise ValueError("--video shows one law of delays: choose it with --delay instead of --delays")
+        if self.delays and self.reference is not None:
+            raise ValueError("--reference goes with one law of delays: choose it with --delay instead of --delays")
         if self.plot is not None and not self.delays:
             raise ValueError("--plot draws the comparison of --delays, and there are none")
         if self.video is not None and self.video.suffix not in (".mp4", ".gif"):
@@ -400,7 +402,9 @@ def evaluate(options: EvaluateOptions) -> Summary:
     env = policy.in_(evaluation_env(world, min(options.n_envs, options.episodes)))
     print(said)
     if (count := selected_among(path)) > 1:
-        print(f"chosen as the best of {count} evaluations, in the same environment: final.zip was not chosen")
+        print(
+            f"chosen as the best of {count} evaluations, in the same environment: optimistic by that choice; final.zip is not chosen"
+        )
     with table(options.csv, ["episode", "return", "length"]) as write:
         returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic, write)
     env.close()

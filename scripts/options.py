@@ -285,9 +285,11 @@ def _check_source(run: Run) -> None:
         raise ValueError(f"{run.name} learns from data: pass --dataset (`headway datasets list` lists those there are)")
     if options.seeds is not None and options.dataset is None:
         raise ValueError("--seeds trains several seeds at once from data: it goes with --dataset")
-    for name, value in (("delay", options.delay), ("verify_resume", options.verify_resume or None)):
-        if value is not None and options.dataset is not None:
+    for name in ("delay", "verify_resume", "n_envs", "vec", "env_device") if options.dataset is not None else ():
+        if getattr(options, name) != describe(TrainOptions)[name].default:
             raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")
+    if options.seeds is not None and options.seed != describe(TrainOptions)["seed"].default:
+        raise ValueError(f"--seed {options.seed} beside --seeds {options.seeds}: name all seeds in --seeds")
 
 
 def early_flags(arguments: Sequence[str], *names: str) -> dict[str, str]:

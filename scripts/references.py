@@ -76,9 +76,10 @@ def reference_of_run(folder: Path) -> Reference | None:
         return None
     run = read_run(folder)
     saved = run.get("data", {}).get("references")
-    return (
-        None if not saved else Reference(float(saved[0]), float(saved[1]), f"stored with {run['options']['dataset']}")
-    )
+    if saved is None:
+        return None
+    low, high = saved
+    return Reference(low, high, f"stored with {run['options'].get('dataset')}")
 
 
 def selected_among(path: Path) -> int:

@@ -9,10 +9,12 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from ..agents.core.data import check_losses
 from ..agents.core.logging import run_logger
 from ..agents.core.offline import OfflineAgent
 from ..wrappers.spaces_only import SpacesOnlyVecEnv
 from .options import Run, check_device
+from .peers import dump_logs
 from .runs import alone, progress_bar
 from .suites import parse_seeds
 from .train import (
@@ -48,6 +50,9 @@ class StackCallback(BaseCallback):
         if step < options.total_timesteps:  # what the last step is due is left to the end of the runs
             if options.eval_every and step % options.eval_every == 0:
                 self.each(lambda part: part.evaluate(options.eval_episodes))
+            if step % options.log_every == 0:
+                check_losses(self.agent, self.agent.metrics.flush())  # sums over seeds, of which none has a log
+                self.each(lambda part: dump_logs(part._agent))
             if options.checkpoint_every and step % options.checkpoint_every == 0:
                 self.each(TrainingCallback.checkpoint)
         return not self.agent.stop_requested

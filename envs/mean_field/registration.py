@@ -6,7 +6,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from ..vector import NumpyVectorEnv
+from ..vector import face
 from .game import MFGame
 from .member import MeanFieldAgentBatch, MemberVectorEnv
 from .population import MeanFieldPopulationBatch
@@ -18,16 +18,8 @@ BATCHED_ENTRY_POINTS = {f"{__name__}:make_population_vector", f"{__name__}:make_
 def make_population_vector(
     num_envs: int, device: torch.device | str | None = None, **options: Any
 ) -> VectorEnv[Any, Any, Any]:
-    """Make what ``gymnasium.make_vec`` returns: NumPy arrays in float64; tensors given a device.
-
-    :param num_envs: N
-    :param device: where the tensors are; None: arrays
-    :param options: as for :class:`MeanFieldPopulationBatch`
-    :return: the vector environment
-    """
-    if device is not None:
-        return MeanFieldPopulationBatch(num_envs, device=device, **options)
-    return NumpyVectorEnv(MeanFieldPopulationBatch(num_envs, **{"dtype": torch.float64, **options}))
+    """:return: what ``gymnasium.make_vec`` does, see :func:`~headway.envs.vector.face`"""
+    return face(MeanFieldPopulationBatch, num_envs, device, **options)
 
 
 def make_member_vector(

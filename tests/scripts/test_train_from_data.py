@@ -82,6 +82,7 @@ def test_seeds_at_once_are_runs_of_their_own(headway: Command) -> None:
         for key, tensor in weights(Path(f"alone{seed}")).items():
             assert torch.allclose(tensor, weights(Path(f"both/s{seed}"))[key], atol=1e-5), key
         assert (Path(f"both/s{seed}") / "evaluations.csv").read_text().count("\n") == 4  # head, before, middle, after
+        assert (Path(f"both/s{seed}") / "progress.csv").read_text().count("\n") >= 5  # every ten steps
     code, out, _ = headway("train", "iql", "--resume", "both/s3", "--total-timesteps", 60, "--env", "worlds:Point-v0")
     assert (code, "resumed at step 50" in out) == (0, True)
     code, _, err = headway(*common, "--seeds", "3-4", "--run-dir", "both")
@@ -116,6 +117,9 @@ def test_other_data_of_the_same_name_are_not_resumed_from(headway: Command, tmp_
         ("bc", "BC learns from data: pass --dataset"),
         ("iql --seeds 3", "--seeds trains several seeds at once from data"),
         ("iql --dataset points/walks-v0 --delay constant:1,1", "--delay is about the environment to learn in"),
+        ("iql --dataset points/walks-v0 --n-envs 3", "--n-envs is about the environment to learn in"),
+        ("iql --dataset points/walks-v0 --vec subproc", "--vec is about the environment to learn in"),
+        ("iql --dataset points/walks-v0 --seeds 3 --seed 5", "--seed 5 beside --seeds 3: name all seeds"),
         ("bc --dataset points/talks-v0", "there is no data set points/talks-v0: did you mean"),
         ("bc --dataset points/walks-v0 --seeds x", "--seeds must be a count"),
         ("bc --dataset points/walks-v0 --env Pendulum-v1", "pass the --env in which it was recorded"),

@@ -6,7 +6,7 @@ action. Observations are (*lead, B, *O), where ``lead`` broadcasts to ``stack``:
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict, Unpack
+from typing import ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class Head(nn.Module):
     :param beside: inputs of the perceptron beside the features
     """
 
+    perceptron: ClassVar[type[StackedMLP]] = StackedMLP
+
     def __init__(
         self,
         features: nn.Module,
@@ -58,7 +60,7 @@ class Head(nn.Module):
         super().__init__()
         self.features = features
         inputs = int(features.features_dim) + beside  # type: ignore[arg-type]
-        self.mlp = StackedMLP((*stack, *each), inputs, outputs, net_arch, activation, precision)
+        self.mlp = self.perceptron((*stack, *each), inputs, outputs, net_arch, activation, precision)
 
 
 class Actor(Head):

@@ -117,15 +117,4 @@ def action_values(critics: Critics | QValues, obs: Obs, actions: Tensor, *, froz
 class LayerNormCritics(Critics):
     """Critics with a layer norm after each hidden layer; parameters as :class:`Critics`."""
 
-    def __init__(
-        self,
-        features: nn.Module,
-        action_dim: int,
-        net_arch: Sequence[int],
-        *,
-        n_critics: int = 2,
-        **options: Unpack[Options],
-    ) -> None:
-        super().__init__(features, action_dim, net_arch, n_critics=n_critics, **options)
-        plain, inputs = self.mlp, self.mlp.weights[0].shape[-2]
-        self.mlp = LayerNormMLP(plain.stack, inputs, 1, net_arch, plain.activation, plain.precision)
+    perceptron = LayerNormMLP

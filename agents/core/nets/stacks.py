@@ -243,18 +243,11 @@ class LayerNormMLP(StackedMLP):
     Parameters as :class:`StackedMLP`.
     """
 
-    def __init__(
-        self,
-        stack: Sequence[int],
-        inputs: int,
-        outputs: int,
-        net_arch: Sequence[int],
-        activation: Activation = "relu",
-        precision: Precision = "float32",
-    ) -> None:
-        super().__init__(stack, inputs, outputs, net_arch, activation, precision)
-        self.gains = nn.ParameterList(torch.ones(*self.stack, 1, width) for width in net_arch)
-        self.shifts = nn.ParameterList(torch.zeros(*self.stack, 1, width) for width in net_arch)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        widths = [weight.shape[-1] for weight in self.weights][:-1]
+        self.gains = nn.ParameterList(torch.ones(*self.stack, 1, width) for width in widths)
+        self.shifts = nn.ParameterList(torch.zeros(*self.stack, 1, width) for width in widths)
 
     def forward(self, x: Tensor, *, frozen: bool = False, members: int | None = None) -> Tensor:
         """See :meth:`StackedMLP.forward`."""
