@@ -402,9 +402,7 @@ def evaluate(options: EvaluateOptions) -> Summary:
     env = policy.in_(evaluation_env(world, min(options.n_envs, options.episodes)))
     print(said)
     if (count := selected_among(path)) > 1:
-        print(
-            f"chosen as the best of {count} evaluations, in the same environment: optimistic by that choice; final.zip is not chosen"
-        )
+        print(f"chosen as the best of {count} evaluations here, which flatters it; final.zip is not chosen")
     with table(options.csv, ["episode", "return", "length"]) as write:
         returns, lengths = evaluate_agent(agent, env, options.episodes, options.seed, deterministic, write)
     env.close()
