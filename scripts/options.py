@@ -256,6 +256,7 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
         raise ValueError("--trust-env is about the environment that a folder names: it goes with --resume")
     if run is not None:
         _check_source(run)
+        _check_round(run)
     return run
 
 
@@ -290,6 +291,16 @@ def _check_source(run: Run) -> None:
             raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")
     if options.seeds is not None and options.seed != describe(TrainOptions)["seed"].default:
         raise ValueError(f"--seed {options.seed} beside --seeds {options.seeds}: name all seeds in --seeds")
+
+
+def _check_round(run: Run) -> None:
+    """See that a round of steps, which is always finished, is no longer than the run itself."""
+    options, frequency = run.options, getattr(run.config, "train_freq", 1)
+    if options.dataset is None and isinstance(frequency, int) and frequency * options.n_envs > options.total_timesteps:
+        raise ValueError(
+            f"--train-freq {frequency} makes rounds of {frequency * options.n_envs:,} steps, longer than "
+            f"--total-timesteps {options.total_timesteps:,}: lower the one or raise the other"
+        )
 
 
 def early_flags(arguments: Sequence[str], *names: str) -> dict[str, str]:

@@ -113,6 +113,11 @@ def test_other_data_of_the_same_name_are_not_resumed_from(headway: Command, tmp_
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("hdcr --total-timesteps 8 --train-freq 2147483648", "--train-freq 2147483648 makes rounds of 2,147,483,648"),
+        (
+            "hdcr --total-timesteps 100",
+            "--train-freq 2048 makes rounds of 2,048 steps, longer than --total-timesteps 100",
+        ),
         ("sac --dataset points/walks-v0", "SAC learns in environments: it takes no --dataset"),
         ("bc", "BC learns from data: pass --dataset"),
         ("iql --seeds 3", "--seeds trains several seeds at once from data"),
