@@ -18,6 +18,7 @@ from .dcac import DCAC, DCACConfig
 from .dqn import DQN, DQNConfig
 from .hdcr import HDCR, HDCRConfig
 from .iql import IQL, IQLConfig
+from .pgps import CEM, PGPS, CEMConfig, PGPSConfig
 from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
@@ -27,10 +28,12 @@ __all__ = [
     "ABM",
     "AGENTS",
     "BC",
+    "CEM",
     "DCAC",
     "DQN",
     "HDCR",
     "IQL",
+    "PGPS",
     "PPO",
     "SAC",
     "TD3",
@@ -38,6 +41,7 @@ __all__ = [
     "ABMConfig",
     "ActorCriticAgent",
     "BCConfig",
+    "CEMConfig",
     "DCACConfig",
     "DQNConfig",
     "Dataset",
@@ -46,6 +50,7 @@ __all__ = [
     "HDCRConfig",
     "IQLConfig",
     "NonFiniteError",
+    "PGPSConfig",
     "PPOConfig",
     "SACConfig",
     "TD3BCConfig",

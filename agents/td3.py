@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import captured, compiled
-from .core.config import Count, LearningRate, OffPolicyConfig, Range
+from .core.config import LearningRate, OffPolicyConfig, Range, SmoothingConfig
 from .core.data import Transitions
 from .core.nets import Critics, DeterministicActor
 from .core.off_policy import OffPolicyAgent
@@ -21,10 +21,10 @@ from .core.spaces import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3Config(OffPolicyConfig):
+class TD3Config(SmoothingConfig, OffPolicyConfig):
     """Hyper-parameters of TD3. Names and defaults are Stable-Baselines3's, but for the exploration noise."""
 
-    live = OffPolicyConfig.live | {"action_noise_std", "policy_delay", "target_policy_noise", "target_noise_clip"}
+    live = SmoothingConfig.live | OffPolicyConfig.live | {"action_noise_std"}
 
     learning_rate: LearningRate = 1e-3
     """Step size of Adam, for every network (Stable-Baselines3's default for TD3)."""
@@ -32,24 +32,12 @@ class TD3Config(OffPolicyConfig):
     action_noise_std: Annotated[float, Range(0, unit="half the action range")] = 0.1
     """Standard deviation of the Gaussian exploration noise (our choice; Stable-Baselines3 adds none unless told)."""
 
-    policy_delay: Count = 2
-    """Critic updates per update of the actor and the targets."""
-
-    target_policy_noise: Annotated[float, Range(0, unit="half the action range")] = 0.2
-    """Standard deviation of the noise that smooths the target policy."""
-
-    target_noise_clip: Annotated[float, Range(0, unit="half the action range")] = 0.5
-    """Bound on that noise."""
-
-    n_critics: Count = 2
-    """Critics, of whose target values the least is used."""
-
 
 def smoothed_target(
     batch: Transitions,
     target_actor: DeterministicActor,
     target_critics: Critics,
-    cfg: TD3Config,
+    cfg: SmoothingConfig,
     noise: Tensor,
 ) -> Tensor:
     """y = r + gamma (1 - terminated) min_i Q'_i(s', clip(pi'(s') + eps)), eps = clip(noise * std).

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .core.compile import captured, compiled
-from .core.config import Count, Positive, Range, TargetConfig
+from .core.config import Positive, Range, SmoothingConfig
 from .core.data import Transitions
 from .core.nets import Critics, DeterministicActor, LayerNormCritics
 from .core.offline import Dataset, OfflineAgent, OfflineConfig
@@ -21,10 +21,10 @@ from .core.spaces import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3BCConfig(OfflineConfig, TargetConfig):
+class TD3BCConfig(OfflineConfig, SmoothingConfig):
     """Hyper-parameters of TD3+BC and ReBRAC. Defaults are TD3+BC's."""
 
-    live = OfflineConfig.live | TargetConfig.live | {"q_coef", "actor_bc_coef", "critic_bc_coef", "policy_delay"}
+    live = OfflineConfig.live | SmoothingConfig.live | {"q_coef", "actor_bc_coef", "critic_bc_coef"}
 
     normalize_obs: bool = True
     """Shift and scale observations by their mean and standard deviation in the data, and clip them to [-10, 10] (which
@@ -44,18 +44,6 @@ class TD3BCConfig(OfflineConfig, TargetConfig):
 
     layer_norm: bool = False
     """A layer norm after each hidden layer of the critics (ReBRAC)."""
-
-    policy_delay: Count = 2
-    """Critic updates per update of the actor and the targets."""
-
-    target_policy_noise: Annotated[float, Range(0, unit="half the action range")] = 0.2
-    """Standard deviation of the noise that smooths the target policy."""
-
-    target_noise_clip: Annotated[float, Range(0, unit="half the action range")] = 0.5
-    """Bound on that noise."""
-
-    n_critics: Count = 2
-    """Critics, of whose target values the least is used."""
 
 
 @dataclass(frozen=True, slots=True)

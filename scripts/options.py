@@ -76,8 +76,8 @@ class TrainOptions(Flags):
     seed: Annotated[int, Range(0, 4_000_000_000)] = 0
     """Seed of every random stream; equal seeds (and threads) give equal runs."""
 
-    n_envs: Annotated[int, Range(1)] = 1
-    """Environments stepped together."""
+    n_envs: Annotated[int, Range(0)] = 0
+    """Environments stepped together. 0: one, or of a population one for each episode of a generation."""
 
     vec: Literal["auto", "dummy", "subproc"] = "auto"
     """How several environments are stepped: dummy (in turn, in this process), subproc (a process each), or auto: all at
@@ -142,6 +142,11 @@ class TrainOptions(Flags):
             parse_pair(self.delay)
         elif self.delay_form != "dict":
             raise ValueError(f"--delay-form {self.delay_form} says how delays are observed: it needs --delay")
+
+    @property
+    def rows(self) -> int:
+        """How many environments step together."""
+        return self.n_envs or 1
 
     @property
     def world(self) -> World:
@@ -254,9 +259,12 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
         raise ValueError("which environment? pass --env Id-v0 (`headway envs` lists them)")
     if run is not None and run.options.trust_env:
         raise ValueError("--trust-env is about the environment that a folder names: it goes with --resume")
-    if run is not None:
-        _check_source(run)
-        _check_round(run)
+    if run is None:
+        return None
+    _check_source(run)
+    rows = run.options.n_envs or getattr(run.config, "episodes", 1)
+    run = dataclasses.replace(run, options=dataclasses.replace(run.options, n_envs=rows))
+    _check_round(run)
     return run
 
 

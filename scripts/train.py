@@ -36,7 +36,7 @@ from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
 from ..agents.core.seeds import spawn_seed
-from ..wrappers import BatchedVecEnv, Snapshot, verify_snapshot
+from ..wrappers import BatchedVecEnv, Snapshot, WholeEpisodes, verify_snapshot
 from ..wrappers.spaces_only import SpacesOnlyVecEnv
 from ..wrappers.specs import OURS
 from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
@@ -57,7 +57,7 @@ def training_env(options: TrainOptions) -> VecEnv:
     world, vec = options.world, options.vec
     device = simulated_on(options)
     if device is not None:
-        return BatchedVecEnv(world.batch(options.n_envs, device, options.threads))
+        return BatchedVecEnv(world.batch(options.rows, device, options.threads))
     world.single().close()  # here rather than in a worker, so that an unknown id is answered in one line
 
     def build() -> Env[Any, Any]:
@@ -68,7 +68,7 @@ def training_env(options: TrainOptions) -> VecEnv:
         env: Env[Any, Any] = Snapshot(Monitor(world.single()))
         return env
 
-    builders: list[Callable[[], Env[Any, Any]]] = [build for _ in range(options.n_envs)]
+    builders: list[Callable[[], Env[Any, Any]]] = [build for _ in range(options.rows)]
     if vec != "subproc":
         return DummyVecEnv(builders)
     others = set(multiprocessing.active_children())
@@ -130,9 +130,12 @@ class TrainingCallback(BaseCallback):
         self.run, self.folder, self.evaluator, self.signals = run, folder, evaluator, signals
         self.bar: tqdm[Any] | None = None
         self.verified = False
+        self._before = 0
+        """Steps until the last one; rows that rest do not count."""
         self.busy = False  # with something other than learning, so that an error is not the environment's
 
     def _on_training_start(self) -> None:
+        self._before = self._agent.num_timesteps
         if self.signals.received:  # before the agent could be asked
             self._agent.request_stop()
         if self.run.options.progress:
@@ -153,8 +156,7 @@ class TrainingCallback(BaseCallback):
 
     def _due(self, every: int) -> bool:
         # What the last step is due is left to the end of the run, when its gradient steps are done too.
-        before = self.num_timesteps - self.training_env.num_envs
-        return every > 0 and self.num_timesteps // every > before // every and self._agent.remaining_timesteps > 0
+        return every > 0 and self.num_timesteps // every > self._before // every and self._agent.remaining_timesteps > 0
 
     def _on_step(self) -> bool:
         options = self.run.options
@@ -169,8 +171,14 @@ class TrainingCallback(BaseCallback):
             self.evaluate(options.eval_episodes)
         if self._due(options.checkpoint_every):
             self.checkpoint()
+        self._before = self.num_timesteps
         self.busy = False
         return not self._agent.stop_requested
+
+    def _on_rollout_end(self) -> None:
+        agent = self._agent
+        if self.run.options.progress and not isinstance(agent, Peer) and (line := agent.describe_round()):
+            tqdm.write(line)
 
     def evaluate(self, episodes: int) -> Summary:
         """Evaluate the policy, log it, and keep it if it is the best so far.
@@ -208,7 +216,8 @@ class TrainingCallback(BaseCallback):
         """Find out, with environments of its own, whether a resumed run goes on exactly."""
         state = None
         with contextlib.suppress(Exception):  # what cannot be saved here cannot be in a new environment either
-            state = agent.batched_env.state()
+            batch = agent.batched_env
+            state = (batch.env if isinstance(batch, WholeEpisodes) else batch).state()
         try:
             return str(verify_snapshot(lambda: training_env(self.run.options), state=state))
         except Exception as cause:  # of the environment's own code: it must not end the run
@@ -556,7 +565,7 @@ def _introduce(run: Run, folder: Path, agent: Trainee, resumed: bool) -> None:
     else:
         print(
             f"{run.name} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
-            f"{_count(options.n_envs, 'environment')}{batch} · {agent.device}{threads}"
+            f"{_count(options.rows, 'environment')}{batch} · {agent.device}{threads}"
         )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
     print(f"hyper-parameters: {changes or 'the defaults'}")

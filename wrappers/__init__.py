@@ -7,6 +7,7 @@ from .sb3 import BatchedVecEnv
 from .snapshot import Snapshot, StateNotSavable, capture, restore
 from .spaces_only import SpacesOnlyVecEnv
 from .verification import SnapshotReport, verify_snapshot
+from .whole_episodes import WholeEpisodes
 
 __all__ = [
     "BatchedRandomDelay",
@@ -18,6 +19,7 @@ __all__ = [
     "StateNotSavable",
     "VecEnvBatch",
     "VectorEnvBatch",
+    "WholeEpisodes",
     "as_batched",
     "capture",
     "restore",

@@ -135,7 +135,7 @@ def _describe(cls: type) -> Mapping[str, FieldInfo]:
     hints = get_type_hints(cls, include_extras=True)
     docs = _docstrings(cls)
     described = {}
-    for field in fields(cls):
+    for field in (field for field in fields(cls) if field.name not in getattr(cls, "unused", ())):
         annotation, ranges = _strip(hints[field.name])
         unique = tuple(dict.fromkeys(ranges))
         described[field.name] = FieldInfo(field.name, annotation, field.default, docs.get(field.name, ""), unique)
@@ -193,6 +193,9 @@ def _lists(value: Any) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """What all hyper-parameters have in common: checks of types and ranges, tuples given as lists, names from files."""
+
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Fields of a base that mean nothing here: they keep their defaults, and are known to nobody."""
 
     live: ClassVar[frozenset[str]] = frozenset()
     """Fields that count when they are changed in the middle of training: whoever uses them reads them at each use, or
@@ -293,16 +296,23 @@ class AgentConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayConfig(AgentConfig):
+class StoreConfig(AgentConfig):
     """What agents with a replay store add."""
 
-    live = AgentConfig.live | {"learning_starts", "train_freq"}
+    live = AgentConfig.live | {"learning_starts"}
 
     buffer_size: Count = 1_000_000
     """Capacity of the replay store in transitions, over all environments together (Stable-Baselines3's default)."""
 
     learning_starts: Annotated[int, Range(0, unit="environment steps")] = 100
     """Steps with uniformly random actions before the first gradient step (Stable-Baselines3's default)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(StoreConfig):
+    """What agents add that fill a replay store step by step."""
+
+    live = StoreConfig.live | {"train_freq"}
 
     train_freq: Count | tuple[Count, Literal["step", "episode"]] = 1
     """Steps of every environment between trainings, whatever their number; "1 episode" counts episodes instead."""
@@ -316,6 +326,25 @@ class TargetConfig(AgentConfig):
 
     tau: Annotated[float, Range(0, 1, open_low=True)] = 0.005
     """Share of the online weights that enters the target networks per update (Stable-Baselines3's default)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingConfig(TargetConfig):
+    """What TD3 and its relatives have: critics of which the least counts, a delayed policy, a smoothed target."""
+
+    live = TargetConfig.live | {"policy_delay", "target_policy_noise", "target_noise_clip"}
+
+    policy_delay: Count = 2
+    """Critic updates per update of the actor and the targets."""
+
+    target_policy_noise: Annotated[float, Range(0, unit="half the action range")] = 0.2
+    """Standard deviation of the noise that smooths the target policy."""
+
+    target_noise_clip: Annotated[float, Range(0, unit="half the action range")] = 0.5
+    """Bound on that noise."""
+
+    n_critics: Count = 2
+    """Critics, of whose target values the least is used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,10 +149,15 @@ class AgentInEnvironment(LearningLoop):
 
     # -- episodes ----------------------------------------------------------------------------------------------------
 
-    def _reset_env(self) -> None:
+    def _reset_env(self, seeds: list[int | None] | None = None) -> None:
+        """Start new episodes.
+
+        :param seeds: one per row; None goes on with the random streams as they are
+        """
         assert self.env is not None
         # A VecEnv keeps seeds and options of its next reset itself; a batch behind BatchedVecEnv is handed them.
         waiting = self.env.take_seeds_and_options() if isinstance(self.env, BatchedVecEnv) else {}
+        waiting = waiting if seeds is None else waiting | {"seed": seeds}
         moments = moments_of(self.normalizer)
         obs, info = self.batched_env.reset(**waiting)
         raw = info.get("raw")

@@ -93,6 +93,10 @@ class LearningLoop(BaseAlgorithm):
         """
         return self.schedule(collected)
 
+    def describe_round(self) -> str:
+        """:return: what a person should be told of the round of data that has just ended; "": nothing"""
+        return ""
+
     def schedule(self, steps: int) -> Sequence[tuple[str, int]]:
         """:return: the phases that so many gradient steps pass through; one phase, unless an agent has several."""
         return [("update", steps)]
@@ -314,7 +318,7 @@ class LearningLoop(BaseAlgorithm):
         return total_timesteps, self._init_callback(callback, progress_bar)
 
     @abstractmethod
-    def _reset_env(self) -> None:
+    def _reset_env(self, seeds: list[int | None] | None = None) -> None:
         """Start new episodes."""
 
     @abstractmethod
@@ -369,7 +373,7 @@ class LearningLoop(BaseAlgorithm):
             record("train/learning_rate", self.current_learning_rate)
         means = self.metrics.flush()
         for name, value in means.items():
-            record(f"train/{name}", value)
+            record(name if "/" in name else f"train/{name}", value)
         for name, values in self._distributions().items():
             record(name, values, exclude=("stdout", "log", "json", "csv"))
         self.logger.dump(step=self.num_timesteps)

@@ -1,4 +1,4 @@
-"""The base of agents that learn from a replay store."""
+"""The bases of agents that learn from a replay store."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,33 +9,24 @@ import torch
 from torch import Tensor
 
 from .agent import ActorCriticAgent
-from .config import AgentConfig, OffPolicyConfig, ReplayConfig
+from .config import AgentConfig, OffPolicyConfig, ReplayConfig, StoreConfig
 from .data import ReplayStore, Step, StepCollector, Transitions, transition_fields
 from .files import contents
 
-C = TypeVar("C", bound=ReplayConfig)
+C = TypeVar("C", bound=StoreConfig)
+R = TypeVar("R", bound=ReplayConfig)
 
 
-class OffPolicyAgent(ActorCriticAgent[C]):
-    """An agent that learns from a replay store.
-
-    Its configuration is a :class:`ReplayConfig`; an :class:`OffPolicyConfig`, unless it has :meth:`phases` of its own.
-    """
-
-    collector: StepCollector
+class ReplayAgent(ActorCriticAgent[C]):
+    """An agent with a replay store, whatever fills it. Its configuration is a :class:`StoreConfig`."""
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self.store = self._make_store()
         self.register("store", self.store)
 
-    def _config_changed(self, before: AgentConfig) -> None:
-        collector = self._make_collector()  # refuses what it cannot do
-        super()._config_changed(before)
-        self.collector.length, self.collector.unit = collector.length, collector.unit
-
-    def _reset_env(self) -> None:
-        super()._reset_env()
+    def _reset_env(self, seeds: list[int | None] | None = None) -> None:
+        super()._reset_env(seeds)
         self.store.cut()  # what was stored before is not followed by what comes now
 
     def _make_store(self) -> ReplayStore[Any]:
@@ -60,27 +51,6 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         :param step: of all environments
         """
         self.store.add(step.transitions(), step.real)
-
-    def choose(self) -> dict[str, Tensor]:
-        """:return: uniformly random actions before ``learning_starts``, what :meth:`explore` says after."""
-        if self.num_timesteps < self.config.learning_starts:
-            return {"actions": self.actions.random(self.n_envs, self.generators["collect"])}
-        return super().choose()
-
-    def _make_collector(self) -> StepCollector:
-        frequency = self.config.train_freq
-        length, unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
-        if unit == "episode" and self.n_envs > 1:
-            raise ValueError(f"train_freq in episodes needs one environment, got {self.n_envs}: count steps instead")
-        return StepCollector(self, length, unit)
-
-    def phases(self, collected: int) -> Sequence[tuple[str, int]]:
-        """See :meth:`LearningLoop.phases`; so many gradient steps as the configuration says."""
-        if self.num_timesteps <= self.config.learning_starts:
-            return []
-        assert isinstance(self.config, OffPolicyConfig)
-        steps = self.config.gradient_steps
-        return self.schedule(collected if steps < 0 else self.collector.share(steps, collected))
 
     def sample(self, rows: int | None = None) -> Transitions:
         """Draw from the store.
@@ -135,3 +105,38 @@ class OffPolicyAgent(ActorCriticAgent[C]):
         :raises ValueError: its fields do not fit this agent
         """
         contents.load_store(self.store, path)
+
+
+class OffPolicyAgent(ReplayAgent[R]):
+    """An agent that fills a replay store step by step, and learns from it after each few steps or episodes.
+
+    Its configuration is a :class:`ReplayConfig`; an :class:`OffPolicyConfig`, unless it has :meth:`phases` of its own.
+    """
+
+    collector: StepCollector
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        collector = self._make_collector()  # refuses what it cannot do
+        super()._config_changed(before)
+        self.collector.length, self.collector.unit = collector.length, collector.unit
+
+    def choose(self) -> dict[str, Tensor]:
+        """:return: uniformly random actions before ``learning_starts``, what :meth:`explore` says after."""
+        if self.num_timesteps < self.config.learning_starts:
+            return {"actions": self.actions.random(self.n_envs, self.generators["collect"])}
+        return super().choose()
+
+    def _make_collector(self) -> StepCollector:
+        frequency = self.config.train_freq
+        length, unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
+        if unit == "episode" and self.n_envs > 1:
+            raise ValueError(f"train_freq in episodes needs one environment, got {self.n_envs}: count steps instead")
+        return StepCollector(self, length, unit)
+
+    def phases(self, collected: int) -> Sequence[tuple[str, int]]:
+        """See :meth:`LearningLoop.phases`; so many gradient steps as the configuration says."""
+        if self.num_timesteps <= self.config.learning_starts:
+            return []
+        assert isinstance(self.config, OffPolicyConfig)
+        steps = self.config.gradient_steps
+        return self.schedule(collected if steps < 0 else self.collector.share(steps, collected))

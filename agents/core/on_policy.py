@@ -78,8 +78,8 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         if self.config.reward_scaling != "off":
             self.reward_scale.gamma = self.config.gamma
 
-    def _reset_env(self) -> None:
-        super()._reset_env()
+    def _reset_env(self, seeds: list[int | None] | None = None) -> None:
+        super()._reset_env(seeds)
         self.rollout.clear()  # a round that was cut off is not followed by what comes now
         self.collector = self._make_collector()
 

@@ -44,9 +44,9 @@ class CEMSearch:
     width of the search is a schedule.
 
     :param mean: mu to begin with, (D,), on the device to work on
-    :param population: P, at least 2
+    :param population: P; one member alone is followed wherever it goes
     :param generator: of all draws, on that device
-    :param parents: L; None: half of P, rounded down
+    :param parents: L; None: half of P, rounded down, at least 1
     :param variance: of each number to begin with, and d; 7.5e-3 is PGPS's, 1e-3 CEM-RL's
     :param final_variance: d_min
     :param decay: alpha, per generation; CEM-RL's is 0.05
@@ -70,9 +70,9 @@ class CEMSearch:
         mirror: bool = False,
         inverse_parents: bool = True,
     ) -> None:
-        parents = population // 2 if parents is None else parents
-        if population < 2:
-            raise ValueError(f"population is {population}: a search compares at least 2 members")
+        parents = max(population // 2, 1) if parents is None else parents
+        if population < 1:
+            raise ValueError(f"population is {population}: there must be at least 1 member")
         if not 1 <= parents <= population:
             raise ValueError(f"parents is {parents}, it must be from 1 to the population of {population}")
         for name, value in (("variance", variance), ("final_variance", final_variance)):

@@ -1,11 +1,13 @@
 """A population of policies as one matrix: each member a row, each layer of all of them a view of it."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
 from ...envs.batched import BatchedEnv
 from ..core.data import Episodes, Turn, run_episodes
-from ..core.nets import DeterministicActor
+from ..core.nets import Actor, StackedMLP
 from ..core.spaces import Actions, Obs, ObservationCodec
 
 
@@ -39,7 +41,7 @@ class Population:
     :raises ValueError: another number of weights, or features that have some
     """
 
-    def __init__(self, single: DeterministicActor, members: Tensor) -> None:
+    def __init__(self, single: Actor, members: Tensor) -> None:
         if any(True for _ in single.features.parameters()):
             raise ValueError("a population reads vectors: networks that read images have weights of their own to learn")
         mlp = single.mlp
@@ -47,21 +49,28 @@ class Population:
         if members.dim() != 2 or members.shape[1] != sum(sizes):
             raise ValueError(f"members must be (P, {sum(sizes)}), got {tuple(members.shape)}")
         self.single, self.members = single, members
-        widths = [weight.shape[-1] for weight in mlp.weights]
-        self.actors = DeterministicActor(
-            single.features,
-            widths[-1],
-            widths[:-1],
-            activation=mlp.activation,
-            stack=(len(members),),
-            precision=mlp.precision,
-        ).requires_grad_(False)
+        inputs, widths = mlp.weights[0].shape[0], [weight.shape[1] for weight in mlp.weights]
+        with torch.device("meta"):  # where nothing is drawn, since nothing is kept
+            stacked = StackedMLP((len(members),), inputs, widths[-1], widths[:-1], mlp.activation, mlp.precision)
         for (name, own), part in zip(mlp.named_parameters(), torch.split(members, sizes, 1), strict=True):
-            self.actors.mlp.get_parameter(name).data = part.view(len(members), *own.shape)
+            layers, _, index = name.partition(".")
+            view = part.view(len(members), *own.shape)
+            stacked.get_submodule(layers)[int(index)] = nn.Parameter(view, requires_grad=False)  # type: ignore[operator]
+        self.actors = deepcopy(single).requires_grad_(False)
+        self.actors.mlp, self.actors.stack = stacked, stacked.stack
 
-    def part(self, first: int, count: int) -> "Population":
-        """:return: so many members from one on, of the same weights"""
-        return Population(self.single, self.members[first : first + count])
+    def of(self, episodes: Tensor, each: int) -> "Population":
+        """Say who acts in the rows of a batch.
+
+        :param episodes: numbers of the rows' episodes, which follow one another, (N,) int64
+        :param each: episodes of a member
+        :return: so many members that each has the same number of rows; of the same weights where rows are the members'
+            in turn, and else a copy for each row
+        """
+        first, rows = int(episodes[0]), len(episodes)
+        if first % each == 0 and rows % each == 0 and first + rows <= len(self) * each:
+            return Population(self.single, self.members[first // each : (first + rows) // each])
+        return Population(self.single, self.members[episodes // each])
 
     def __len__(self) -> int:
         return len(self.members)
@@ -94,8 +103,7 @@ def evaluate(
     whatever the number of rows.
 
     :param population: P members
-    :param env: the batch; its rows are the members' in turn, ``P * episodes`` of them, or a multiple of ``episodes``
-        that divides it
+    :param env: the batch, best of ``P * episodes`` rows, or of a multiple of ``episodes`` that divides that
     :param codec: of observations
     :param actions: of the action space
     :param episodes: E, per member
@@ -103,22 +111,16 @@ def evaluate(
     :param seed: of the first episode; None goes on with the random streams as they are
     :param keep: the steps, see :func:`run_episodes`
     :return: the mean return of each member, (P,) float64, and the episodes
-    :raises ValueError: a number of rows that does not fit
     """
-    total, rows = len(population) * episodes, env.num_envs
-    if total % rows or rows % episodes:
-        raise ValueError(
-            f"{rows} rows for {len(population)} members of {episodes} episodes each: take {total}, or a part of it "
-            f"that is a multiple of {episodes}"
-        )
-    together = rows // episodes
-    parts = [population.part(first, together) for first in range(0, len(population), together)]
+    round_, acting = torch.empty(0), population
 
     def act(obs: Obs, turn: Turn) -> Tensor:
-        part = parts[int(turn.episodes[0]) // rows] if len(parts) > 1 else parts[0]
+        nonlocal round_, acting
+        if round_ is not turn.episodes:
+            round_, acting = turn.episodes, population.of(turn.episodes, episodes)
         encoded = codec.encode(obs, population.members.device)
         assert isinstance(encoded, Tensor)
-        return actions.to_env(part.act(encoded)).to(env.device)
+        return actions.to_env(acting.act(encoded)).to(env.device)
 
-    played = run_episodes(env, act, episodes=total, horizon=horizon, seed=seed, keep=keep)
+    played = run_episodes(env, act, episodes=len(population) * episodes, horizon=horizon, seed=seed, keep=keep)
     return played.returns.view(-1, episodes).mean(1), played

@@ -144,7 +144,7 @@ def test_a_fitness_that_is_no_number_ranks_last(caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"population": 1}, "population is 1"),
+        ({"population": 0}, "population is 0"),
         ({"parents": 11}, "parents is 11, it must be from 1 to the population of 10"),
         ({"parents": 0}, "parents is 0"),
         ({"variance": 0.0}, "variance is 0.0"),

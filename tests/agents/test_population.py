@@ -68,10 +68,11 @@ def settings() -> tuple[ObservationCodec, Any]:
 
 @pytest.mark.parametrize("episodes", [1, 2])
 def test_fitness_does_not_depend_on_rows(episodes: int) -> None:
+    """Whether they are the members' in turn, each acts in a row of its own, or some are left over."""
     population = Population(actor(0, 1, 1), members(6, 1, 1))
     found = {
         rows: evaluate(population, points(rows), *settings(), episodes=episodes, seed=11)[0]
-        for rows in (6 * episodes, 3 * episodes, episodes)
+        for rows in (6 * episodes, 3 * episodes, episodes, 1, 4, 6 * episodes + 1)
     }
     by_hand = []
     for member in range(6):
@@ -119,5 +120,3 @@ def test_what_makes_no_population_is_refused() -> None:
     sees = DeterministicActor(ImageFeatures(spaces.Box(0, 255, (1, 36, 36), np.uint8), 8), A, (4,))
     with pytest.raises(ValueError, match="a population reads vectors"):
         Population(sees, torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="4 rows for 6 members of 1 episodes each: take 6"):
-        evaluate(Population(actor(0, 1, 1), members(6, 1, 1)), points(4), *settings())

@@ -113,6 +113,13 @@ class Tracked(Generic[M]):
             else:
                 group["lr"] = self.learning_rate * fraction
 
+    @torch.no_grad()
+    def restart_optimiser(self) -> None:
+        """Forget all moments and count from the first step again, as a new optimiser would."""
+        for state in self.optimizer.state.values() if self.optimizer is not None else ():
+            for tensor in state.values():
+                tensor.zero_()
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Change the network's learning rate, unless its optimiser has one of its own.
 
