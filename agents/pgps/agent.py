@@ -342,7 +342,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
             self.members[-1] = flatten(self.actor.module)
             self.origins[-1] = ORIGINS.index("learner")
         self.scores.zero_()
-        if len(self.store):
+        if cfg.surrogate and len(self.store):
             obs = self._states(cfg.surrogate_states)
             self.scores = scores(Population(self.actor.module, self.members), self.critics.module, obs)
 

@@ -345,7 +345,8 @@ class GenerationCollector:
             callback.on_rollout_start()
             self.first, self.is_playing = 0, False
             self.is_random, self.horizon = host.plays_at_random(), host.next_horizon()
-            host.begin_generation()
+            if not self.is_random:
+                host.begin_generation()
         while self.first < self.episodes:
             if host.stop_requested:
                 return False

@@ -50,11 +50,12 @@ class Population:
             raise ValueError(f"members must be (P, {sum(sizes)}), got {tuple(members.shape)}")
         self.single, self.members = single, members
         inputs, widths = mlp.weights[0].shape[0], [weight.shape[1] for weight in mlp.weights]
+        stack = () if len(members) == 1 else (len(members),)  # one alone acts to the bits of its own network
         with torch.device("meta"):  # where nothing is drawn, since nothing is kept
-            stacked = StackedMLP((len(members),), inputs, widths[-1], widths[:-1], mlp.activation, mlp.precision)
+            stacked = StackedMLP(stack, inputs, widths[-1], widths[:-1], mlp.activation, mlp.precision)
         for (name, own), part in zip(mlp.named_parameters(), torch.split(members, sizes, 1), strict=True):
             layers, _, index = name.partition(".")
-            view = part.view(len(members), *own.shape)
+            view = part.view(*stack, *own.shape)
             stacked.get_submodule(layers)[int(index)] = nn.Parameter(view, requires_grad=False)  # type: ignore[operator]
         self.actors = deepcopy(single).requires_grad_(False)
         self.actors.mlp, self.actors.stack = stacked, stacked.stack
@@ -81,6 +82,8 @@ class Population:
         :param obs: encoded, the same number of rows for each member, one member after the other, (P E, O)
         :return: in [-1, 1], (P E, A)
         """
+        if len(self) == 1:
+            return self.actors.mode(obs)
         rows = obs.view(len(self), -1, obs.shape[-1])  # (P, E, O)
         return self.actors.mode(rows).flatten(0, 1)
 
