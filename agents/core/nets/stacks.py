@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["relu", "tanh", "elu"]
+Activation = Literal["relu", "tanh", "elu", "silu"]
 Precision = Literal["float32", "bfloat16"]
 
 # Whether a transformation of torch.func is at work, as torch's own Function.apply asks.
 transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # Whether a gradient stands for many, as with is_grads_batched and vectorised Jacobians.
 _batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
-_PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}
+_PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
 
 def _activate_(x: Tensor, activation: Activation) -> Tensor:
@@ -38,6 +38,8 @@ def _activate_(x: Tensor, activation: Activation) -> Tensor:
         return x.relu_()
     if half:  # torch's bf16 loops take three times as long as these conversions
         return x.copy_(_activate_(x.float(), activation))
+    if activation == "silu":
+        return F.silu(x, inplace=True)
     return x.tanh_() if activation == "tanh" else F.elu_(x)
 
 
@@ -219,7 +221,8 @@ class StackedMLP(nn.Module):
         if members is not None:
             parameters = [(p.detach() if frozen else p).narrow(-3, 0, members) for p in parameters]
         dtype = torch.bfloat16 if self.precision == "bfloat16" else parameters[0].dtype
-        if compiling or transformed():  # a compiler fuses the plain form by itself
+        # A compiler fuses the plain form by itself; of SiLU the output does not tell the derivative.
+        if compiling or transformed() or (self.activation == "silu" and torch.is_grad_enabled()):
             parameters = [parameter.detach() for parameter in parameters] if frozen else parameters
             return _plain(x, self.activation, dtype, parameters)
         if not torch.is_grad_enabled():
