@@ -47,45 +47,46 @@ def soft_target(
 
     A truncated row bootstraps: only termination ends the sum.
 
-    :param batch: transitions, B rows
+    :param batch: transitions, (*stack, B, …)
     :param actor: the policy
     :param target_critics: the slow critics
-    :param alpha: temperature, scalar
+    :param alpha: temperature, (*stack)
     :param gamma: discount per step
-    :param noise: standard normal, (B, A)
-    :return: regression targets without gradient, (B,)
+    :param noise: standard normal, (*stack, B, A)
+    :return: regression targets without gradient, (*stack, B)
     """
     with torch.no_grad():
-        next_actions, next_log_prob = actor.sample(batch.next_obs, noise)  # (B, A), (B,)
-        next_q: Tensor = target_critics(batch.next_obs, next_actions).amin(0)  # (E, B) -> (B,)
-        soft_value = (next_q - alpha * next_log_prob).masked_fill(batch.terminated, 0.0)
+        next_actions, next_log_prob = actor.sample(batch.next_obs, noise)  # (*stack, B, A), (*stack, B)
+        next_q: Tensor = target_critics(batch.next_obs, next_actions).amin(-2)  # (*stack, E, B) -> (*stack, B)
+        soft_value = (next_q - alpha.unsqueeze(-1) * next_log_prob).masked_fill(batch.terminated, 0.0)
         return batch.rewards + gamma * soft_value
 
 
 def critic_loss(critics: Critics, batch: Transitions, target: Tensor) -> Tensor:
-    """J(Q) = 1/2 sum_i E[(Q_i(s, a) - y)^2].
+    """J(Q) = 1/2 sum_i E[(Q_i(s, a) - y)^2], summed over a stack of agents.
 
-    :param critics: E of them
-    :param batch: transitions, B rows
-    :param target: (B,)
+    :param critics: E of each
+    :param batch: transitions, (*stack, B, …)
+    :param target: (*stack, B)
     :return: scalar
     """
-    q: Tensor = critics(batch.obs, batch.actions)  # (E, B)
-    return 0.5 * len(q) * F.mse_loss(q, target.expand_as(q))  # the sum over critics of means over rows
+    q: Tensor = critics(batch.obs, batch.actions)  # (*stack, E, B)
+    each = q.shape[:-1].numel()  # the sum over critics of means over rows
+    return 0.5 * each * F.mse_loss(q, target.unsqueeze(-2).expand_as(q))
 
 
 def actor_loss(critics: Critics, obs: Obs, actions: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """J(pi) = E[alpha log pi(a|s) - min_i Q_i(s, a)], a reparametrised.
+    """J(pi) = E[alpha log pi(a|s) - min_i Q_i(s, a)], a reparametrised, summed over a stack of agents.
 
-    :param critics: E of them; no gradient reaches their weights
-    :param obs: (B, *O)
-    :param actions: drawn from the policy, differentiable, (B, A)
-    :param log_prob: their log densities, (B,)
-    :param alpha: temperature, scalar
+    :param critics: E of each; no gradient reaches their weights
+    :param obs: (*stack, B, *O)
+    :param actions: drawn from the policy, differentiable, (*stack, B, A)
+    :param log_prob: their log densities, (*stack, B)
+    :param alpha: temperature, (*stack)
     :return: scalar
     """
-    q: Tensor = critics(obs, actions, frozen=True)  # (E, B)
-    return (alpha * log_prob - q.min(0).values).mean()
+    q: Tensor = critics(obs, actions, frozen=True)  # (*stack, E, B)
+    return (alpha.unsqueeze(-1) * log_prob - q.min(-2).values).mean(-1).sum()
 
 
 @final

@@ -70,9 +70,9 @@ class EntropyConfig(OffPolicyConfig):
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
     """J(alpha) = E[-log(alpha) (log pi(a|s) + target entropy)]: raises alpha while the entropy is below its target.
 
-    :param log_alpha: scalar
-    :param log_prob: of actions drawn from the current policy, (B,)
+    :param log_alpha: (*stack)
+    :param log_prob: of actions drawn from the current policy, (*stack, B)
     :param target_entropy: in nats
     :return: scalar
     """
-    return -log_alpha * (log_prob.detach().mean() + target_entropy)
+    return (-log_alpha * (log_prob.detach().mean(-1) + target_entropy)).sum()
