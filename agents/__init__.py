@@ -18,6 +18,7 @@ from .dcac import DCAC, DCACConfig
 from .dqn import DQN, DQNConfig
 from .hdcr import HDCR, HDCRConfig
 from .iql import IQL, IQLConfig
+from .mbpo import MBPO, MBPOConfig
 from .pgps import CEM, PGPS, CEMConfig, PGPSConfig
 from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
@@ -33,6 +34,7 @@ __all__ = [
     "DQN",
     "HDCR",
     "IQL",
+    "MBPO",
     "PGPS",
     "PPO",
     "SAC",
@@ -49,6 +51,7 @@ __all__ = [
     "FileFormatError",
     "HDCRConfig",
     "IQLConfig",
+    "MBPOConfig",
     "NonFiniteError",
     "PGPSConfig",
     "PPOConfig",

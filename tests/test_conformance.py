@@ -205,6 +205,17 @@ CASES = (
         can=frozenset({"population", "store", "gradients", "normalised", "exact_resume"}),
     ),
     Case(
+        name="MBPO",
+        hyper=TINY
+        | {"n_models": 3, "n_elites": 2, "model_net_arch": [8], "model_train_freq": 20, "rollouts_per_step": 2}
+        | {"gradient_steps": 2, "rollout_schedule": [0, 2, 1, 3], "epoch_length": 20},
+        solving=QUICK
+        | {"model_net_arch": [32], "n_models": 3, "n_elites": 2, "gradient_steps": 3, "model_train_freq": 100}
+        | {"rollouts_per_step": 20, "rollout_schedule": [0, 1, 1, 1], "total_timesteps": 300},
+        sees=(),
+        can=frozenset({"store", "gradients", "exact_resume"}),
+    ),
+    Case(
         name="BC",
         hyper=SMALL,
         solving=SHORT | {"total_timesteps": 200},

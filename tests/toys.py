@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from headway.agents.core.data import Dataset
+from headway.envs.terminations import register_termination
 from headway.wrappers.random_delay import RandomDelay
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -109,6 +110,9 @@ class Point(gym.Env[Any, Any]):
 
     def render(self) -> Any:
         return np.full((16, 16, 3), int(40 * (self.x + 3)), np.uint8)
+
+
+register_termination("Point", lambda obs: obs[..., 0].abs() > 2)
 
 
 def recorded(
