@@ -1,9 +1,10 @@
 """What batches of tensors with episodes of one length share: seeds, resets of some rows, ends, accounts, snapshots."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -34,6 +35,9 @@ class HorizonBatch(BatchedEnv):
 
     truncates: ClassVar[bool] = False
     """Whether the end is a time limit, which truncates episodes, or part of the task, which terminates them."""
+
+    tells: ClassVar[tuple[str, ...]] = ()
+    """What ``info`` has of each row that a single environment tells too."""
 
     def __init__(
         self,
@@ -206,3 +210,41 @@ class HorizonBatch(BatchedEnv):
 def first_row(info: Info) -> dict[str, Any]:
     """:return: what a batch of one row told, as arrays and NumPy's scalars."""
     return {name: np.array(part[0].cpu().numpy())[()] for name, part in info.items() if isinstance(part, Tensor)}
+
+
+class RowEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
+    """A row of a batch by itself. Seeded ``s + i`` it draws what row ``i`` of a batch seeded ``s`` draws.
+
+    :param limit: where the batch cuts episodes; 0 leaves that to the ``TimeLimit`` wrapper, which gymnasium.make adds
+    :param options: of the batch
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    batch_class: ClassVar[Callable[..., HorizonBatch]]
+
+    def __init__(self, limit: int | None = 0, **options: Any) -> None:
+        mode = AutoresetMode.DISABLED
+        self.batch = type(self).batch_class(1, limit, dtype=torch.float64, autoreset_mode=mode, **options)
+        self.observation_space = self.batch.single_observation_space
+        self.action_space = self.batch.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See ``gymnasium.Env.reset``."""
+        super().reset(seed=seed)
+        obs, _ = self.batch.reset(seed=None if seed is None else [seed])
+        return obs[0].numpy(), {}
+
+    def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """See ``gymnasium.Env.step``."""
+        pushed = torch.from_numpy(np.array(action, np.float32)).unsqueeze(0)
+        obs, reward, terminated, truncated, info = self.batch.step(pushed)
+        ends = bool(terminated), bool(truncated)
+        return obs[0].numpy(), float(reward), *ends, first_row({name: info[name] for name in self.batch.tells})
+
+    def state(self) -> dict[str, Tensor]:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        return self.batch.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """See :class:`~headway.envs.batched.RowSnapshots`."""
+        self.batch.load_state(state)

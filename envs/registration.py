@@ -10,7 +10,7 @@ import torch
 from gymnasium import error
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
-from . import mazes, trap
+from . import mazes, sparse, trap
 from .batched import BatchedEnv
 from .mean_field import registration as mean_field
 from .mujoco import MujocoTask
@@ -22,7 +22,12 @@ from .naming import nearest
 _MUJOCO = "headway.envs.mujoco"
 _LISTED = "`headway envs` lists what is registered"
 _MUJOCO_VECTOR = f"{_MUJOCO}.making:make_vector"
-_BATCHED_ENTRY_POINTS = {_MUJOCO_VECTOR, trap.VECTOR_ENTRY_POINT, *mean_field.BATCHED_ENTRY_POINTS}
+_BATCHED_ENTRY_POINTS = {
+    _MUJOCO_VECTOR,
+    trap.VECTOR_ENTRY_POINT,
+    *sparse.VECTOR_ENTRY_POINTS,
+    *mean_field.BATCHED_ENTRY_POINTS,
+}
 
 
 def register_mujoco_task(
@@ -58,6 +63,7 @@ def register_all() -> None:
     mean_field.register_all()
     mazes.register_all()
     trap.register_all()
+    sparse.register_all()
 
 
 def is_batched(env_id: str) -> bool:

@@ -79,7 +79,20 @@ TERMINATIONS: dict[str, Termination] = {
     "InvertedPendulum": inverted_pendulum,
     "InvertedDoublePendulum": inverted_double_pendulum,
     "MountainCarContinuous": mountain_car,
-    **dict.fromkeys(("HalfCheetah", "Swimmer", "Reacher", "Pusher", "HumanoidStandup", "Pendulum", "Trap"), never),
+    **dict.fromkeys(
+        (
+            "HalfCheetah",
+            "Swimmer",
+            "Reacher",
+            "Pusher",
+            "HumanoidStandup",
+            "Pendulum",
+            "Trap",
+            "Chain",
+            "SparsePendulum",
+        ),
+        never,
+    ),
 }
 """By the name of an environment, without namespace and version."""
 

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from .batched import Info
-from .horizon import HorizonBatch, first_row
+from .horizon import HorizonBatch, RowEnv
 from .splitmix import start, uniforms
 from .vector import face
 
@@ -47,6 +47,7 @@ class TrapBatch(HorizonBatch):
     """
 
     truncates: ClassVar[bool] = True
+    tells: ClassVar[tuple[str, ...]] = ("is_success",)
 
     def __init__(
         self,
@@ -123,38 +124,16 @@ class TrapBatch(HorizonBatch):
         )
 
 
-class TrapEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
-    """A row of a :class:`TrapBatch` by itself. Seeded ``s + i`` it draws what row ``i`` of a batch seeded ``s`` draws.
+class TrapEnv(RowEnv):
+    """A row of a :class:`TrapBatch` by itself.
 
     :param depth: of the trap
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    batch_class = TrapBatch
 
     def __init__(self, depth: float = 0.6) -> None:
-        # The time limit is the TimeLimit wrapper's, which gymnasium.make adds.
-        self.batch = TrapBatch(1, 0, depth=depth, dtype=torch.float64, autoreset_mode=AutoresetMode.DISABLED)
-        self.observation_space = self.batch.single_observation_space
-        self.action_space = self.batch.single_action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """See ``gymnasium.Env.reset``."""
-        super().reset(seed=seed)
-        obs, _ = self.batch.reset(seed=None if seed is None else [seed])
-        return obs[0].numpy(), {}
-
-    def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """See ``gymnasium.Env.step``."""
-        obs, reward, *_, info = self.batch.step(torch.from_numpy(np.array(action, np.float32)).unsqueeze(0))
-        return obs[0].numpy(), float(reward), False, False, first_row({"is_success": info["is_success"]})
-
-    def state(self) -> dict[str, Tensor]:
-        """See :class:`~headway.envs.batched.RowSnapshots`."""
-        return self.batch.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """See :class:`~headway.envs.batched.RowSnapshots`."""
-        self.batch.load_state(state)
+        super().__init__(depth=depth)
 
 
 def make_trap_vector(
