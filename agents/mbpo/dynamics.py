@@ -108,33 +108,47 @@ class Dynamics(nn.Module):
         """:return: what is to be predicted of a step, before it is standardised, (B, d)"""
         return torch.cat((rewards.unsqueeze(-1), next_obs - obs if self.target == "delta" else next_obs), -1)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, member: int | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate all members.
 
         :param inputs: observations and actions, (B, O + A), or for each member its own, (E, B, O + A)
+        :param member: evaluate this one alone, without its axis
         :return: means and log variances of standardised targets, (E, B, d) each
         """
         x = (inputs - self.input_mean) / self.input_std
-        mean, raw = self.mlp(x).chunk(2, -1)
+        mean, raw = (self.mlp(x) if member is None else _one(self.mlp, x, member)).chunk(2, -1)
         if self.prior is not None:
-            mean = mean + self.prior_scale * self.prior(x)
+            prior = self.prior(x) if member is None else _one(self.prior, x, member)
+            mean = mean + self.prior_scale * prior
         log_var = self.max_log_var - F.softplus(self.max_log_var - raw)
         return mean, self.min_log_var + F.softplus(log_var - self.min_log_var)
 
     @torch.no_grad()
-    def predict(self, obs: Tensor, actions: Tensor, noise: Tensor | None = None) -> Prediction:
+    def predict(
+        self, obs: Tensor, actions: Tensor, noise: Tensor | None = None, member: int | None = None
+    ) -> Prediction:
         """Say what a step does.
 
         :param obs: (B, O), or for each member its own, (E, B, O)
         :param actions: (B, A), or (E, B, A)
         :param noise: standard normal, (E, B, d); None: means
+        :param member: ask this one alone, without its axis
         :return: by each member
         """
-        mean, log_var = self(torch.cat((obs, actions), -1))
+        mean, log_var = self(torch.cat((obs, actions), -1), member)
         drawn = mean if noise is None else torch.addcmul(mean, (0.5 * log_var).exp(), noise)
         drawn = drawn * self.target_std + self.target_mean
         change = drawn[..., 1:]
         return Prediction(drawn[..., 0], obs + change if self.target == "delta" else change)
+
+
+def _one(mlp: StackedMLP, x: Tensor, member: int) -> Tensor:
+    """:return: the outputs of one network of a stack, (B, outputs)"""
+    last = len(mlp.weights) - 1
+    for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
+        x = torch.addmm(bias[member], x, weight[member])
+        x = x if layer == last else F.silu(x)
+    return x
 
 
 @torch.no_grad()

@@ -37,8 +37,8 @@ def by_own_member(model: Dynamics, obs: Tensor, actions: Tensor, noise: Tensor, 
     :return: the step
     """
     members = len(model)
-    shared = [part.reshape(members, -1, part.shape[-1]) for part in (obs, actions, noise)]  # (E, P B, ·)
-    rewards, next_obs = model.predict(*shared)
+    own, done, drawn = (part.reshape(members, -1, part.shape[-1]) for part in (obs, actions, noise))  # (E, P B, ·)
+    rewards, next_obs = model.predict(own, done, drawn)
     next_obs = next_obs.view(obs.shape)
     return Imagined(rewards.view(obs.shape[:-1]), next_obs, termination(next_obs))
 
@@ -48,7 +48,10 @@ def by_any_elite(
 ) -> Imagined:
     """Step each row by a member that is chosen anew every time (TS1), as MBPO does.
 
-    :param model: of E members, all of which are evaluated
+    On a CPU each member is asked for its own rows alone; elsewhere all of them for all, so that nothing has to wait to
+    learn how many these are.
+
+    :param model: of E members
     :param obs: (A, B, O)
     :param actions: (A, B, ·)
     :param noise: standard normal, (A, B, d)
@@ -56,12 +59,18 @@ def by_any_elite(
     :param chosen: the member of each row, (A, B) int64
     :return: the step
     """
-    flat = [part.flatten(0, 1) for part in (obs, actions, noise)]
-    rewards, next_obs = model.predict(*flat)  # (E, A B), (E, A B, O)
-    row = torch.arange(chosen.numel(), device=chosen.device)
-    picked = chosen.flatten()
-    next_obs = next_obs[picked, row].view(obs.shape)
-    return Imagined(rewards[picked, row].view(chosen.shape), next_obs, termination(next_obs))
+    picked, (own, done, drawn) = chosen.flatten(), (part.flatten(0, 1) for part in (obs, actions, noise))
+    if picked.device.type == "cpu":
+        rewards, next_obs = torch.empty(len(picked)), torch.empty_like(own)
+        for member in range(len(model)):
+            rows = (picked == member).nonzero().squeeze(1)
+            rewards[rows], next_obs[rows] = model.predict(own[rows], done[rows], drawn[rows], member)
+    else:
+        every = model.predict(own, done, drawn)  # (E, A B), (E, A B, O)
+        row = torch.arange(len(picked), device=picked.device)
+        rewards, next_obs = (part[picked, row] for part in every)
+    next_obs = next_obs.view(obs.shape)
+    return Imagined(rewards.view(chosen.shape), next_obs, termination(next_obs))
 
 
 class ImaginedStore:

@@ -75,6 +75,18 @@ def test_an_agent_stays_with_its_member_and_mbpo_mixes() -> None:
     assert len(mixed.round().unique()) > 2
 
 
+def test_members_asked_for_their_rows_say_what_they_say_to_all() -> None:
+    torch.manual_seed(0)
+    model = Dynamics(3, 2, members=4, net_arch=(16, 16), prior_scale=1.0, scales_targets=True)
+    obs, actions, noise = torch.randn(2, 9, 3), torch.randn(2, 9, 2), torch.randn(2, 9, 4)
+    chosen = torch.randint(4, (2, 9))
+    step = by_any_elite(model, obs, actions, noise, never, chosen)
+    every = model.predict(obs.flatten(0, 1), actions.flatten(0, 1), noise.flatten(0, 1))
+    rows, picked = torch.arange(18), chosen.flatten()
+    torch.testing.assert_close(step.rewards.flatten(), every.rewards[picked, rows], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(step.next_obs.flatten(0, 1), every.next_obs[picked, rows], atol=1e-6, rtol=1e-5)
+
+
 def filled(store: ImaginedStore, first: int, alive: Tensor) -> None:
     agents, count = alive.shape
     numbers = torch.arange(first, first + count).float().expand(agents, count)
