@@ -354,7 +354,8 @@ class Rows(KVWriter):
         self.rows: list[dict[str, Any]] = []
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
-        kept = {k: v for k, v in key_values.items() if k not in ("time/fps", "time/time_elapsed")}
+        counted = ("time/episodes", "time/total_timesteps")
+        kept = {k: v for k, v in key_values.items() if not k.startswith("time/") or k in counted}
         self.rows.append({k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in kept.items()})
 
     def close(self) -> None:

@@ -240,7 +240,7 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
         self._data: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._counted: Counted | None = None
         self._has_model = False
-        self._told: dict[str, float] = {}
+        self._line = ""
         self.seconds = dict.fromkeys(("fit", "imagine", "update"), 0.0)
         """Spent in each phase so far, by this process."""
         self.register("fit", self.fit)
@@ -368,6 +368,7 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
             self._data, self._has_model = None, True
             self.end_phase()
             metrics |= {"model_error": self.fit.errors.mean(), "model_passes": torch.tensor(float(self.fit.passes))}
+            metrics |= {"model_spread": self.fit.spread, "model_calibration": self.fit.calibration}
         return metrics
 
     # -- imagination -------------------------------------------------------------------------------------------------
@@ -387,7 +388,27 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
         if self._pending[0][1] == 1:
             self._going = None
             self._judge()
+            self._tell()
         return {"imagined_reward": step.rewards[alive].mean(), "imagined_ends": step.terminated.float().mean()}
+
+    def _tell(self) -> None:
+        spent = ", ".join(f"{phase} {seconds:,.0f} s" for phase, seconds in self.seconds.items())
+        self._line = (
+            f"model at step {self.num_timesteps:,}: {self.fit.passes} passes, held-out error "
+            f"{float(self.fit.errors.mean()):.4f}, {int(self.imagined.sizes.sum()):,} imagined steps, rollouts of "
+            f"{self._length()}; so far {spent}"
+        )
+
+    def describe_round(self) -> str:
+        """See :meth:`LearningLoop.describe_round`: the model's last training, once."""
+        told, self._line = self._line, ""
+        return told
+
+    def dump_logs(self) -> None:
+        """See :meth:`LearningLoop.dump_logs`; with what each phase has taken."""
+        for phase, seconds in self.seconds.items():
+            self.logger.record(f"time/{phase}", round(seconds, 1), exclude="tensorboard")
+        super().dump_logs()
 
     def _begin_rollouts(self) -> tuple[Tensor, Tensor]:
         """:return: states to imagine from, (A, B, O), and that all rollouts go on, (A, B)"""

@@ -228,6 +228,9 @@ class Fit:
         self.model, self.tracked, self.settings, self.generator = model, tracked, settings, generator
         self.errors = torch.full((len(model),), math.inf, device=generator.device)
         """Mean squared error of each member on the held-out rows, of standardised targets, (E,)."""
+        self.spread = self.calibration = self.errors.new_zeros(())
+        """Of the last call, on the held-out rows: the mean standard deviation of members' means, and the mean square of
+        errors over the variances that were expected, which is 1 of a model that knows how far it errs; scalars."""
         self._rows: Tensor | None = None
         self._drawn: Tensor | None = None
         self._stale, self.passes = 0, 0
@@ -335,6 +338,11 @@ class Fit:
         for name, part in self._members().items():
             part.copy_(self._best[name])
         self.errors = self._errors(inputs, scaled)
+        assert self._rows is not None
+        held = self._rows[: self._held(len(inputs))]
+        mean, log_var = self.model(inputs[held])
+        self.spread = mean.std(0, correction=0).mean()
+        self.calibration = ((mean - scaled[held]).square() * (-log_var).exp()).mean()
         self._rows, self._drawn, self._best = None, None, {}
 
     def state(self) -> dict[str, Any]:

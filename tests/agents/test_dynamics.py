@@ -215,6 +215,8 @@ def test_linear_dynamics_are_recovered() -> None:
     assert all(0.9 < float(ratio) < 1.1 for ratio in ratios)
     far = dynamics(4 * fresh)[0].detach()
     assert float(far.std(0).mean() / mean.std(0).mean()) > 3
+    assert 0.8 < float(training.calibration) < 1.2
+    assert 0 < float(training.spread) < 0.1
     torch.testing.assert_close(training.errors.mean(), deviations.square().mean(), rtol=0.15, atol=0)
 
 

@@ -220,6 +220,10 @@ def test_the_model_is_trained_and_imagines_when_it_is_time() -> None:
     assert [(step, count) for step, name, count in done if name == "imagine"] == [(20, 2), (40, 3), (60, 3), (80, 3)]
     assert [step for step, name, _ in done if name == "update"] == [*range(20, 83)]
     assert fitted.imagined.capacity == 3 * 80
+    line = fitted.describe_round()
+    assert line.startswith("model at step 80: ")
+    assert all(f"{phase} " in line for phase in fitted.seconds)
+    assert fitted.describe_round() == ""
     assert set(fitted.seconds) == {"fit", "imagine", "update"}
     assert all(seconds > 0 for seconds in fitted.seconds.values())
 
