@@ -104,11 +104,12 @@ def legend_below(
     figure.set_figheight(figure.get_figheight() + max(0.0, extent.height / figure.dpi - room))
 
 
-def learning_curve(run: Path, title: str) -> Path:
-    """Draw a run's returns against its environment steps.
+def learning_curve(run: Path, title: str, steps_of: str = "environment steps") -> Path:
+    """Draw a run's returns against its steps.
 
     :param run: folder with ``evaluations.csv`` and ``progress.csv``
     :param title: above the figure
+    :param steps_of: below it: what is counted
     :return: the PNG written, ``learning_curve.png`` in the folder
     """
     figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
@@ -119,7 +120,7 @@ def learning_curve(run: Path, title: str) -> Path:
     steps, means, stds = read_columns(run / "evaluations.csv", "step", "mean", "std")
     axes.plot(steps, means, "o-", color="C0", ms=3.5, label="evaluation, deterministic (mean ± std)")
     axes.fill_between(steps, means - stds, means + stds, color="C0", alpha=0.2, lw=0)
-    axes.set(xlabel="environment steps", ylabel="return", xlim=(0, None))
+    axes.set(xlabel=steps_of, ylabel="return", xlim=(0, None))
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M: written out, long runs' labels would touch
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
@@ -211,15 +212,18 @@ def return_histograms(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]
     figure.savefig(path)
 
 
-def learning_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path) -> None:
+def learning_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path, steps_of: str = "environment steps"
+) -> None:
     """Draw interquartile means over runs with pointwise 95 % bootstrap bands, a panel per environment.
 
     :param panels: the runs' curves, by environment and by the label of their group
     :param path: the PNG to write
+    :param steps_of: below the panels: what is counted
     """
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     size = (7, 3.9) if len(panels) == 1 else (4.5, 3.4)
-    figure, grid = panel_grid(len(panels), columns, size, 0.6, "environment steps", "return of evaluations")
+    figure, grid = panel_grid(len(panels), columns, size, 0.6, steps_of, "return of evaluations")
     labels = list(dict.fromkeys(label for groups in panels.values() for label in groups))
     handles: dict[str, Any] = {}
     for axes, (title, groups) in zip(grid, panels.items(), strict=True):

@@ -101,7 +101,9 @@ class Report:
             "results.json": lambda path: path.write_text(self.json()),
         }
         if any(result.counts for result in self.results):
-            writers["learning_curves.png"] = lambda path: learning_curves(panels, path)
+            from_data = all("--dataset" in self.suite.command(*pair) for pair in pairs(self.suite))
+            steps_of = "gradient steps" if from_data else "environment steps"
+            writers["learning_curves.png"] = lambda path: learning_curves(panels, path, steps_of)
         if curves := [row for result in self.results for row in _curve(result.trial)]:
             writers["curves.csv"] = lambda path: path.write_text(_csv(curves))
         for name, write in writers.items():

@@ -646,7 +646,8 @@ def finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float)
     callback.checkpoint()
     dump_logs(agent)
     after = callback.evaluate(2 * options.eval_episodes)
-    curve = learning_curve(folder, f"{run.name} in {options.env}, seed {options.seed}")
+    steps_of = "gradient steps" if options.dataset else "environment steps"
+    curve = learning_curve(folder, f"{run.name} in {options.env}, seed {options.seed}", steps_of)
     if options.video:
         filmed = evaluation_env(options.world, 1, render=True)
         record_video(agent, filmed, folder / "final.mp4", callback.evaluator.seed)
