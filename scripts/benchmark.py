@@ -5,7 +5,8 @@ Stable-Baselines3's, each at its own best number of threads; DCAC, which has no 
 delayed observations; PPO, whose speed is that of data and updates together, by ``learn()`` alone, with 64 rows in one
 batch against 64 environments in turn, and against Stable-Baselines3's PPO on our batch. ``rollout`` is in
 :mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``offline`` in :mod:`.benchmark_offline`,
-``relabel`` in :mod:`.benchmark_relabel`, ``learn`` in :mod:`.learning`.
+``population`` in :mod:`.benchmark_population`, ``relabel`` in :mod:`.benchmark_relabel`, ``learn`` in
+:mod:`.learning`.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from ..envs.naming import nearest
 from ..wrappers import BatchedVecEnv
 from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_offline import OfflineOptions, offline
+from .benchmark_population import PopulationOptions, population_speed
 from .benchmark_relabel import RelabelSpeedOptions, relabel_speed
 from .benchmark_rollout import RolloutOptions, rollout
 from .learning import LearnOptions, learn
@@ -344,6 +346,7 @@ BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "mfg": (MeanFieldOptions, mean_field),
     "relabel": (RelabelSpeedOptions, relabel_speed),
     "offline": (OfflineOptions, offline),
+    "population": (PopulationOptions, population_speed),
     "learn": (LearnOptions, learn),
 }
 """Flags, and what they are passed to."""
@@ -359,7 +362,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: headway benchmark NAME [--flags]\n")
         for name, (flags, _) in BENCHMARKS.items():
-            print(f"  {name:<8} {flags.__doc__}")
+            print(f"  {name:<10} {flags.__doc__}")
         return 0
     name = arguments[0]
     if name not in BENCHMARKS:

@@ -28,6 +28,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark mfg [--flags]            seconds per iteration of mean-field games, side by side with OpenSpiel
   headway benchmark relabel [--flags]        relabelling per pair of episodes, side by side with other solvers
   headway benchmark offline [--flags]        updates/s of IQL and HDCR on data, side by side with eager code
+  headway benchmark population [--flags]     evaluation and choice of policies, side by side with loops; parts of PGPS
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow

@@ -21,6 +21,7 @@ from ..core.data import Step
 from ..core.loop import Part
 from ..core.nets import Actor, Critics, DeterministicActor
 from ..core.off_policy import ReplayAgent
+from .cem import CEMSearch
 from .evolution import ORIGINS, PopulationAgent, PopulationConfig
 from .learners import Learner, SACLearner, TD3Learner, distance
 from .population import Population, flatten, unflatten
@@ -127,6 +128,10 @@ class PGPSConfig(PopulationConfig, SmoothingConfig, StoreConfig):
     surrogate_states: Count = 32
     """Stored states on which the critic judges them."""
 
+    shared_noise: bool = False
+    """Draw candidates as windows of one table of random numbers (see :meth:`CEMSearch.batches`): half the time of
+    screening on a CPU, which is a small part of a generation's."""
+
     guided: bool = True
     """Pull the learner's actor towards the elite while it is worse than the population."""
 
@@ -166,6 +171,33 @@ def scores(population: Population, critics: Critics, obs: Tensor) -> Tensor:
     count, states = len(population), len(obs)
     every = obs.expand(count, *obs.shape).flatten(0, 1)  # (M S, O)
     return critics.first(every, population.act(every)).view(count, states).mean(1)
+
+
+@torch.no_grad()
+def screened(
+    search: CEMSearch, actor: Actor, critics: Critics, obs: Tensor, *, count: int, best: int, shared: bool = False
+) -> Tensor:
+    """Draw many policies, and keep those of which the critic expects most.
+
+    :param search: that they are drawn from
+    :param actor: of their architecture
+    :param critics: of which the first judges
+    :param obs: on which it does, encoded, (S, O)
+    :param count: how many to draw
+    :param best: how many to keep
+    :param shared: see :meth:`CEMSearch.batches`
+    :return: best first, (best, D)
+    """
+    kept, values, population = search.mean.new_zeros(0, len(search.mean)), search.mean.new_zeros(0), None
+    for drawn in search.batches(count if best else 0, max(1, CHUNK // len(search.mean)), shared=shared):
+        if population is None or len(population) != len(drawn):
+            population = Population(actor, drawn)  # which reads whatever is written there
+        before = len(values)
+        judged = torch.cat((values, scores(population, critics, obs)))
+        values, order = judged.topk(min(best, len(judged)))
+        if int(order.max()) >= before:  # as few are, later on: copying megabytes for nothing costs as much as judging
+            kept = torch.cat((kept, drawn))[order]
+    return kept
 
 
 def next_beta(beta: float, found: float, wanted: float) -> float:
@@ -346,20 +378,14 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
             obs = self._states(cfg.surrogate_states)
             self.scores = scores(Population(self.actor.module, self.members), self.critics.module, obs)
 
-    @torch.no_grad()
     def _screened(self, chosen: int) -> Tensor:
         """:return: the elite, and the candidates of which the critic expects most, best first, (chosen, D)."""
         cfg, search = self.config, self.search
         obs = self._states(cfg.surrogate_states)
-        best, values = search.mean.new_zeros(0, len(search.mean)), search.mean.new_zeros(0)
-        left, rows = cfg.candidates * cfg.population_size - 1, max(1, CHUNK // len(search.mean))
-        wanted = chosen if search.elite is None else chosen - 1
-        while left > 0 and wanted:
-            drawn = search.draw(min(rows, left))
-            left -= len(drawn)
-            judged = torch.cat((values, scores(Population(self.actor.module, drawn), self.critics.module, obs)))
-            values, order = judged.topk(min(wanted, len(judged)))
-            best = torch.cat((best, drawn))[order]
+        count, wanted = cfg.candidates * cfg.population_size - 1, chosen if search.elite is None else chosen - 1
+        best = screened(
+            search, self.actor.module, self.critics.module, obs, count=count, best=wanted, shared=cfg.shared_noise
+        )
         return best if search.elite is None else torch.cat((search.elite.unsqueeze(0), best))
 
     # -- state -------------------------------------------------------------------------------------------------------

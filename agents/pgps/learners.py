@@ -31,6 +31,25 @@ def distance(one: Actor, other: Actor, obs: Obs) -> Tensor:
     return (one.mode(obs) - goal).square().mean()
 
 
+def guided_loss(
+    critics: Critics, actor: DeterministicActor, guide: Actor, obs: Obs, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """J(pi) = -E[Q_1(s, pi(s))], with and without beta E[(pi(s)_j - pi'(s)_j)^2]; pi is evaluated once for both.
+
+    :param critics: of which the first is used; no gradient reaches their weights
+    :param actor: the policy pi
+    :param guide: the policy pi', likewise
+    :param obs: (B, *O)
+    :param beta: scalar
+    :return: without and with it, scalars
+    """
+    actions = actor.mode(obs)
+    with torch.no_grad():
+        goal = guide.mode(obs)
+    loss = -critics.first(obs, actions).mean()
+    return loss, loss + beta * (actions - goal).square().mean()
+
+
 class Learner(Protocol):
     """What learns by gradients."""
 
@@ -68,6 +87,7 @@ class TD3Learner:
         self._target = compiled(smoothed_target, cfg.compile, agent.device)
         self._critic_loss = compiled(td3_critic_loss, cfg.compile, agent.device)
         self._actor_loss = compiled(td3_actor_loss, cfg.compile, agent.device)
+        self._guided_loss = compiled(guided_loss, cfg.compile, agent.device)
         stream = agent.generators["update"]
         self._critic_step = captured(self._take_critic_step, cfg.compile, agent.modules, stream)
         self._actor_step = captured(self._take_actor_step, cfg.compile, agent.modules, stream)
@@ -115,12 +135,12 @@ class TD3Learner:
         return metrics
 
     def _actor_loss_step(self, batch: Transitions, guide: Actor | None, beta: Tensor) -> dict[str, Tensor]:
-        loss = self._actor_loss(self.critics.module, self.actor.module, batch.obs)
-        metrics = {"actor_loss": loss}
-        if guide is not None:
-            loss = loss + beta * distance(self.actor.module, guide, batch.obs)
-        self.actor.minimise(loss)
-        return metrics
+        if guide is None:
+            loss = pulled = self._actor_loss(self.critics.module, self.actor.module, batch.obs)
+        else:
+            loss, pulled = self._guided_loss(self.critics.module, self.actor.module, guide, batch.obs, beta)
+        self.actor.minimise(pulled)
+        return {"actor_loss": loss}
 
 
 class SACLearner:

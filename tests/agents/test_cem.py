@@ -106,6 +106,60 @@ def test_draws_have_the_mean_and_the_variance() -> None:
     assert float(found.width) == pytest.approx((0.5 + 2.0) / 2)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_batches_are_draws(mirror: bool) -> None:
+    one, other = search(mirror=mirror), search(mirror=mirror)
+    parts = [(part.clone(), part.data_ptr()) for part in one.batches(10, 4)]
+    for (part, memory), count in zip(parts, (4, 4, 2), strict=True):
+        assert torch.equal(part, other.draw(count))
+        assert memory == parts[0][1]
+    assert not list(one.batches(0, 4))
+
+
+def shared_draws(seed: int) -> Tensor:
+    """60 members of 2,000 numbers from a standard Gaussian: windows of a table of 42,000."""
+    found = search(2_000, seed=seed, variance=1.0)
+    return torch.cat([part.clone() for part in found.batches(60, 7, shared=True)])
+
+
+def test_shared_draws_are_windows_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.agents.pgps.cem.TABLE", 40_000)
+    found = search(2_000, variance=0.25)
+    found.mean += 3.0
+    state = found.generator.get_state()
+    drawn = torch.cat([part.clone() for part in found.batches(60, 7, shared=True)])
+    found.generator.set_state(state)
+    table = torch.empty(40_000 // 60 * 60 + 2_000).normal_(generator=found.generator) * 0.5 + 3.0
+    starts = [int((table[:-1_999] == row[0]).nonzero()) for row in drawn]
+    assert all(torch.equal(row, table[start : start + 2_000]) for row, start in zip(drawn, starts, strict=True))
+    assert [start // (40_000 // 60) for start in starts] == list(range(60))  # one begins in each part: all differ
+    found.generator.set_state(state)
+    assert torch.equal(drawn, torch.cat([part.clone() for part in found.batches(60, 7, shared=True)]))
+    few = search(2_000)  # fewer numbers than a table has: fresh ones
+    assert torch.equal(torch.cat([part.clone() for part in few.batches(20, 20, shared=True)]), search(2_000).draw(20))
+
+
+def test_shared_draws_are_as_good_as_fresh_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the moments of a Gaussian, no two go together, and the best of them by a linear score, which is what a
+    critic sees of a narrow search, is as good as the best of fresh ones."""
+    monkeypatch.setattr("headway.agents.pgps.cem.TABLE", 40_000)
+    direction = torch.randn(2_000, generator=torch.Generator().manual_seed(7))
+    direction /= direction.norm()
+    best: dict[str, list[float]] = {"shared": [], "fresh": []}
+    for seed in range(100):
+        drawn = shared_draws(seed)
+        assert float(drawn.mean(1).abs().max()) < 5 / 2_000**0.5  # five standard errors, as all bounds here
+        assert float((drawn.var(1) - 1).abs().max()) < 5 * (2 / 2_000) ** 0.5
+        together = torch.corrcoef(drawn).fill_diagonal_(0)
+        assert float(together.abs().max()) < 6 / 2_000**0.5  # of 177,000 pairs
+        best["shared"].append(float((drawn @ direction).max()))
+        best["fresh"].append(float((search(2_000, seed=1000 + seed, variance=1.0).draw(60) @ direction).max()))
+    shared, fresh = (torch.tensor(best[name]) for name in ("shared", "fresh"))
+    error = ((shared.var() + fresh.var()) / 100).sqrt()
+    assert float((shared.mean() - fresh.mean()).abs()) < 3 * float(error)
+    assert 0.6 < float(shared.std() / fresh.std()) < 1.6  # as far as a hundred tell, at three standard errors
+
+
 def test_state_goes_on_exactly() -> None:
     def run(found: CEMSearch, generations: int) -> list[Tensor]:
         members = []

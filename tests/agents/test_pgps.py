@@ -12,9 +12,9 @@ import torch
 from gymnasium import spaces
 from headway.agents import CEM, PGPS, TD3
 from headway.agents.pgps import Population, flatten, unflatten
-from headway.agents.pgps.agent import next_beta, rank_correlation, scores
+from headway.agents.pgps.agent import next_beta, rank_correlation, scores, screened
 from headway.agents.pgps.evolution import ORIGINS
-from headway.agents.pgps.learners import distance
+from headway.agents.pgps.learners import distance, guided_loss
 from headway.agents.presets import preset
 from headway.agents.td3 import actor_loss, critic_loss, smoothed_target
 from stable_baselines3.common.callbacks import BaseCallback
@@ -102,7 +102,13 @@ def test_the_critic_chooses_the_nearest_candidates(size: int, monkeypatch: pytes
     before = agent.generators["store"].get_state()
     drawn: list[Tensor] = []
     draw = agent.search.draw
-    monkeypatch.setattr(agent.search, "draw", lambda count: drawn.append(draw(count)) or drawn[-1])
+
+    def noted(count: int, **where: Any) -> Tensor:
+        made = draw(count, **where)
+        drawn.append(made.clone())
+        return made
+
+    monkeypatch.setattr(agent.search, "draw", noted)
     agent.begin_generation()
     fresh, candidates, half = drawn[0], torch.cat(drawn[1:]), size // 2
     assert len(candidates) == 5 * size - 1
@@ -119,6 +125,24 @@ def test_the_critic_chooses_the_nearest_candidates(size: int, monkeypatch: pytes
     names = [ORIGINS[int(code)] for code in agent.origins]
     assert names == ["elite"] + ["screened"] * (half - 1) + ["random"] * (size - half - 1) + ["learner"]
     assert [int((candidates == member).all(1).nonzero()) for member in agent.members[1:half]] == nearest
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_best_of_several_chunks_are_kept(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are drawn into the same memory, of which the best are copied."""
+    agent = PGPS("MlpPolicy", points(), **COUPLED)
+    search, actor, critics = agent.search, agent.actor.module, agent.critics.module
+    obs, size = torch.linspace(-1, 1, 6).view(6, 1), len(search.mean)
+    monkeypatch.setattr("headway.agents.pgps.agent.CHUNK", 4 * size)
+    monkeypatch.setattr("headway.agents.pgps.cem.TABLE", 10 * size)
+    before = search.generator.get_state()
+    kept = screened(search, actor, critics, obs, count=21, best=3, shared=shared)
+    search.generator.set_state(before)
+    drawn = torch.cat([part.clone() for part in search.batches(21, 4, shared=shared)])
+    assert len(drawn.unique(dim=0)) == 21
+    judged = scores(Population(actor, drawn), critics, obs)
+    assert torch.equal(kept, drawn[judged.topk(3).indices])
+    assert screened(search, actor, critics, obs, count=21, best=0, shared=shared).shape == (0, size)
 
 
 def test_scores_are_means_over_states_of_each_member() -> None:
@@ -152,6 +176,18 @@ def test_the_pull_has_the_gradient_of_a_mean_square() -> None:
     at_output = 2 * 3 * (actions - guide.mode(obs)).detach() / actions.numel()
     expected = torch.autograd.grad(actions, list(actor.parameters()), at_output)
     for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert all(p.grad is None for p in guide.parameters())
+
+
+def test_the_guided_loss_is_both_losses() -> None:
+    actor, guide, agent = actors()
+    critics, obs, beta = agent.critics.module, torch.linspace(-1, 1, 5).view(5, 1), torch.tensor(3.0)
+    loss, pulled = guided_loss(critics, actor, guide, obs, beta)
+    torch.testing.assert_close(loss, actor_loss(critics, actor, obs), rtol=0, atol=0)
+    expected = actor_loss(critics, actor, obs) + beta * distance(actor, guide, obs)
+    grads = [torch.autograd.grad(value, list(actor.parameters())) for value in (pulled, expected)]
+    for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
     assert all(p.grad is None for p in guide.parameters())
 

@@ -208,6 +208,7 @@ OUTPUTS = {
     "benchmark rollout --plot": "a.png",
     "benchmark mfg --json": "a.json",
     "benchmark offline --json": "a.json",
+    "benchmark population --json": "a.json",
 }
 
 

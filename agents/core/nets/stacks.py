@@ -52,7 +52,7 @@ def _chain_(grad: Tensor, out: Tensor, activation: Activation) -> Tensor:
         return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)  # type: ignore[no-any-return]
     if activation == "tanh":
         return torch.ops.aten.tanh_backward.grad_input(grad, out, grad_input=grad)  # type: ignore[no-any-return]
-    return grad.mul_(torch.where(out > 0, 1.0, out + 1))
+    return torch.ops.aten.elu_backward.grad_input(grad, 1, 1, 1, True, out, grad_input=grad)  # type: ignore[no-any-return]
 
 
 def _flat(tensor: Tensor, dtype: torch.dtype) -> Tensor:

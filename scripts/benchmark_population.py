@@ -1,0 +1,537 @@
+"""``headway benchmark population``: what PGPS does besides gradient steps, side by side with loops over networks.
+
+Timed are the evaluation of a population, the choice of candidates by a critic, and the parts of a generation. The
+loops are what the program released with PGPS does (OpenReview PeT5p3ocagr), written here in the plainest way: one
+network after the other is given its weights, and asked for the action of one environment, or for those of all states.
+"""
+
+import functools
+import importlib
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..agents.core.config import Range
+from ..agents.core.nets import Actor, Critics, DeterministicActor, StackedMLP
+from ..agents.core.spaces import ObservationCodec, actions_of
+from ..agents.pgps import PGPS, CEMSearch, Population, evaluate, flatten
+from ..agents.pgps.agent import scores, screened
+from ..envs import make_batched
+from ..wrappers import as_batched
+from .options import Flags
+from .runs import check_outputs
+from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
+
+Part = Literal["evaluation", "screening", "generation"]
+
+TASK, OURS = "HalfCheetah-v5", "headway/HalfCheetah-v5"
+"""Gymnasium's environment, which never ends by itself, and ours, which is the same to the last bit."""
+
+SPREAD = 0.0866
+"""Standard deviation of weights, where PGPS's search begins."""
+
+CHECKED = 10
+"""Steps after which returns are compared: later the robot's tumbling has magnified the last bits of products."""
+
+HEADWAY, SHARED, LOOP, EVOTORCH, PHYSICS = "headway", "headway, shared noise", "loop", "evotorch", "physics alone"
+DOUBLE = "loop, float64"
+SIDES = {"evaluation": (HEADWAY, LOOP, EVOTORCH, PHYSICS), "screening": (HEADWAY, SHARED, LOOP, DOUBLE)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationOptions(Flags):
+    """Seconds per evaluation of a population and per choice of candidates, ours and loops'; shares of a generation"""
+
+    parts: tuple[Part, ...] = get_args(Part)
+    """What to time. evaluation: an episode of every member. screening: the best of many candidates, by a critic.
+    generation: how long each part of a whole one takes, of PGPS's defaults."""
+
+    population_size: Annotated[tuple[int, ...], Range(1)] = (10, 64)
+    """Members that are evaluated."""
+
+    steps: Annotated[int, Range(1)] = 200
+    """Length of an episode."""
+
+    net_arch: tuple[Annotated[int, Range(1)], ...] = (400, 300)
+    """Widths of hidden layers."""
+
+    candidates: Annotated[int, Range(2)] = 500
+    """Drawn, of which the critic keeps the best four, or all but one if there are less."""
+
+    states: Annotated[int, Range(1)] = 32
+    """On which it judges them."""
+
+    generations: Annotated[int, Range(1)] = 2
+    """Generations of ten members whose parts are timed, after 1,000 random steps."""
+
+    horizon: Annotated[int, Range(1, unit="steps")] = 400
+    """Length of their episodes."""
+
+    threads: Annotated[int, Range(0)] = 1
+    """Threads of torch; physics of ours has one per core. 0 leaves torch's own choice."""
+
+    rounds: Annotated[int, Range(1)] = 7
+    """Rounds, in each of which every side has its turn; medians over rounds are compared."""
+
+    seconds: Annotated[float, Range(0.001, unit="s")] = 1.0
+    """Length of a turn, about, and at least one evaluation."""
+
+    json: Path | None = None
+    """Write every measurement to this file."""
+
+    overwrite: bool = False
+    """Allow --json to replace a file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts or len({*self.parts}) < len(self.parts):
+            raise ValueError(f"--parts: name some of {', '.join(get_args(Part))}, each once")
+        if not self.population_size:
+            raise ValueError("--population-size: name a number of members")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one side needed.
+
+    :param part: "evaluation" or "screening"
+    :param side: of :data:`SIDES`
+    :param members: of the population, or candidates
+    :param values: seconds, one per round
+    :param difference: the greatest between its returns, or scores, and the loop's; None: not compared
+    """
+
+    part: str
+    side: str
+    members: int
+    values: list[float]
+    difference: float | None
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One side, ready to be timed.
+
+    :param work: evaluates a population, or chooses among candidates
+    :param outcome: returns of members after so many steps, or scores of candidates; None: cannot be told
+    """
+
+    work: Callable[[], Any]
+    outcome: Callable[[], Tensor] | None = None
+
+    def run(self, count: int) -> None:
+        """Do it so many times."""
+        for _ in range(count):
+            self.work()
+
+
+# -- Networks --------------------------------------------------------------------------------------------------------
+
+
+def sequential(mlp: StackedMLP, *, squash: bool) -> nn.Sequential:
+    """Copy a perceptron into torch's own layers, one after the other.
+
+    :param mlp: of a stack, the first
+    :param squash: with tanh at the end, as an actor
+    :return: it, with ELUs between layers
+    """
+    layers: list[nn.Module] = []
+    for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
+        weight, bias = (part.detach().reshape(-1, *part.shape[-2:])[0] for part in (weight, bias))
+        layers += [nn.Linear(*weight.shape), nn.ELU()]
+        nn.utils.vector_to_parameters(torch.cat((weight.T.flatten(), bias.flatten())), layers[-2].parameters())
+    layers[-1:] = [nn.Tanh()] if squash else []
+    return nn.Sequential(*layers)
+
+
+def some_actor(inputs: int, outputs: int, net_arch: Sequence[int]) -> DeterministicActor:
+    """:return: a policy, always the same"""
+    torch.manual_seed(0)
+    features = ObservationCodec(gym.spaces.Box(-np.inf, np.inf, (inputs,))).features()
+    return DeterministicActor(features, outputs, net_arch, activation="elu")
+
+
+# -- Evaluation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Policies that are evaluated.
+
+    :param members: how many
+    :param options: sizes
+    """
+
+    members: int
+    options: PopulationOptions
+    task: gym.Env[Any, Any] = field(default_factory=lambda: gym.make(TASK))
+
+    @functools.cached_property
+    def single(self) -> DeterministicActor:
+        """A policy of the architecture."""
+        spaces: Any = (self.task.observation_space, self.task.action_space)
+        return some_actor(spaces[0].shape[0], spaces[1].shape[0], self.options.net_arch)
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        """(P, D)."""
+        middle = flatten(self.single)
+        return middle + SPREAD * torch.randn(self.members, len(middle), generator=torch.Generator().manual_seed(1))
+
+    def in_torch_layers(self) -> Tensor:
+        """:return: the same weights in the order of torch's own layers, (P, D)"""
+        stack = Population(self.single, self.weights).actors.mlp
+        pairs = zip(stack.weights, stack.biases, strict=True)
+        return torch.cat([part for weight, bias in pairs for part in (weight.mT.flatten(1), bias.flatten(1))], 1)
+
+    def ours(self) -> Turn:
+        """:return: all members in one batch"""
+        env = make_batched(OURS, self.members)
+        codec = ObservationCodec(env.single_observation_space)
+        actions = actions_of(env.single_action_space, torch.device("cpu"), True)
+
+        def play(steps: int) -> Tensor:
+            population = Population(self.single, self.weights)
+            return evaluate(population, env, codec, actions, horizon=steps, seed=0)[0]
+
+        return self._turn(play)
+
+    def loop(self) -> Turn:
+        """:return: one member after the other, one step after the other"""
+        network, weights = sequential(self.single.mlp, squash=True), self.in_torch_layers()
+
+        def play(steps: int) -> Tensor:
+            returns = []
+            for number, vector in enumerate(weights):
+                nn.utils.vector_to_parameters(vector, network.parameters())
+                obs, _ = self.task.reset(seed=number)
+                total = 0.0
+                for _ in range(steps):
+                    state = torch.from_numpy(obs.astype(np.float32).reshape(1, -1))
+                    action = network(state).numpy().flatten()
+                    obs, reward, terminated, truncated, _ = self.task.step(action)
+                    total += float(reward)
+                    if terminated or truncated:
+                        break
+                returns.append(total)
+            return torch.tensor(returns, dtype=torch.float64)
+
+        return self._turn(torch.no_grad()(play))
+
+    def evotorch(self) -> Turn:
+        """:return: EvoTorch's evaluation in a vector environment, networks by ``torch.func``
+        :raises Absent: it is not installed
+        """
+        if importlib.util.find_spec("evotorch") is None:
+            raise Absent("EvoTorch is not installed: pip install evotorch")
+        try:
+            made: Any = importlib.import_module("evotorch.neuroevolution")
+        except ImportError as cause:
+            raise Absent(f"EvoTorch cannot be imported: {' '.join(str(cause).split())}") from cause
+        problem = made.VecGymNE(
+            TASK,
+            partial(sequential, self.single.mlp, squash=True),
+            env_config={"max_episode_steps": self.options.steps},
+            num_actors=0,
+        )
+        batch = problem.generate_batch(self.members)
+
+        def play() -> None:
+            batch.set_values(self.in_torch_layers())  # which asks for an evaluation
+            problem.evaluate(batch)
+
+        return Turn(play)
+
+    def physics(self) -> Turn:
+        """:return: our batch alone, under actions that are there beforehand"""
+        env = make_batched(OURS, self.members)
+        drawn = torch.rand(self.options.steps, self.members, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+        def play() -> None:
+            env.reset(seed=0)
+            for actions in drawn:
+                env.step(actions)
+
+        return Turn(play)
+
+    def _turn(self, play: Callable[[int], Tensor]) -> Turn:
+        return Turn(partial(play, self.options.steps), partial(play, min(CHECKED, self.options.steps)))
+
+
+# -- Screening -------------------------------------------------------------------------------------------------------
+
+
+class Screening:
+    """Candidates that a critic chooses from.
+
+    :param options: sizes, those of observations and actions are HalfCheetah's
+    """
+
+    def __init__(self, options: PopulationOptions) -> None:
+        self.count, self.best = options.candidates, min(4, options.candidates - 1)
+        self.actor: Actor = some_actor(17, 6, options.net_arch)
+        self.critics = Critics(self.actor.features, 6, options.net_arch, activation="elu")
+        self.obs = torch.randn(options.states, 17, generator=torch.Generator().manual_seed(0))
+        self.search = CEMSearch(flatten(self.actor), 10, torch.Generator().manual_seed(0), variance=SPREAD**2)
+        self.plain_actor = sequential(self.actor.mlp, squash=True)
+        self.plain_critic = sequential(self.critics.mlp, squash=False)
+        self.middle = nn.utils.parameters_to_vector(self.plain_actor.parameters()).detach()
+
+    def ours(self, shared: bool) -> Turn:
+        """:return: drawn and judged a few at a time
+        :param shared: see :meth:`CEMSearch.batches`
+        """
+        choose = partial(
+            screened,
+            self.search,
+            self.actor,
+            self.critics,
+            self.obs,
+            count=self.count,
+            best=self.best,
+            shared=shared,
+        )
+        return Turn(choose, self._few)
+
+    @torch.no_grad()
+    def _few(self) -> Tensor:
+        few = torch.stack([flatten(self.actor) + SPREAD * k for k in range(3)])
+        return scores(Population(self.actor, few), self.critics, self.obs)
+
+    @torch.no_grad()
+    def judge(self, candidates: Any) -> Tensor:
+        """:return: scores of policies, one after the other, (M,)
+        :param candidates: their weights in the order of torch's layers, float32 or float64
+        """
+        found = []
+        for vector in candidates:
+            nn.utils.vector_to_parameters(torch.as_tensor(vector, dtype=torch.float32), self.plain_actor.parameters())
+            values = self.plain_critic(torch.cat((self.obs, self.plain_actor(self.obs)), 1))
+            found.append(float(values.mean()))
+        return torch.tensor(found)
+
+    def loop(self) -> Turn:
+        """:return: all drawn first, by torch in float32"""
+
+        def choose() -> Tensor:
+            drawn = torch.randn(self.count, len(self.middle)).mul_(SPREAD).add_(self.middle)
+            return drawn[self.judge(drawn).topk(self.best).indices]
+
+        return Turn(choose, lambda: self.judge([self.middle + SPREAD * k for k in range(3)]))
+
+    def loop_in_float64(self) -> Turn:
+        """:return: all drawn first, by NumPy in float64, as in the released program"""
+        middle, stream = self.middle.double().numpy(), np.random.RandomState(0)
+
+        def choose() -> Any:
+            drawn = stream.randn(self.count, len(middle))
+            drawn *= SPREAD
+            drawn += middle
+            return drawn[self.judge(drawn).topk(self.best).indices.numpy()]
+
+        return Turn(choose, lambda: self.judge([middle + SPREAD * k for k in range(3)]))
+
+
+# -- A generation ----------------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Adds up the time spent in methods, each without what is in another that is watched."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        """Time each call from now on.
+
+        :param owner: an object
+        :param method: its
+        :param name: that its time is added under
+        """
+        plain, self.seconds[name] = getattr(owner, method), 0.0
+
+        @functools.wraps(plain)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - start
+                self.seconds[name] += whole - self._inner.pop()
+                self._inner[-1] += whole
+
+        setattr(owner, method, timed)
+
+
+def time_generations(options: PopulationOptions) -> dict[str, Any]:
+    """Let PGPS learn, and see what takes how long.
+
+    :param options: how many generations, of which length
+    :return: "generations", "steps", "updates" of the critics and of the actor together, and "seconds" by part
+    """
+    env = make_batched(OURS, 10)
+    agent = PGPS(
+        "MlpPolicy",
+        as_batched(env),
+        seed=0,
+        net_arch=options.net_arch,
+        learning_starts=1000,
+        surrogate_start=0,
+        candidates=-(-options.candidates // 10),
+        surrogate_states=options.states,
+        horizon=options.horizon,
+        initial_horizon=None,
+    )
+    agent.learn(1000)
+    watch = Stopwatch()
+    parts = [
+        (agent, "learn", "the rest"),
+        (agent.collector, "collect", "playing"),
+        (agent, "breed", "breeding"),
+        (agent, "tell", "the search's move"),
+        (agent, "sample", "drawing batches"),
+        (agent.gradient_learner, "critic_step", "critic updates"),
+        (agent.gradient_learner, "actor_step", "actor updates"),
+    ]
+    for owner, method, name in parts:
+        watch.watch(owner, method, name)
+    steps, updates = agent.num_timesteps, agent.updates
+    agent.learn(10 * options.horizon * options.generations, reset_num_timesteps=False)
+    return {
+        "generations": agent.generation,
+        "steps": agent.num_timesteps - steps,
+        "updates": agent.updates - updates,
+        "seconds": {name: watch.seconds[name] for _, _, name in (*parts[1:], parts[0])},
+    }
+
+
+# -- The command -----------------------------------------------------------------------------------------------------
+
+
+def plan(part: str, members: int, options: PopulationOptions) -> dict[str, Callable[[], Turn]]:
+    """:return: what makes each side of a part ready, by its name"""
+    makers: list[Callable[[], Turn]]
+    if part == "evaluation":
+        scene = Evaluation(members, options)
+        makers = [scene.ours, scene.loop, scene.evotorch, scene.physics]
+    else:
+        scores_ = Screening(options)
+        makers = [partial(scores_.ours, False), partial(scores_.ours, True), scores_.loop, scores_.loop_in_float64]
+    return dict(zip(SIDES[part], makers, strict=True))
+
+
+def population_speed(options: PopulationOptions) -> list[Measurement]:
+    """Run ``headway benchmark population``.
+
+    :param options: its arguments
+    :return: every measurement, as printed and written
+    :raises ValueError: the file to write exists, or its folder does not
+    """
+    check_outputs(options.json, overwrite=options.overwrite)
+    measurements: list[Measurement] = []
+    absent: list[dict[str, Any]] = []
+    generation = None
+    with noted(options.threads, ("evotorch",)) as conditions:
+        for part in options.parts:
+            if part == "generation":
+                generation = time_generations(options)
+                continue
+            for members in options.population_size if part == "evaluation" else (options.candidates,):
+                measured, missing = _measure(part, members, options)
+                measurements += measured
+                absent += missing
+    _print(options, conditions, measurements, absent, generation)
+    content = {
+        "units": "seconds per evaluation of all members, or per choice among all candidates",
+        "measurements": in_json(measurements),
+        "ratios": ratios(measurements),
+        "absent": absent,
+        "generation": generation,
+    }
+    write_json(options.json, conditions, options, content)
+    return measurements
+
+
+def _measure(part: str, members: int, options: PopulationOptions) -> tuple[list[Measurement], list[dict[str, Any]]]:
+    sides = plan(part, members, options)
+    planned = [(side, members) for side in sides]
+    timed, missing = take_turns(
+        f"{part}, {members}", planned, lambda side, _: sides[side](), options.rounds, options.seconds, warm_up=1
+    )
+    outcomes = {t.name: None if t.side.outcome is None else t.side.outcome() for t in timed}
+    expected = outcomes[LOOP]
+    assert expected is not None
+    found = [
+        Measurement(
+            part,
+            t.name,
+            members,
+            [seconds / t.count for _, seconds in t.laps],
+            None if (outcome := outcomes[t.name]) is None else float((outcome - expected).abs().max()),
+        )
+        for t in timed
+    ]
+    return found, [{"part": part, "side": side, "members": rows, "reason": reason} for side, rows, reason in missing]
+
+
+def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Compare medians.
+
+    :param measurements: of any parts
+    :return: for each of another side "part", "members", "side", and "times": how many times as long as ours it takes
+    """
+    ours = {(m.part, m.members): m.median for m in measurements if m.side == HEADWAY}
+    return [
+        {"part": m.part, "members": m.members, "side": m.side, "times": m.median / ours[m.part, m.members]}
+        for m in measurements
+        if m.side != HEADWAY
+    ]
+
+
+def _print(
+    options: PopulationOptions,
+    conditions: dict[str, Any],
+    measurements: Sequence[Measurement],
+    absent: Sequence[dict[str, Any]],
+    generation: dict[str, Any] | None,
+) -> None:
+    print_conditions(f"Populations in {TASK}", conditions)
+    layers = "x".join(map(str, options.net_arch))
+    print(f"medians of {options.rounds} rounds [least, greatest]; layers {layers}")
+    times = {(row["part"], row["members"], row["side"]): row["times"] for row in ratios(measurements)}
+    titles = {
+        "evaluation": f"members, {options.steps} steps each",
+        "screening": f"candidates, {options.states} states",
+    }
+    for part, members in dict.fromkeys((m.part, m.members) for m in measurements):
+        print(f"\n{part}: {members} {titles[part]}\n{'':<24} {'ms':>28} {'x ours':>7} {'off by':>8}")
+        for m in measurements:
+            if (m.part, m.members) == (part, members):
+                ratio = f"{times[part, members, m.side]:.2f}" if m.side != HEADWAY else ""
+                off = "" if m.difference is None else f"{m.difference:.0e}"
+                print(f"  {m.side:<22} {spread([1000 * v for v in m.values], ',.4g'):>28} {ratio:>7} {off:>8}")
+        for row in absent:
+            if (row["part"], row["members"]) == (part, members):
+                print(f"  {row['side']:<22} absent: {row['reason']}")
+    if generation is not None:
+        whole, count = sum(generation["seconds"].values()), generation["generations"]
+        print(f"\na generation of 10 members, {generation['steps'] // count:,} steps, {whole / count:.1f} s")
+        for name, seconds in generation["seconds"].items():
+            print(f"  {name:<22} {seconds / count:>8.2f} s {seconds / whole:>7.1%}")
