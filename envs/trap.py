@@ -16,6 +16,9 @@ from .splitmix import start, uniforms
 from .vector import face
 
 TRAP_ID = "headway/Trap-v0"
+SHALLOW_ID = "headway/ShallowTrap-v0"
+SHALLOW = 0.2
+"""Depth of the trap that a search finds out of, at times: out of 0.4 it did in none of six tries (our choice)."""
 VECTOR_ENTRY_POINT = f"{__name__}:make_trap_vector"
 
 START, GOAL = (-1.0, 0.0), (1.0, 0.0)
@@ -144,10 +147,12 @@ def make_trap_vector(
 
 
 def register_all() -> None:
-    """Register the trap; importing ``headway.envs`` has done it."""
-    gym.register(
-        TRAP_ID,
-        entry_point=f"{__name__}:TrapEnv",
-        vector_entry_point=VECTOR_ENTRY_POINT,
-        max_episode_steps=200,
-    )
+    """Register the traps; importing ``headway.envs`` has done it."""
+    for name, options in ((TRAP_ID, {}), (SHALLOW_ID, {"depth": SHALLOW})):
+        gym.register(
+            name,
+            entry_point=f"{__name__}:TrapEnv",
+            vector_entry_point=VECTOR_ENTRY_POINT,
+            max_episode_steps=200,
+            kwargs=options,
+        )

@@ -227,7 +227,7 @@ class Run:
 
     def values(self) -> dict[str, Any]:
         """:return: every option and hyper-parameter by name."""
-        return {**vars(self.options), **vars(self.config)}
+        return {**vars(self.options), **{name: getattr(self.config, name) for name in describe(type(self.config))}}
 
     def to_dict(self) -> dict[str, Any]:
         """:return: the run in JSON's terms, as ``config.json`` holds it."""

@@ -277,8 +277,12 @@ class PlotOptions(Flags):
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders that hold some at any depth."""
 
-    output: Path = Path("learning_curves.png")
-    """The figure to write: .png, .pdf or .svg."""
+    population: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Draw instead what the generations of PGPS or CEM did, of one run or of several seeds of the same: returns, origin
+    of the parents, learner, guidance, critic, width of the search."""
+
+    output: Path | None = None
+    """The figure to write: .png, .pdf or .svg; by default learning_curves.png, or population.png."""
 
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a figure that exists."""
@@ -291,17 +295,185 @@ def plot(options: PlotOptions) -> None:
     :raises FileExistsError: the figure would be overwritten
     :raises ValueError: there is nothing to draw
     """
-    output = options.output
+    output = options.output or Path("population.png" if options.population else "learning_curves.png")
     check_outputs(plot=output, flag="--output", overwrite=options.overwrite)
-    panels = grouped(find_runs(options.runs))
+    runs = find_runs(options.runs)
+    if options.population:
+        records, first = read_generations(runs), read_run(runs[0])
+        title = f"{first['agent']} in {_panel({**vars(TrainOptions()), **first['options']})}"
+        print(f"{title}: {len(runs)} run{'s' * (len(runs) > 1)}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        population_figure(records, title, output, first["config"])
+    else:
+        panels = grouped(runs)
+        _announce(panels)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        learning_curves(panels, output)
+    print(f"written: {output}")
+
+
+def _announce(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> None:
     for title, groups in panels.items():
         for label, curves in groups.items():
             ends = [steps[-1] for steps, _ in curves]
             short = "" if min(ends) == max(ends) else f", drawn to step {min(ends):,.0f}, where the shortest ends"
             print(f"{title}: {label}, {len(curves)} run{'s' * (len(curves) > 1)}{short}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    learning_curves(panels, output)
-    print(f"written: {output}")
+
+
+GENERATIONS = "population/"
+"""What the columns of ``progress.csv`` that tell of generations begin with."""
+
+Generations = Mapping[str, Curve]
+"""What was logged of a run's generations, by name: at which steps they ended, and its values. A line of the log that
+covers several has their means, of the steps too; one that covers none is not in it."""
+
+
+def read_generations(runs: Sequence[Path]) -> list[Generations]:
+    """Read what the generations of runs did.
+
+    :param runs: run folders, of one agent with one setting in one environment
+    :return: one record per run
+    :raises ValueError: one has no generations, or they are of several kinds
+    """
+    kinds = [f"{label} in {env}" for env, groups in sort_runs(runs).items() for label in groups]
+    if len(kinds) > 1:
+        raise ValueError(f"--population draws runs of one kind, got {len(kinds)}: {'; '.join(kinds)}; name one's runs")
+    found: list[Generations] = []
+    for run in runs:
+        path, time = run / "progress.csv", f"{GENERATIONS}timesteps"
+        names = next(iter(read_csv(path)), {}) if path.exists() else {}
+        if time not in names:
+            raise ValueError(
+                f"{run} has no generations: it is a run of {read_run(run)['agent']}, or its first one has not been "
+                "logged yet; name runs of PGPS or CEM"
+            )
+        curves = {name: read_columns(path, time, name) for name in names if name.startswith(GENERATIONS)}
+        record = {name.removeprefix(GENERATIONS): (steps, values) for name, (steps, values) in curves.items()}
+        evaluations = read_columns(run / "evaluations.csv", "step", "mean")
+        record["evaluation"] = tuple(column[1:] for column in evaluations)  # type: ignore[assignment]
+        found.append({name: curve for name, curve in record.items() if len(curve[0])})
+    return found
+
+
+def count_generations(record: Generations) -> list[int]:
+    """:return: how many generations each line of a log has the means of, found from the means of their numbers."""
+    last, counts = 0, []
+    for mean in record["generation"][1]:
+        before, last = last, round(2 * mean) - 1 - last  # from before + 1 to last
+        counts.append(last - before)
+    return counts
+
+
+def population_figure(runs: Sequence[Generations], title: str, path: Path, config: Mapping[str, Any]) -> None:
+    """Draw what the generations of one run did, or of several seeds of the same.
+
+    :param runs: their records
+    :param title: above the figure
+    :param path: the figure to write
+    :param config: hyper-parameters of the runs
+    """
+    drawers = {
+        "return of an episode": _draw_returns,
+        "learner's rank (1: the best)": _draw_ranks,
+        "parents, by origin": _draw_parents,
+        "critic's foresight: rank correlation": _draw_foresight,
+        "guidance": _draw_guidance,
+        "width of the search": _draw_width,
+    }
+    needs = ("mean_return", "learner_rank", "parents_elite", "rank_correlation", "guided", "width")
+    known = {name for run in runs for name in run} - (set() if config.get("guided") else {"guided"})
+    chosen = [item for item, need in zip(drawers.items(), needs, strict=True) if need in known]
+    figure, panels = panel_grid(len(chosen), 2, (5.4, 2.7), 0.6, "environment steps")
+    for axes, (name, draw) in zip(panels, chosen, strict=True):
+        draw(axes, runs, config)
+        axes.set_title(name, fontsize=10, loc="left")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(
+                loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=4, frameon=False, fontsize=8, borderpad=0.2,
+                handlelength=1.2, columnspacing=0.9, handletextpad=0.4,
+            )  # fmt: skip
+        axes.set_xlim(0, 1.03 * max(steps[-1] for run in runs for steps, _ in run.values()))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        plain_axes(axes)
+    counts = [count_generations(run) for run in runs]
+    totals, most = sorted(map(sum, counts)), max(map(max, counts))
+    span = f"{totals[0]:,} to " * (totals[0] < totals[-1]) + f"{totals[-1]:,} generation" + "s" * (totals[-1] > 1)
+    figure.suptitle(textwrap.fill(f"{title}, {span}", 80), fontsize=12)
+    notes = [f"lines: median of {len(runs)} runs; bands: least to greatest; shares: means"] * (len(runs) > 1)
+    notes += [f"a point is the mean of up to {most} generations, those since the last line of the log"] * (most > 1)
+    figure.supxlabel("; ".join(notes), fontsize=8)
+    figure.savefig(path)
+
+
+def _draw_curves(axes: Axes, runs: Sequence[Generations], names: Mapping[str, str], **look: Any) -> None:
+    """Lines of a run; of several the median, and a band from the least to the greatest."""
+    for (name, label), colour in zip(names.items(), COLOURS, strict=False):
+        if not (curves := [run[name] for run in runs if name in run]):
+            continue
+        steps, values = aligned(curves)
+        marker = "." if len(steps) < 60 else ""
+        style: dict[str, Any] = {"color": colour, "label": label, "lw": 1.4, "marker": marker, "ms": 4} | look
+        axes.plot(steps, np.median(values, 0), **style)
+        if len(curves) > 1:
+            axes.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.18, lw=0)
+
+
+def _blocks(runs: Sequence[Generations], name: str) -> Curve:
+    """:return: a share, averaged over runs, as the outline of blocks: one around each time of a generation's end"""
+    steps, values = aligned([run[name] for run in runs if name in run])
+    edges = np.concatenate((steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]))
+    edges[0] -= edges[1] - edges[0] if len(steps) > 1 else steps[0] / 2
+    edges[-1] += edges[-1] - edges[-2] if len(steps) > 1 else steps[0] / 2
+    return np.repeat(edges, 2)[1:-1], np.repeat(values.mean(0), 2)
+
+
+def _draw_returns(axes: Axes, runs: Sequence[Generations], config: Mapping[str, Any]) -> None:
+    names = {"best_return": "best", "mean_return": "mean", "learner_return": "learner", "evaluation": "evaluated"}
+    _draw_curves(axes, runs, names)
+
+
+def _draw_ranks(axes: Axes, runs: Sequence[Generations], config: Mapping[str, Any]) -> None:
+    _draw_curves(axes, runs, {"learner_rank": ""}, color=COLOURS[2])
+    axes.set_ylim(config.get("population_size", 10) + 0.5, 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_parents(axes: Axes, runs: Sequence[Generations], config: Mapping[str, Any]) -> None:
+    below: Any = 0.0
+    for colour, name in zip(("#000000", *COLOURS[:3]), ("elite", "screened", "random", "learner"), strict=True):
+        steps, shares = _blocks(runs, f"parents_{name}")
+        if shares.any():
+            axes.fill_between(steps, 100 * below, 100 * (below + shares), color=colour, alpha=0.75, lw=0, label=name)
+        below = below + shares
+    axes.set(ylim=(0, 100), ylabel="%")
+
+
+def _draw_foresight(axes: Axes, runs: Sequence[Generations], config: Mapping[str, Any]) -> None:
+    _draw_curves(axes, runs, {"rank_correlation": ""}, lw=0.8)
+    mean = np.nanmean(np.concatenate([run["rank_correlation"][1] for run in runs if "rank_correlation" in run]))
+    axes.axhline(mean, color=COLOURS[1], lw=1.4, label=f"mean {mean:+.2f}")
+    axes.axhline(0, color="0.4", lw=0.8)
+    axes.set_ylim(-1.05, 1.05)
+
+
+def _draw_guidance(axes: Axes, runs: Sequence[Generations], config: Mapping[str, Any]) -> None:
+    steps, guided = _blocks(runs, "guided")
+    counts = np.concatenate([count_generations(run) for run in runs])
+    share = np.average(np.concatenate([run["guided"][1] for run in runs]), weights=counts)
+    scale = axes.get_xaxis_transform()  # 1 is the panel's height
+    axes.fill_between(steps, 0, guided, transform=scale, color="0.85", lw=0, label=f"guided ({share:.0%})")
+    _draw_curves(axes, runs, {"beta": "beta"})
+    distances = [run["distance"] for run in runs if "distance" in run]
+    if distances:
+        axes.plot(*np.concatenate(distances, 1), ".", color=COLOURS[1], ms=4, label="distance")
+        axes.axhline(config["target_distance"], color=COLOURS[1], lw=0.9, ls="--", label="wanted")
+    axes.set_yscale("log")
+    decades(axes.yaxis, *axes.get_ylim())
+
+
+def _draw_width(axes: Axes, runs: Sequence[Generations], config: Mapping[str, Any]) -> None:
+    _draw_curves(axes, runs, {"width": ""})
+    axes.set(ylim=(0, None), ylabel="standard deviation of a weight")
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -338,24 +510,40 @@ def grouped(runs: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
     :return: their curves by environment and label; runs without an evaluation are left out
     :raises ValueError: no run has been evaluated
     """
-    kinds: dict[tuple[str, str], list[tuple[dict[str, str], Curve]]] = {}
+    curves: dict[Path, Curve] = {}
     for folder in runs:
         steps, returns = read_columns(folder / "evaluations.csv", "step", "mean")
         if len(steps):
-            content = read_run(folder)
-            options = {**vars(TrainOptions()), **content["options"]}  # a run of former times may lack some
-            settings = {k: v for k, v in {**options, **content["config"]}.items() if k not in ALIKE}
-            kind = (_panel(options), content["agent"])
-            kinds.setdefault(kind, []).append(({k: json.dumps(v) for k, v in settings.items()}, (steps, returns)))
-    if not kinds:
+            curves[folder] = steps, returns
+    if not curves:
         raise ValueError("none of these runs has been evaluated yet")
-    panels: dict[str, dict[str, list[Curve]]] = {}
+    panels = sort_runs(list(curves))
+    return {
+        env: {label: [curves[folder] for folder in folders] for label, folders in groups.items()}
+        for env, groups in panels.items()
+    }
+
+
+def sort_runs(runs: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
+    """Sort runs as :func:`grouped` does.
+
+    :param runs: run folders
+    :return: the folders, by environment and label
+    """
+    kinds: dict[tuple[str, str], list[tuple[dict[str, str], Path]]] = {}
+    for folder in runs:
+        content = read_run(folder)
+        options = {**vars(TrainOptions()), **content["options"]}  # a run of former times may lack some
+        settings = {k: v for k, v in {**options, **content["config"]}.items() if k not in ALIKE}
+        kind = (_panel(options), content["agent"])
+        kinds.setdefault(kind, []).append(({k: json.dumps(v) for k, v in settings.items()}, folder))
+    panels: dict[str, dict[str, list[Path]]] = {}
     for (env, agent), members in kinds.items():
         names = dict.fromkeys(name for settings, _ in members for name in settings)
         differing = [name for name in names if len({settings.get(name) for settings, _ in members}) > 1]
-        for settings, curve in members:
+        for settings, folder in members:
             label = " ".join([agent, *(f"{name}={settings.get(name)}" for name in differing)])
-            panels.setdefault(env, {}).setdefault(label, []).append(curve)
+            panels.setdefault(env, {}).setdefault(label, []).append(folder)
     return panels
 
 

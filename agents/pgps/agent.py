@@ -22,7 +22,7 @@ from ..core.loop import Part
 from ..core.nets import Actor, Critics, DeterministicActor
 from ..core.off_policy import ReplayAgent
 from .cem import CEMSearch
-from .evolution import ORIGINS, PopulationAgent, PopulationConfig
+from .evolution import COLUMNS, ORIGINS, PopulationAgent, PopulationConfig
 from .learners import Learner, SACLearner, TD3Learner, distance
 from .population import Population, flatten, unflatten
 
@@ -236,6 +236,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
 
     config_class = PGPSConfig
     config: PGPSConfig
+    shown = frozenset(name for columns in COLUMNS.values() for _, name, _, _ in columns)
 
     def _build(self) -> None:
         self.gradient_learner: Learner = (TD3Learner if self.config.learner == "td3" else SACLearner)(self)

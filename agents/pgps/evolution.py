@@ -1,9 +1,9 @@
 """What agents share whose policies are a population: generations of whole episodes, the search, its account."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -25,24 +25,24 @@ from .population import Population, flatten, unflatten
 ORIGINS = ("elite", "screened", "random", "learner")
 """Where a member of a population comes from."""
 
-COLUMNS = (
-    ("generation", "generation", 10, "{:,}"),
-    ("steps", "steps", 11, "{:,}"),
-    ("horizon", "horizon", 7, "{:,.0f}"),
-    ("best", "best_return", 9, "{:,.1f}"),
-    ("mean", "mean_return", 9, "{:,.1f}"),
-    ("learner", "learner_return", 9, "{:,.1f}"),
-    ("rank", "learner_rank", 4, "{:.0f}"),
-    ("elite", "parents_elite", 5, "{:.0%}"),
-    ("screened", "parents_screened", 8, "{:.0%}"),
-    ("random", "parents_random", 6, "{:.0%}"),
-    ("learner", "parents_learner", 7, "{:.0%}"),
-    ("guided", "guided", 6, "{:.0f}"),
-    ("beta", "beta", 8, "{:.4g}"),
-    ("width", "width", 7, "{:.4f}"),
-)
-"""Of the table of generations: title, what is logged, width, form. From "elite" to the second "learner" are the shares
-of the parents that came from there."""
+COLUMNS: Mapping[str, Sequence[tuple[str, str, int, str]]] = {
+    "": (("gen", "generation", 4, "{:,.0f}"), ("steps", "timesteps", 9, "{:,.0f}")),
+    "return": (("best", "best_return", 8, "{:,.1f}"), ("mean", "mean_return", 8, "{:,.1f}")),
+    "learner": (
+        ("return", "learner_return", 8, "{:,.1f}"),
+        ("rank", "learner_rank", 4, "{:.0f}"),
+        ("beta", "beta", 6, "{:.4g}"),
+    ),
+    "parents, by origin": (
+        ("elite", "parents_elite", 5, "{:.0%}"),
+        ("screened", "parents_screened", 8, "{:.0%}"),
+        ("random", "parents_random", 6, "{:.0%}"),
+        ("learner", "parents_learner", 7, "{:.0%}"),
+    ),
+    "search": (("corr.", "rank_correlation", 5, "{:+.2f}"), ("width", "width", 6, "{:.4f}")),
+}
+"""Of the table of generations, by the head above them: title, what is logged, width, form. beta is shown while the
+learner is guided; corr. is the rank correlation of the critic's scores with the returns."""
 
 HEAD = 20
 """Generations between heads of the table."""
@@ -130,6 +130,11 @@ class PopulationAgent(ActorCriticAgent[C]):
 
     collector: "GenerationCollector"
 
+    shown: ClassVar = frozenset(
+        {"generation", "timesteps", "best_return", "mean_return", "parents_elite", "parents_random", "width"}
+    )
+    """What the table of generations has columns for."""
+
     @classmethod
     def check_spaces(cls, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         """See :meth:`ActorCriticAgent.check_spaces`; images would have networks of their own."""
@@ -153,6 +158,7 @@ class PopulationAgent(ActorCriticAgent[C]):
         self.generation = 0
         self.told: dict[str, float] = {}
         """What was logged of the last generation."""
+        self._lines = 0
         self.members = torch.zeros(0)
         self.is_bred = False
         """Whether :attr:`members` are the next generation's; else the last one's."""
@@ -272,6 +278,8 @@ class PopulationAgent(ActorCriticAgent[C]):
         self.generation, self.is_bred = self.generation + 1, False
         parents = self.origins.to(order.device)[order[: self.search.parents]]
         return {
+            "generation": torch.tensor(float(self.generation)),
+            "timesteps": torch.tensor(float(self.num_timesteps)),
             "best_return": fitness.max(),
             "mean_return": fitness.mean(),
             "width": self.search.width,
@@ -291,11 +299,24 @@ class PopulationAgent(ActorCriticAgent[C]):
         """See :meth:`LearningLoop.describe_round`: a line of a table of generations, at times with its head."""
         if not self.told:
             return ""
-        values = {"generation": self.generation, "steps": self.num_timesteps, **self.told}
-        cells = [form.format(values[name]) if name in values else "-" for _, name, _, form in COLUMNS]
-        line = "  ".join(f"{cell:>{width}}" for cell, (_, _, width, _) in zip(cells, COLUMNS, strict=True))
-        head = "  ".join(f"{title:>{width}}" for title, _, width, _ in COLUMNS)
-        return f"{head}\n{line}" if self.generation % HEAD == 1 else line
+        groups = {
+            name: shown
+            for name, columns in COLUMNS.items()
+            if (shown := [column for column in columns if column[1] in self.shown])
+        }
+        above = [
+            f" {name} ".center(_wide(shown), "-") if name else " " * _wide(shown) for name, shown in groups.items()
+        ]
+        titles = [" ".join(f"{title:>{width}}" for title, _, width, _ in shown) for shown in groups.values()]
+        cells = [" ".join(map(self._cell, shown)) for shown in groups.values()]
+        self._lines += 1
+        rows = (above, titles, cells) if self._lines % HEAD == 1 else (cells,)
+        return "\n".join("  ".join(row).rstrip() for row in rows)
+
+    def _cell(self, column: tuple[str, str, int, str]) -> str:
+        _, name, width, form = column
+        told = name in self.told and (name != "beta" or self.told["guided"])  # which else pulls at nothing
+        return f"{form.format(self.told[name]) if told else '-':>{width}}"
 
     def _population(self) -> dict[str, Any]:
         return {
@@ -312,6 +333,10 @@ class PopulationAgent(ActorCriticAgent[C]):
         self.members.copy_(state["members"])
         self.origins = state["origins"].clone()
         self.generation, self.is_bred = state["generation"], state["is_bred"]
+
+
+def _wide(columns: Sequence[tuple[str, str, int, str]]) -> int:
+    return sum(width for _, _, width, _ in columns) + len(columns) - 1
 
 
 class GenerationCollector:

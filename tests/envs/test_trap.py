@@ -9,7 +9,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from headway.envs import make_batched
 from headway.envs.batched import Resettable, RowSnapshots, require
-from headway.envs.trap import BOUNDS, HALF_WIDTH, TRAP_ID, TrapBatch
+from headway.envs.trap import BOUNDS, HALF_WIDTH, SHALLOW, SHALLOW_ID, TRAP_ID, TrapBatch
 from torch import Tensor
 
 
@@ -123,3 +123,10 @@ def test_gymnasium_takes_it() -> None:
         check_env(gym.make(TRAP_ID).unwrapped, skip_render_check=True)
     with pytest.raises(ValueError, match=r"depth is 1.5: it must lie in \[0, 0.9\]"):
         TrapBatch(2, depth=1.5)
+
+
+def test_the_shallow_trap_is_one_in_every_form() -> None:
+    (batch, numpy), single = (make(SHALLOW_ID, 2) for make in (make_batched, gym.make_vec)), gym.make(SHALLOW_ID)
+    assert isinstance(batch, TrapBatch)
+    assert batch.depth == numpy.unwrapped.batched.depth == single.unwrapped.batch.depth == SHALLOW < TrapBatch(1).depth
+    assert batch.horizon == 200

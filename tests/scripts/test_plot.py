@@ -11,6 +11,7 @@ from headway.scripts import plot
 from headway.scripts.plot import (
     COLOURS,
     aligned,
+    count_generations,
     find_runs,
     grouped,
     learning_curve,
@@ -18,6 +19,7 @@ from headway.scripts.plot import (
     legend_below,
     panel_grid,
     read_columns,
+    read_generations,
 )
 from matplotlib.axes import Axes
 
@@ -215,3 +217,96 @@ def test_plot_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     ):
         with pytest.raises((ValueError, OSError), match=message):
             plot.main(arguments)
+
+
+# ---- generations -----------------------------------------------------------------------------------------------------
+
+GENERATIONS = """\
+time/total_timesteps,population/timesteps,population/generation,population/best_return,population/mean_return,\
+population/width,population/parents_elite,population/parents_screened,population/parents_random,\
+population/parents_learner,population/learner_return,population/learner_rank,population/guided,population/beta,\
+population/rank_correlation,population/distance
+5,,,,,,,,,,,,,,,
+15,10,1,3,1,0.09,0,0,1,0,,,0,1,,
+20,,,,,,,,,,,,,,,
+55,40,3,4,2,0.08,0.2,0.4,0.2,0.2,2,3,0.25,1,-0.5,0.07
+65,60,5,5,3,0.07,0.2,0.2,0.4,0.2,4,1,1,2,0.5,0.05
+"""
+"""Lines with no generation, with one, with three (2 to 4), whose members include the learner from the second on."""
+
+
+def make_population(folder: Path, lines: str = GENERATIONS, **settings: Any) -> Path:
+    config = {"guided": True, "population_size": 10, "target_distance": 0.05} | settings
+    run = make_run(folder, [1.0, 2, 3], "headway/Trap-v0", 30, {"seed": int(folder.name[-1])}, **config)
+    (run / "progress.csv").write_text(lines)
+    return run
+
+
+def test_generations_are_where_they_ended(tmp_path: Path) -> None:
+    (record,) = read_generations([make_population(tmp_path / "s0")])
+    assert {name: [column.tolist() for column in record[name]] for name in ("mean_return", "learner_rank")} == {
+        "mean_return": [[10, 40, 60], [1, 2, 3]],
+        "learner_rank": [[40, 60], [3, 1]],
+    }
+    assert record["evaluation"][0].tolist() == [30, 60]  # not the one before training
+    assert count_generations(record) == [1, 3, 1]
+
+
+def test_population_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figures: list[Any] = []
+    original = plot.Figure.savefig
+
+    def savefig(self: Any, path: Path) -> None:
+        figures.append(self)
+        original(self, path)
+
+    monkeypatch.setattr(plot.Figure, "savefig", savefig)
+    monkeypatch.chdir(tmp_path)
+    make_population(tmp_path / "runs" / "s0")
+    assert plot.main(["--population", "runs/s0"]) == 0
+    assert "written: population.png" in capsys.readouterr().out
+    assert matplotlib.image.imread("population.png").std() > 0.01
+    panels = {axes.get_title("left"): axes for axes in figures[0].axes}
+    assert len(panels) == 6
+    assert figures[0].get_suptitle() == "SAC in headway/Trap-v0, 5 generations"  # a run of test_plot is called SAC
+    assert "up to 3 generations" in figures[0].get_supxlabel()
+    lines = {line.get_label(): line.get_ydata().tolist() for line in panels["return of an episode"].lines}
+    assert lines == {"best": [3, 4, 5], "mean": [1, 2, 3], "learner": [2, 4], "evaluated": [2, 3]}
+    assert panels["guidance"].get_legend().get_texts()[0].get_text() == "guided (35%)"  # 0, 3 times 0.25, 1
+    stack = [patch.get_paths()[0].get_extents() for patch in panels["parents, by origin"].collections]
+    assert [extent.y1 for extent in stack] == pytest.approx([20, 60, 100, 100])
+    assert (stack[2].x0, stack[2].x1) == (-5, 70)  # half the way to the next one around each
+
+    second = GENERATIONS.replace("10,1,3,1,", "20,1,3,9,")
+    make_population(tmp_path / "runs" / "s1", second)
+    assert plot.main(["--population", "runs", "--output", "both.svg"]) == 0
+    assert "median of 2 runs" in figures[1].get_supxlabel()
+    axes = {axes.get_title("left"): axes for axes in figures[1].axes}["return of an episode"]
+    (mean,) = (line for line in axes.lines if line.get_label() == "mean")
+    assert mean.get_xydata().tolist() == [[20, pytest.approx((1 + 1 / 3 + 9) / 2)], [40, 2], [60, 3]]
+
+
+def test_population_figure_of_hardly_anything(tmp_path: Path) -> None:
+    """One generation of a search alone: three panels, no warning, and something to see."""
+    names = ("timesteps", "generation", "best_return", "mean_return", "width", "parents_elite", "parents_screened")
+    names += ("parents_random", "parents_learner")
+    lines = ",".join(f"population/{name}" for name in names) + "\n100,1,-3,-5,0.1,0,0,1,0\n"
+    run = make_population(tmp_path / "s0", lines, guided=False)
+    assert plot.main(["--population", str(run), "--output", str(tmp_path / "one.png")]) == 0
+    assert matplotlib.image.imread(tmp_path / "one.png").std() > 0.01
+
+
+def test_runs_without_a_population(tmp_path: Path) -> None:
+    one = make_population(tmp_path / "s0")
+    sac = make_population(tmp_path / "s1", PROGRESS)
+    bare = make_run(tmp_path / "s2", [1.0])
+    other = make_population(tmp_path / "s3", gamma=0.5)
+    for runs, message in (
+        ([sac], "s1 has no generations: it is a run of SAC, or its first one has not been logged yet; name runs of PG"),
+        ([one, sac], "s1 has no generations"),
+        ([bare], "s2 has no generations"),
+        ([one, other], "runs of one kind, got 2: SAC gamma=0.9 in headway/Trap-v0; SAC gamma=0.5 in headway/Trap-v0; "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot.main(["--population", *map(str, runs), "--output", str(tmp_path / "none.png")])
+    assert not (tmp_path / "none.png").exists()
