@@ -728,7 +728,10 @@ class Mortal(Point):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         order = Path(self.orders).read_text() if os.path.exists(self.orders) else ""
         if order in ("die", "fail"):
-            os.unlink(self.orders)
+            try:
+                os.unlink(self.orders)
+            except FileNotFoundError:  # another process has obeyed
+                order = ""
         if order.endswith("die"):
             os._exit(3)
         if order == "fail":

@@ -92,7 +92,7 @@ class Playback(BatchedEnv):
         sizes |= dict.fromkeys(("lengths", "returns", "terminated", "truncated"), episodes)
         for name, size in sizes.items():
             parts = held[name].values() if isinstance(held[name], dict) else [held[name]]
-            if any(not isinstance(part, Tensor) or part.shape[:1] != (size,) for part in parts):
+            if not parts or any(not isinstance(part, Tensor) or part.shape[:1] != (size,) for part in parts):
                 raise ValueError(f"{name!r} of recorded episodes must have {size} rows")
         self._show(held)
         self.first, self.time = state["first"], state["time"]

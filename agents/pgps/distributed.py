@@ -182,7 +182,7 @@ class Workers:
                     lost, why = lost + 1, one_line(str(cause))
                     if lost > LOSSES:
                         raise ConnectionError(
-                            f"{lost} workers were lost in a generation, the last one so: {why}"
+                            f"workers were lost in a generation, {lost} of them, the last one so: {why}"
                         ) from cause
                     log.warning("a worker was lost, and its members play again in a new one: %s", why)
                     self.actors[place] = self._start()
@@ -214,7 +214,7 @@ def _connect(ray: Any, count: int, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked it to report
     handler, is_main = signal.getsignal(signal.SIGTERM), threading.current_thread() is threading.main_thread()
     try:
-        ray.init(address=address or "local", logging_level=logging.WARNING, **here)
+        ray.init(address=address or "local", logging_level=logging.ERROR, **here)
     except (RuntimeError, OSError, ValueError) as cause:
         raise ConnectionError(f"Ray at {address or 'this machine'} does not answer: {one_line(str(cause))}") from cause
     finally:

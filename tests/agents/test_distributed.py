@@ -1,6 +1,7 @@
 """Members that play in workers of Ray: to the bits of one process, whatever happens to the workers."""
 
 import logging
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -12,12 +13,16 @@ import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
 from headway.agents import CEM, PGPS
-from headway.agents.pgps import distributed
+from headway.agents.core.nets import DeterministicActor
+from headway.agents.core.spaces import ObservationCodec, actions_of
+from headway.agents.core.spaces.observations import VectorFeatures
+from headway.agents.pgps import Population, distributed, evaluate, flatten
 from headway.envs import make_batched
+from headway.wrappers import as_batched
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from toys import Mortal, Point
+from toys import PLACE, Mortal, Point
 
 ray = pytest.importorskip("ray", reason="the extra distributed is not installed")
 
@@ -46,10 +51,6 @@ def trap() -> Any:
 
 def points(rows: int = 6, **how: Any) -> DummyVecEnv:
     return DummyVecEnv([lambda: Monitor(Point(**how)) for _ in range(rows)])
-
-
-def mortals(orders: Path) -> DummyVecEnv:
-    return DummyVecEnv([lambda: Monitor(Mortal(str(orders))) for _ in range(4)])
 
 
 def content(agent: Any) -> dict[str, Any]:
@@ -85,48 +86,96 @@ def alone() -> dict[str, Any]:
     return content(agent)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [2, 4])  # one: below, where runs are resumed
 def test_workers_are_as_one_process(cluster: None, alone: dict[str, Any], workers: int) -> None:
     agent = trained(600, workers=workers)
     assert same(content(agent), alone)
 
 
-@pytest.mark.parametrize(("rows", "episodes"), [(6, 2), (4, 2), (5, 2), (1, 1)])
-def test_any_number_of_rows_and_of_episodes(cluster: None, rows: int, episodes: int) -> None:
-    """Three members in two workers, of which one has a single one; rounds that are not full; rows that go alone."""
-    how: dict[str, Any] = {"make": partial(points, rows), "agent": CEM, "member_episodes": episodes}
-    runs = [trained(150, **how, workers=workers) for workers in (None, 2)]
-    assert same(*map(content, runs))
+def test_rows_that_act_one_by_one(cluster: None) -> None:
+    """Two episodes of three members in rounds of five rows."""
+    how: dict[str, Any] = {"make": partial(points, 5), "agent": CEM, "member_episodes": 2}
+    assert same(*(content(trained(100, **how, workers=workers)) for workers in (None, 1)))
 
 
-def test_a_killed_worker_is_replaced(cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    orders, how = tmp_path / "orders", {"agent": CEM, "make": partial(mortals, tmp_path / "orders")}
-    undisturbed = content(trained(150, **how))
-    orders.write_text("die")
-    assert same(content(trained(150, **how, workers=2)), undisturbed)
-    assert not orders.exists()
-    (told,) = caplog.messages
-    assert told.startswith("a worker was lost, and its members play again in a new one: ")
-    print(told)
+# -- workers by themselves ---------------------------------------------------------------------------------------------
 
 
-def test_workers_that_die_again_and_again(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "orders").write_text("always die")
-    monkeypatch.setattr(distributed, "LOSSES", 1)
-    with pytest.raises(ConnectionError, match="2 workers were lost in a generation, the last one so: "):
-        trained(150, agent=CEM, make=partial(mortals, tmp_path / "orders"), workers=1)
+def settings() -> tuple[DeterministicActor, ObservationCodec, torch.Tensor]:
+    torch.manual_seed(1)
+    single = DeterministicActor(VectorFeatures(1), 1, (13, 7), activation="elu")
+    return single, ObservationCodec(PLACE), 0.3 * torch.randn(5, len(flatten(single)))
 
 
-def test_what_an_environment_raises(cluster: None, tmp_path: Path) -> None:
-    (tmp_path / "orders").write_text("fail")
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mortals") / "orders"
+
+
+def mortals(orders: Path) -> Any:
+    return as_batched(DummyVecEnv([lambda: Monitor(Mortal(str(orders))) for _ in range(2)]))
+
+
+@pytest.fixture(scope="module")
+def crew(cluster: None, orders: Path) -> Iterator[distributed.Workers]:
+    single, codec, _ = settings()
+    workers = distributed.Workers("CEM", 2, None, mortals(orders), single, codec, 4)
+    yield workers
+    workers.close()
+
+
+def here(orders: Path, count: int, episodes: int) -> Any:
+    single, codec, members = settings()
+    actions = actions_of(Point().action_space, torch.device("cpu"), True)
+    how: dict[str, Any] = {"episodes": episodes, "horizon": 5, "seed": 9, "keep": True}
+    return evaluate(Population(single, members[:count]), mortals(orders), codec, actions, **how)[1]
+
+
+@pytest.mark.parametrize(("count", "episodes"), [(5, 1), (5, 2), (3, 1), (2, 2)])
+def test_any_number_of_members(crew: distributed.Workers, orders: Path, count: int, episodes: int) -> None:
+    """One worker has more than the other, or a single one, or both have."""
+    found = crew.play(settings()[2][:count], episodes, 5, 9, lambda: False)
+    assert same(vars(found), vars(here(orders, count, episodes)))
+
+
+def test_nobody_waits_who_is_to_stop(crew: distributed.Workers) -> None:
+    asked: list[bool] = []
+    assert crew.play(settings()[2], 1, 5, 9, lambda: bool(asked.append(True)) or len(asked) > 0) is None
+
+
+def test_what_an_environment_raises(crew: distributed.Workers, orders: Path) -> None:
+    orders.write_text("fail")
     with pytest.raises(ArithmeticError, match="the point has no place"):
-        trained(150, agent=CEM, make=partial(mortals, tmp_path / "orders"), workers=1)
+        crew.play(settings()[2], 1, 5, 9, lambda: False)
+
+
+def test_a_killed_worker_is_replaced(crew: distributed.Workers, orders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    orders.write_text("die")
+    found = crew.play(settings()[2], 1, 5, 9, lambda: False)
+    assert found is not None
+    assert not orders.exists()
+    assert same(vars(found), vars(here(orders, 5, 1)))
+    (told,) = caplog.messages
+    assert re.match("a worker was lost, and its members play again in a new one: .*actor.* died", told)
+
+
+def test_workers_that_die_again_and_again(
+    crew: distributed.Workers, orders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders.write_text("always die")
+    monkeypatch.setattr(distributed, "LOSSES", 0)
+    with pytest.raises(ConnectionError, match="workers were lost in a generation, 1 of them, the last one so: "):
+        crew.play(settings()[2], 1, 5, 9, lambda: False)
+    orders.unlink()
 
 
 def test_an_episode_within_an_episode_is_refused(cluster: None) -> None:
-    make: Any = lambda: DummyVecEnv([lambda: TimeLimit(Monitor(Point()), 3)] * 2)  # noqa: E731
+    single, codec, members = settings()
+    env = as_batched(DummyVecEnv([lambda: TimeLimit(Monitor(Point()), 3)]))
+    workers = distributed.Workers("CEM", 1, None, env, single, codec, 1)
     with pytest.raises(ValueError, match="restarts in the midst of what its Monitor counts as one episode"):
-        trained(150, agent=CEM, make=make, workers=1)
+        workers.play(members[:1], 1, 6, 0, lambda: False)
+    workers.close()
 
 
 # -- stopping and going on ---------------------------------------------------------------------------------------------
@@ -149,7 +198,7 @@ class Stop(BaseCallback):
 
 @pytest.mark.parametrize(
     ("stop", "workers", "then"),
-    [(Stop(step=70), 2, None), (Stop(generation=2), 2, 2), (Stop(step=70), None, 1)],
+    [(Stop(step=70), 1, None), (Stop(generation=2), 1, 1), (Stop(step=70), None, 1)],
     ids=["inside a generation, on in one process", "while waiting", "inside one of this process, on with a worker"],
 )
 def test_resuming_is_exact(
