@@ -83,6 +83,13 @@ class TrainOptions(Flags):
     """How several environments are stepped: dummy (in turn, in this process), subproc (a process each), or auto: all at
     once where the environment has a batched form, as headway/… have, and else in turn."""
 
+    workers: Annotated[int, Range(0)] = 0
+    """Workers of Ray that play a population's episodes, on this machine or on those of --ray-address (extra
+    distributed). 0: this process does. The results are the same."""
+
+    ray_address: str | None = None
+    """Ray cluster of the --workers, such as 10.0.0.1:6379; without, they are on this machine."""
+
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, …"""
 
@@ -203,7 +210,10 @@ def simulated_on(options: TrainOptions) -> str | None:
     return str(agent_device) if agent_device.type == "cuda" and find_spec("mujoco_warp") else "cpu"
 
 
-EXECUTION = ("device", "threads", "progress", "video", "total_timesteps", "keep_checkpoints", "verify_resume")
+EXECUTION = (
+    *("device", "threads", "workers", "ray_address", "progress", "video", "total_timesteps", "keep_checkpoints"),
+    "verify_resume",
+)
 """Options that may change when a run is resumed; the others would make it another run."""
 
 
@@ -294,6 +304,12 @@ def _check_source(run: Run) -> None:
         raise ValueError(f"{run.name} learns from data: pass --dataset (`headway datasets list` lists those there are)")
     if options.seeds is not None and options.dataset is None:
         raise ValueError("--seeds trains several seeds at once from data: it goes with --dataset")
+    if options.workers and "workers" not in getattr(run.agent_class, "execution", ()):
+        raise ValueError(f"--workers {options.workers}: they play the episodes of a population, {run.name} has none")
+    if options.workers and options.vec == "subproc":
+        raise ValueError(f"--workers {options.workers} play by themselves: leave --vec subproc out")
+    if options.ray_address is not None and not options.workers:
+        raise ValueError("--ray-address says where workers are: say how many with --workers")
     for name in ("delay", "verify_resume", "n_envs", "vec", "env_device") if options.dataset is not None else ():
         if getattr(options, name) != describe(TrainOptions)[name].default:
             raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")

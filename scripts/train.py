@@ -518,7 +518,8 @@ def _make_agent(run: Run, folder: Path, env: VecEnv, data: Dataset | None = None
         policy = policy_for(env.observation_space)
         return run.agent_class.build(policy, env, run.config, seed=options.seed, device=options.device), False
     resumed = options.resume is not None and bool(list_checkpoints(folder / "checkpoints"))
-    given = {} if data is None else {"dataset": data}
+    given: dict[str, Any] = {} if data is None else {"dataset": data}
+    given |= {name: getattr(options, name) for name in run.agent_class.execution}
     if resumed:
         agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device, **given)
     else:
@@ -566,6 +567,7 @@ def _introduce(run: Run, folder: Path, agent: Trainee, resumed: bool) -> None:
         print(
             f"{run.name} in {where} · {options.total_timesteps:,} steps · seed {options.seed} · "
             f"{_count(options.rows, 'environment')}{batch} · {agent.device}{threads}"
+            + (f" · {_count(options.workers, 'worker')}" if options.workers else "")
         )
     changes = ", ".join(f"{name}={value}" for name, value in run.config.changes().items())
     print(f"hyper-parameters: {changes or 'the defaults'}")

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import os
 import random
 import threading
 from collections import defaultdict
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -711,3 +713,27 @@ class Counter(gym.Env[Any, Any]):
         self.taken.append(np.array(action))
         cut = self.t >= self.length
         return self._observe(), self.reward, False, cut, {"is_success": True} if cut else {}
+
+
+class Mortal(Point):
+    """A point whose step ends the process, or fails, when a file orders it; once, or whenever.
+
+    :param orders: the file; it holds "die", "fail" or "always die"
+    """
+
+    def __init__(self, orders: str, length: int = 7) -> None:
+        super().__init__(length)
+        self.orders = orders
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        order = Path(self.orders).read_text() if os.path.exists(self.orders) else ""
+        if order in ("die", "fail"):
+            try:
+                os.unlink(self.orders)
+            except FileNotFoundError:  # another process has obeyed
+                order = ""
+        if order.endswith("die"):
+            os._exit(3)
+        if order == "fail":
+            raise ArithmeticError("the point has no place")
+        return super().step(action)

@@ -1,6 +1,7 @@
 """What changes how an environment is met. Importing it registers ``headway/Delayed-v0`` with Gymnasium."""
 
 from .batching import VecEnvBatch, VectorEnvBatch, as_batched
+from .playback import Playback
 from .random_delay import BatchedRandomDelay, RandomDelay
 from .registration import register_all
 from .sb3 import BatchedVecEnv
@@ -12,6 +13,7 @@ from .whole_episodes import WholeEpisodes
 __all__ = [
     "BatchedRandomDelay",
     "BatchedVecEnv",
+    "Playback",
     "RandomDelay",
     "Snapshot",
     "SnapshotReport",

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from ..envs.batched import BatchedEnv, Info, Obs
 from ..envs.schema import array, flag, group, whole
+from .playback import Playback
 
 
 class WholeEpisodes(BatchedEnv):
     """A batch whose rows rest when their episode is over, until all are reset, and whose episodes can be cut.
 
     A resting row is stepped with the others, but nothing comes of it: ``info["dummy"]`` says that it is no transition,
-    its rewards are 0, and it does not end again. A row that is cut at :attr:`horizon` is truncated there.
+    its rewards are 0, and it does not end again. A row that is cut at :attr:`horizon` is truncated there. In the place
+    of the batch it can show episodes that were recorded, see :attr:`playback`.
 
     :param env: the batch
     :param horizon: steps after which an episode is cut; None: never
@@ -25,6 +27,8 @@ class WholeEpisodes(BatchedEnv):
         self.single_observation_space, self.observation_space = env.single_observation_space, env.observation_space
         self.single_action_space, self.action_space = env.single_action_space, env.action_space
         self.render_mode, self.spec = env.render_mode, env.spec
+        self.playback: Playback | None = None
+        """What is reset and stepped instead of the batch; None: the batch itself."""
         self._begin()
 
     def _begin(self) -> None:
@@ -36,12 +40,16 @@ class WholeEpisodes(BatchedEnv):
         self.any_rests = False
 
     @property
+    def _source(self) -> BatchedEnv:
+        return self.env if self.playback is None else self.playback
+
+    @property
     def _singles(self) -> list[Any]:
         return getattr(self.env, "_singles", [])  # which tell how far they have gone
 
     def reset(self, *, seed: int | list[int | None] | None = None, options: Info | None = None) -> tuple[Obs, Info]:
         """See :meth:`BatchedEnv.reset`."""
-        shown = self.env.reset(seed=seed, options=options)
+        shown = self._source.reset(seed=seed, options=options)
         self._begin()
         return shown
 
@@ -55,7 +63,7 @@ class WholeEpisodes(BatchedEnv):
 
     def step(self, actions: Tensor) -> tuple[Obs, Tensor, Tensor, Tensor, Info]:
         """See :meth:`BatchedEnv.step`."""
-        obs, rewards, terminated, truncated, info = self.env.step(actions)
+        obs, rewards, terminated, truncated, info = self._source.step(actions)
         running = self.running & ~info["dummy"] if "dummy" in info else self.running
         given = info["raw"][1] if "raw" in info else rewards
         self.returns = self.returns + given.masked_fill(~running, 0)
@@ -92,15 +100,18 @@ class WholeEpisodes(BatchedEnv):
 
     def state(self) -> Any:
         """See :meth:`BatchedEnv.state`."""
-        own = {name: getattr(self, name).clone() for name in ("running", "returns", "lengths")}
-        return {"env": self.env.state(), "horizon": self.horizon or 0, "any_rests": self.any_rests, **own}
+        own: dict[str, Any] = {name: getattr(self, name).clone() for name in ("running", "returns", "lengths")}
+        own |= {"horizon": self.horizon or 0, "any_rests": self.any_rests}
+        return {**own, "env" if self.playback is None else "playback": self._source.state()}
 
     def load_state(self, state: Any) -> None:
         """See :meth:`BatchedEnv.load_state`."""
         kinds = {"running": "bool", "returns": "float64", "lengths": "int64"}
         fields: dict[str, Any] = {name: array((self.num_envs,), kind) for name, kind in kinds.items()}
-        group(fields | {"env": lambda *_: None, "horizon": whole(), "any_rests": flag})(state, "whole episodes")
-        self.env.load_state(state["env"])
+        source = "playback" if "playback" in state else "env"
+        group(fields | {source: lambda *_: None, "horizon": whole(), "any_rests": flag})(state, "whole episodes")
+        self.playback = None if source == "env" else Playback(self.env)
+        self._source.load_state(state[source])
         self.horizon, self.any_rests = state["horizon"] or None, state["any_rests"]
         for name in kinds:
             setattr(self, name, state[name].to(self.device).clone())

@@ -70,6 +70,8 @@ class ActorCriticAgent(SavedAgent, Generic[C]):
     """Whether it reads one vector, in which integers count as numbers."""
     arguments: ClassVar[tuple[str, ...]] = ()
     """What constructor, ``load`` and ``resume`` take besides an environment, by name; an attribute each."""
+    execution: ClassVar[tuple[str, ...]] = ()
+    """Likewise, of what only says where a run is computed: no part of what is learnt, and never in files."""
     shares_features: ClassVar[bool] = False
     """Whether its networks share what they read of images."""
     only_initial: ClassVar[tuple[str, ...]] = ()
@@ -102,7 +104,7 @@ class ActorCriticAgent(SavedAgent, Generic[C]):
         _init_setup_model: bool = True,
         **hyper: Any,
     ) -> None:
-        for name in self.arguments:
+        for name in (*self.arguments, *self.execution):
             setattr(self, name, hyper.pop(name, None))
         check_policy(policy, None)
         networks = policy_fields(policy, self.config_class, self.shares_features, policy_kwargs or {})

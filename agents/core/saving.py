@@ -37,6 +37,7 @@ class SavedAgent(AgentInEnvironment):
 
     config_class: ClassVar[type[AgentConfig]]
     arguments: ClassVar[tuple[str, ...]]
+    execution: ClassVar[tuple[str, ...]]
     only_initial: ClassVar[tuple[str, ...]]
     loads_afresh: ClassVar[Mapping[str, str]]
     policy_name: str
@@ -164,7 +165,7 @@ class SavedAgent(AgentInEnvironment):
             agent.attach_env(env)
         with nullcontext() if overrides else reading(path):  # an override may be at fault as well
             # One that changes networks may make them larger than those in the file.
-            grown = overrides.keys() - {*cls.arguments, *cls.config_class.live}
+            grown = overrides.keys() - {*cls.arguments, *cls.execution, *cls.config_class.live}
             agent._budget = nullcontext() if grown else Budget(held)
             agent._setup_model()
             agent._budget = nullcontext()
@@ -268,7 +269,8 @@ class SavedAgent(AgentInEnvironment):
         :raises FileNotFoundError: no complete checkpoint there
         :raises FileFormatError: (a ``ValueError``) it is another agent's
         """
-        for name in options.keys() - {"verbose", "tensorboard_log", *cls.arguments, *cls.config_class.live}:
+        may = {"verbose", "tensorboard_log", *cls.arguments, *cls.execution, *cls.config_class.live}
+        for name in options.keys() - may:
             raise TypeError(f"resume goes on with the run as it was, {name} included: leave it out, or use load")
         directory = Path(directory)
         if not list_checkpoints(directory) and (directory / "checkpoints").is_dir():

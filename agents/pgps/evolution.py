@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from ...envs.schema import array, flag, group, whole
-from ...wrappers import WholeEpisodes
+from ...wrappers import Playback, WholeEpisodes
 from ..core.agent import ActorCriticAgent
 from ..core.config import AgentConfig, Count, Fraction, Positive, Range
 from ..core.data.stepping import Step, take_step
@@ -20,6 +20,7 @@ from ..core.nets import Actor
 from ..core.seeds import spawn_seed
 from ..core.spaces import Obs
 from .cem import CEMSearch
+from .distributed import Workers, check_workers
 from .population import Population, flatten, unflatten
 
 ORIGINS = ("elite", "screened", "random", "learner")
@@ -126,9 +127,18 @@ class PopulationAgent(ActorCriticAgent[C]):
     It has the networks ``mean`` and ``elite``, which a search over their weights moves, and fills in :meth:`breed` and
     what follows a generation, :meth:`phases`. Episode ``e`` of a generation is seeded by the run's seed and these two
     numbers alone, so that its returns depend neither on the number of rows nor on their order.
+
+    :param workers: how many workers of Ray play the members' episodes, which are then gone through as if they were
+        played here; None or 0: they are
+    :param ray_address: of the Ray cluster that they are in; None: the one that Ray is connected to, or RAY_ADDRESS
+        names, or else this machine
     """
 
     collector: "GenerationCollector"
+    execution = ("workers", "ray_address")
+    workers: int | None
+    ray_address: str | None
+    _workers: Workers | None = None
 
     shown: ClassVar = frozenset(
         {"generation", "timesteps", "best_return", "mean_return", "parents_elite", "parents_random", "width"}
@@ -149,6 +159,7 @@ class PopulationAgent(ActorCriticAgent[C]):
 
     def _setup_model(self) -> None:
         cfg = self.config
+        check_workers(type(self).__name__, self.workers, self.ray_address)
         limit = None if self.env_spec is None else self.env_spec.max_episode_steps
         if cfg.horizon is None and limit is None and self.env is not None:
             raise ValueError(
@@ -196,6 +207,53 @@ class PopulationAgent(ActorCriticAgent[C]):
 
     # -- playing -----------------------------------------------------------------------------------------------------
 
+    def learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Self:
+        """See :meth:`LearningLoop.learn`; workers are there as long as it takes.
+
+        :raises ConnectionError: no Ray cluster answers, or too many workers were lost
+        """
+        check_workers(type(self).__name__, self.workers, self.ray_address)
+        if not self.workers or self.env is None:
+            return super().learn(total_timesteps, *args, **kwargs)
+        if self.normalizer is not None:
+            raise ValueError(
+                "the statistics of VecNormalize follow each step in its turn, which workers cannot: leave out one or "
+                "the other"
+            )
+        count = min(self.workers, self.config.population_size)
+        rows = -(-self.config.population_size // count) * self.config.member_episodes
+        single = deepcopy(self.mean.module).cpu()
+        name, inner = type(self).__name__, self.episodes_env.env
+        self._workers = Workers(name, count, self.ray_address, inner, single, self.codec, rows)
+        try:
+            return super().learn(total_timesteps, *args, **kwargs)
+        finally:
+            self._workers.close()
+            self._workers = None
+
+    def fetch(self, horizon: int) -> bool:
+        """Let workers play the generation, if there are any and it is the members' own.
+
+        :param horizon: where its episodes are cut
+        :return: whether to go on; not if it was asked to stop meanwhile
+        """
+        self.episodes_env.playback = None
+        if self._workers is None or self.collector.is_random:
+            return True
+        members, each = self.members.cpu(), self.config.member_episodes
+        if self.n_envs % each:  # then rows here act one by one
+            members, each = members.repeat_interleave(each, 0), 1
+        seed = spawn_seed(self.seed or 0, "generation", self.generation)
+        played = self._workers.play(members, each, horizon, seed, lambda: self.stop_requested)
+        if played is None:
+            return False
+        assert played.steps is not None
+        steps = {name: played.steps[name] for name in ("obs", "chosen", "rewards")}
+        names = ("lengths", "returns", "terminated", "truncated", "final_obs", "successes")
+        content = steps | {name: getattr(played, name) for name in names}
+        self.episodes_env.playback = Playback(self.episodes_env.env, content)
+        return True
+
     def next_horizon(self) -> int:
         """:return: where the episodes of a generation that begins now are cut"""
         cfg = self.config
@@ -228,6 +286,8 @@ class PopulationAgent(ActorCriticAgent[C]):
         :param horizon: where they are cut
         """
         seed = spawn_seed(self.seed or 0, "generation", self.generation) + first
+        if (playback := self.episodes_env.playback) is not None:
+            playback.begin(first)
         self._reset_env([seed + row for row in range(self.n_envs)])
         self.episodes_env.horizon = horizon
         self.episodes_env.rest(self.config.episodes - first)
@@ -247,6 +307,8 @@ class PopulationAgent(ActorCriticAgent[C]):
 
     def explore(self, obs: Obs) -> dict[str, Tensor]:
         """Every row's member acts; see :meth:`ActorCriticAgent.explore`."""
+        if (playback := self.episodes_env.playback) is not None:
+            return {"actions": playback.chosen.to(self.device)}
         first = self.collector.first
         if self._acting is None or self._acting[0] != first:
             rows = torch.arange(first, first + self.n_envs, device=self.device).clamp(max=self.config.episodes - 1)
@@ -372,6 +434,8 @@ class GenerationCollector:
             self.is_random, self.horizon = host.plays_at_random(), host.next_horizon()
             if not self.is_random:
                 host.begin_generation()
+            if not host.fetch(self.horizon):
+                return False
         while self.first < self.episodes:
             if host.stop_requested:
                 return False
@@ -396,6 +460,8 @@ class GenerationCollector:
         following = min(self.first + env.num_envs, self.episodes)
         self.fitness[self.first : following] = env.returns[: following - self.first].to(self.fitness.device)
         self.first, self.is_playing = following, False
+        if following == self.episodes:
+            env.playback = None
 
     def state(self) -> dict[str, Any]:
         """See :class:`~headway.agents.core.data.Collector`."""

@@ -38,10 +38,12 @@ class Population:
 
     :param single: a policy of the architecture; its features have no weights
     :param members: (P, D), see :func:`flatten`
+    :param of_many: of a single member: act to the bits that it would as one of several, for which products in a batch
+        take another way than a product alone
     :raises ValueError: another number of weights, or features that have some
     """
 
-    def __init__(self, single: Actor, members: Tensor) -> None:
+    def __init__(self, single: Actor, members: Tensor, of_many: bool = False) -> None:
         if any(True for _ in single.features.parameters()):
             raise ValueError("a population reads vectors: networks that read images have weights of their own to learn")
         mlp = single.mlp
@@ -49,6 +51,7 @@ class Population:
         if members.dim() != 2 or members.shape[1] != sum(sizes):
             raise ValueError(f"members must be (P, {sum(sizes)}), got {tuple(members.shape)}")
         self.single, self.members = single, members
+        members = members.expand(2, -1) if of_many and len(members) == 1 else members
         inputs, widths = mlp.weights[0].shape[0], [weight.shape[1] for weight in mlp.weights]
         stack = () if len(members) == 1 else (len(members),)  # one alone acts to the bits of its own network
         with torch.device("meta"):  # where nothing is drawn, since nothing is kept
@@ -59,6 +62,7 @@ class Population:
             stacked.get_submodule(layers)[int(index)] = nn.Parameter(view, requires_grad=False)  # type: ignore[operator]
         self.actors = deepcopy(single).requires_grad_(False)
         self.actors.mlp, self.actors.stack = stacked, stacked.stack
+        self.actors.features = nn.Identity()  # which are taken of all rows in one, before these are shared out
 
     def of(self, episodes: Tensor, each: int) -> "Population":
         """Say who acts in the rows of a batch.
@@ -68,10 +72,12 @@ class Population:
         :return: so many members that each has the same number of rows; of the same weights where rows are the members'
             in turn, and else a copy for each row
         """
-        first, rows = int(episodes[0]), len(episodes)
-        if first % each == 0 and rows % each == 0 and first + rows <= len(self) * each:
-            return Population(self.single, self.members[first // each : (first + rows) // each])
-        return Population(self.single, self.members[episodes // each])
+        if len(episodes) % each == 0 and int(episodes[0]) % each == 0:
+            episodes = episodes[::each]
+        members = episodes // each
+        first, last = int(members[0]), int(members[-1])
+        chosen = self.members[first : last + 1] if last - first == len(members) - 1 else self.members[members]
+        return Population(self.single, chosen, of_many=len(self) > 1)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -82,10 +88,11 @@ class Population:
         :param obs: encoded, the same number of rows for each member, one member after the other, (P E, O)
         :return: in [-1, 1], (P E, A)
         """
-        if len(self) == 1:
-            return self.actors.mode(obs)
-        rows = obs.view(len(self), -1, obs.shape[-1])  # (P, E, O)
-        return self.actors.mode(rows).flatten(0, 1)
+        seen = self.single.features(obs)
+        if not self.actors.stack:
+            return self.actors.mode(seen)
+        rows = seen.view(len(self), -1, seen.shape[-1]).expand(*self.actors.stack, -1, -1)  # (P, E, D)
+        return self.actors.mode(rows)[: len(self)].flatten(0, 1)
 
 
 @torch.no_grad()
@@ -112,18 +119,20 @@ def evaluate(
     :param episodes: E, per member
     :param horizon: steps after which an episode is cut; None: never
     :param seed: of the first episode; None goes on with the random streams as they are
-    :param keep: the steps, see :func:`run_episodes`
+    :param keep: the steps, see :func:`run_episodes`; besides, what members chose, ``chosen`` (S, A) in [-1, 1], and
+        ``starts`` (S,), where an episode begins or, in its midst, the environment was restarted
     :return: the mean return of each member, (P,) float64, and the episodes
     """
     round_, acting = torch.empty(0), population
 
-    def act(obs: Obs, turn: Turn) -> Tensor:
+    def act(obs: Obs, turn: Turn) -> dict[str, Tensor]:
         nonlocal round_, acting
         if round_ is not turn.episodes:
             round_, acting = turn.episodes, population.of(turn.episodes, episodes)
         encoded = codec.encode(obs, population.members.device)
         assert isinstance(encoded, Tensor)
-        return actions.to_env(acting.act(encoded)).to(env.device)
+        chosen = acting.act(encoded)
+        return {"actions": actions.to_env(chosen).to(env.device), "chosen": chosen, "starts": turn.starts}
 
     played = run_episodes(env, act, episodes=len(population) * episodes, horizon=horizon, seed=seed, keep=keep)
     return played.returns.view(-1, episodes).mean(1), played

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from headway.agents.core.nets import DeterministicActor
 from headway.agents.core.spaces import ObservationCodec, actions_of
-from headway.agents.core.spaces.observations import ImageFeatures, VectorFeatures
+from headway.agents.core.spaces.observations import ImageFeatures, NumberFeatures, VectorFeatures
 from headway.agents.pgps import CEMSearch, Population, evaluate, flatten, unflatten
 from headway.wrappers import as_batched
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -48,6 +48,33 @@ def test_members_act_as_their_networks_do() -> None:
     order = torch.randperm(6)
     shuffled = Population(actor(9), population.members[order])
     torch.testing.assert_close(shuffled.act(obs[order].flatten(0, 1)).view(6, 3, A), acted[order], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "elu"])
+@pytest.mark.parametrize(("inputs", "outputs", "hidden"), [(5, 2, (16, 8)), (1, 1, (401, 13)), (17, 6, (40, 30))])
+@pytest.mark.parametrize("each", [1, 2])
+def test_who_acts_beside_a_member_does_not_matter_to_a_bit(
+    activation: Any, inputs: int, outputs: int, hidden: tuple[int, ...], each: int
+) -> None:
+    torch.manual_seed(0)
+    single = DeterministicActor(VectorFeatures(inputs), outputs, hidden, activation=activation)
+    whole = Population(single, 0.3 * torch.randn(7, len(flatten(single))))
+    for obs in torch.randn(10, 7 * each, inputs):
+        acted = whole.act(obs)
+        for first, last in ((0, 3), (3, 7), (4, 5), (0, 6)):
+            rows = slice(first * each, last * each)
+            part = Population(single, whole.members[first:last].clone(), of_many=True)
+            assert torch.equal(part.act(obs[rows]), acted[rows])
+            assert torch.equal(whole.of(torch.arange(7 * each)[rows], each).act(obs[rows]), acted[rows])
+
+
+def test_members_read_integers_each_its_own() -> None:
+    torch.manual_seed(0)
+    single = DeterministicActor(NumberFeatures(2), 1, (8,))
+    population, obs = Population(single, torch.randn(3, len(flatten(single)))), torch.randint(9, (6, 2))
+    for row, acted in enumerate(population.act(obs)):
+        unflatten(population.members[row // 2], single)
+        torch.testing.assert_close(acted, single.mode(obs[row : row + 1])[0], atol=1e-6, rtol=0)
 
 
 def test_layers_are_views_of_the_matrix() -> None:

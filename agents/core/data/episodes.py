@@ -1,6 +1,6 @@
 """Whole episodes of any batch, chosen by any function: for evaluation, populations of policies, and data sets."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,6 +54,15 @@ class Episodes:
     final_obs: Obs | None = None
     """If kept: what the last step of each episode led to, (E, *O)."""
 
+    successes: Tensor | None = None
+    """If kept: 1 where the environment says that the episode succeeded, 0 where it failed, -1 where it says nothing,
+    (E,) int8."""
+
+    @staticmethod
+    def join(parts: "Sequence[Episodes]") -> "Episodes":
+        """:return: the episodes of all parts, in turn"""
+        return Episodes(**{name: _join([getattr(p, name) for p in parts]) for name in Episodes.__dataclass_fields__})
+
     def split(self) -> Iterator[dict[str, Any]]:
         """:return: the kept steps of each episode, (T, …) each, in turn."""
         assert self.steps is not None, "run_episodes(…, keep=True) keeps steps"
@@ -95,8 +104,7 @@ def run_episodes(
         _Round(env, first, min(count - first, env.num_envs), keep).run(act, horizon, seed)
         for first in range(0, count, env.num_envs)
     ]
-    joined = {name: _join([getattr(part, name) for part in rounds]) for name in Episodes.__dataclass_fields__}
-    return Episodes(**joined)
+    return Episodes.join(rounds)
 
 
 class _Round:
@@ -118,6 +126,7 @@ class _Round:
         self.terminated, self.truncated = torch.zeros_like(self.running), torch.zeros_like(self.running)
         self.kept: list[dict[str, Any]] = []
         self.final_obs: Obs | None = None
+        self.successes = torch.full_like(rows, -1, dtype=torch.int8)
 
     @torch.no_grad()
     def run(self, act: Act, horizon: int | None, seed: int | None) -> Episodes:
@@ -136,6 +145,7 @@ class _Round:
                 running = self.running.clone()
                 self.kept.append({"running": running, "obs": raw, "rewards": rewards, **named})
                 self.final_obs = _where(running, info["final_obs"], self.final_obs)
+                self.successes = torch.where(running, _successes(info, running), self.successes)
                 raw = _raw(info, obs)
             starts = terminated | truncated
             if horizon is not None:  # otherwise all rows end by themselves, and then tell their returns
@@ -163,12 +173,24 @@ class _Round:
         told = {name: getattr(self, name)[: self.count] for name in names}
         if not self.keep:
             return Episodes(**told)
+        told["successes"] = self.successes[: self.count]
         running = torch.stack([step.pop("running") for step in self.kept], 1)  # (N, T)
         steps = {
             name: _each_of([step[name] for step in self.kept], lambda parts: torch.stack(parts, 1)[running])
             for name in self.kept[0]
         }
         return Episodes(**told, steps=steps, final_obs=_each(self.final_obs, lambda part: part[: self.count]))
+
+
+def _successes(info: Info, like: Tensor) -> Tensor:
+    """:return: of each row 1, 0 or -1, as of :attr:`Episodes.successes`, if its episode ended here"""
+    if "sb3" in info:  # dicts by row, as of Stable-Baselines3's environments
+        said = [row.get("is_success") for row in info["sb3"]]
+        return torch.tensor([-1 if told is None else int(bool(told)) for told in said], dtype=torch.int8)
+    if "is_success" not in info:
+        return torch.full_like(like, -1, dtype=torch.int8)
+    successes: Tensor = info["is_success"].to(torch.int8)
+    return successes.masked_fill(~info["_is_success"], -1) if "_is_success" in info else successes
 
 
 def _raw(info: Info, obs: Obs) -> Obs:

@@ -25,6 +25,7 @@ Precision = Literal["float32", "bfloat16"]
 transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 # Whether a gradient stands for many, as with is_grads_batched and vectorised Jacobians.
 _batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+_VECTORS = 64  # numbers, a multiple of what any processor's loop takes at a time
 _PLAIN = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu, "silu": F.silu}
 
 
@@ -40,7 +41,23 @@ def _activate_(x: Tensor, activation: Activation) -> Tensor:
         return x.copy_(_activate_(x.float(), activation))
     if activation == "silu":
         return F.silu(x, inplace=True)
-    return x.tanh_() if activation == "tanh" else F.elu_(x)
+    return x.tanh_() if activation == "tanh" else _elu_(x)
+
+
+def _elu_(x: Tensor) -> Tensor:
+    """Apply ELU in place, each number as if it stood elsewhere.
+
+    torch computes the last numbers, those that fill no vectors, by another function, whose last bit may differ: it
+    would matter how many members a population has beside one. Filled up, they are computed as the others.
+    """
+    whole = x.numel() // _VECTORS * _VECTORS
+    if whole == x.numel():
+        return F.elu_(x)
+    flat = x.view(-1)
+    F.elu_(flat[:whole])
+    rest = flat[whole:]
+    rest.copy_(F.elu_(F.pad(rest, (0, _VECTORS - len(rest))))[: len(rest)])
+    return x
 
 
 def _chain_(grad: Tensor, out: Tensor, activation: Activation) -> Tensor:
