@@ -166,7 +166,8 @@ class PopulationAgent(ActorCriticAgent[C]):
                 f"{type(self).__name__}.horizon is None, and nothing says that episodes of {self.env_id} end: "
                 "give a horizon in steps"
             )
-        self.generation = 0
+        self.generation = self.played = 0
+        """Generations that have moved the search, and all that were played, those of random actions among them."""
         self.told: dict[str, float] = {}
         """What was logged of the last generation."""
         self._lines = 0
@@ -243,7 +244,7 @@ class PopulationAgent(ActorCriticAgent[C]):
         members, each = self.members.cpu(), self.config.member_episodes
         if self.n_envs % each:  # then rows here act one by one
             members, each = members.repeat_interleave(each, 0), 1
-        seed = spawn_seed(self.seed or 0, "generation", self.generation)
+        seed = spawn_seed(self.seed or 0, "generation", self.played)
         played = self._workers.play(members, each, horizon, seed, lambda: self.stop_requested)
         if played is None:
             return False
@@ -285,7 +286,7 @@ class PopulationAgent(ActorCriticAgent[C]):
         :param first: number of the first
         :param horizon: where they are cut
         """
-        seed = spawn_seed(self.seed or 0, "generation", self.generation) + first
+        seed = spawn_seed(self.seed or 0, "generation", self.played) + first
         if (playback := self.episodes_env.playback) is not None:
             playback.begin(first)
         self._reset_env([seed + row for row in range(self.n_envs)])
@@ -326,6 +327,11 @@ class PopulationAgent(ActorCriticAgent[C]):
         return actor.mode(obs)
 
     # -- after a generation ------------------------------------------------------------------------------------------
+
+    def end_round(self, collected: int) -> None:
+        """See :meth:`LearningLoop.end_round`."""
+        self.played += 1
+        super().end_round(collected)
 
     def tell(self) -> dict[str, Tensor]:
         """Move the search by what the members have earned.
@@ -385,16 +391,17 @@ class PopulationAgent(ActorCriticAgent[C]):
             "members": self.members.clone(),
             "origins": self.origins.clone(),
             "generation": self.generation,
+            "played": self.played,
             "is_bred": self.is_bred,
         }
 
     def _load_population(self, state: Mapping[str, Any]) -> None:
         shape, last = tuple(self.members.shape), len(ORIGINS) - 1
         fields = {"members": array(shape, "float32"), "origins": array(shape[:1], "int64", low=0, high=last)}
-        group(fields | {"generation": whole(), "is_bred": flag})(state, "the population")
+        group(fields | {"generation": whole(), "played": whole(), "is_bred": flag})(state, "the population")
         self.members.copy_(state["members"])
         self.origins = state["origins"].clone()
-        self.generation, self.is_bred = state["generation"], state["is_bred"]
+        self.generation, self.played, self.is_bred = state["generation"], state["played"], state["is_bred"]
 
 
 def _wide(columns: Sequence[tuple[str, str, int, str]]) -> int:

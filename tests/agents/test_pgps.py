@@ -365,6 +365,14 @@ def test_steps_are_those_of_the_members_after_the_warm_up() -> None:
     assert agent.updates <= 2 * (agent.num_timesteps - 12)
 
 
+def test_generations_of_random_actions_start_elsewhere_each_time() -> None:
+    agent = PGPS("MlpPolicy", points(), **COUPLED | {"learning_starts": 84})
+    agent.learn(84)
+    starts = agent.store.state()["data.obs"].flatten()
+    assert agent.played > 1
+    assert len(starts.unique()) > 0.95 * len(starts)
+
+
 def test_returns_do_not_depend_on_rows() -> None:
     found = [played(CEM("MlpPolicy", points(rows), **SEARCH), 60) for rows in (1, 3, 4, 6)]
     for other in found[1:]:
