@@ -343,7 +343,7 @@ def _curve(trial: Trial) -> list[Row]:
     counts = ("step", "episodes")
     return [
         where | {name: int(c[i]) if name in counts else _or_none(float(c[i])) for name, c in columns.items()}
-        for i in range(len(columns["step"]))
+        for i in range(len(columns.get("step", ())))  # none in a file whose header is still to be written
     ]
 
 

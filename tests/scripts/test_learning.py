@@ -496,6 +496,14 @@ def test_results_hold_settings_commit_and_curves_of_every_run(headway: Command, 
     assert "Not the suite's, and left out: `Point-v0/SAC/s9`" in text
 
 
+def test_a_report_while_a_run_begins(headway: Command, tmp_path: Path) -> None:
+    """Its file of evaluations is there, and nothing in it yet."""
+    whole(tmp_path, arms=[{"label": "SAC", "agent": "sac"}])
+    (tmp_path / "Point-v0" / "SAC" / "s1" / "evaluations.csv").write_text("")
+    headway("benchmark", "learn", tmp_path, "--report-only")
+    assert {row["seed"] for row in rows(tmp_path / "curves.csv")} == {"0"}
+
+
 def test_a_suite_that_is_not_text(headway: Command) -> None:
     Path("picture.png").write_bytes(b"\x89PNG")
     code, _, err = headway("benchmark", "learn", "picture.png", "--report-only")
