@@ -20,7 +20,7 @@ PGPS = shlex.split("--batch-size 8 --learning-starts 40 --surrogate-start 80 --s
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the learning curve, which takes longer than the tiny run itself."""
-    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, title: run / "learning_curve.png")
+    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
 
 
 def rows() -> list[dict[str, str]]:
@@ -36,8 +36,8 @@ def table(out: str) -> list[str]:
 
 
 def test_a_run_of_pgps(headway: Command) -> None:
-    code, out, _ = headway("train", "pgps", *SHORT, *PGPS, "--total-timesteps", 160)
-    assert code == 0
+    code, out, err = headway("train", "pgps", *SHORT, *PGPS, "--total-timesteps", 160)
+    assert code == 0, err
     head, titles, *generations = table(out)
     assert re.findall(r"- ([^-]+) -", head) == ["return", "learner", "parents, by origin", "search"]
     names = [title for columns in COLUMNS.values() for title, *_ in columns]
