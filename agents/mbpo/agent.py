@@ -37,6 +37,8 @@ PASSES = 10**6
 RESETS = 256
 """First observations of episodes that are remembered, by which agents are judged. Our choice."""
 
+Bound = Annotated[int, Range(0)]
+
 SAMPLERS = ("ps", "ops", "model_only")
 """Variants with agents of their own for each model."""
 
@@ -68,7 +70,7 @@ class MBPOConfig(EntropyConfig):
     rollouts_per_step: Count = 400
     """Imagined rollouts per environment step, of all agents together."""
 
-    rollout_schedule: tuple[int, int, int, int] = (20, 150, 1, 15)
+    rollout_schedule: tuple[Bound, Bound, Bound, Bound] = (20, 150, 1, 15)
     """a, b, lo, hi: rollouts are lo steps long until epoch a, and hi from epoch b on."""
 
     epoch_length: Annotated[int, Range(1, unit="environment steps")] = 1000

@@ -248,6 +248,7 @@ def test_no_ended_rollout_is_kept() -> None:
         ({"real_ratio": 1.5}, r"real_ratio must lie in \[0, 1\], got 1.5"),
         ({"rollout_schedule": [5, 5, 1, 1]}, r"a < b and 1 <= lo <= hi, got \(5, 5, 1, 1\)"),
         ({"rollout_schedule": [0, 1, 0, 1]}, "a < b and 1 <= lo <= hi"),
+        ({"rollout_schedule": [0, 1, 3, 2]}, "a < b and 1 <= lo <= hi"),
         ({"n_elites": 3}, "n_elites must be at most n_models, 2, got 3"),
         ({"learning_starts": 3}, r"learning_starts must lie in \[5, inf\) environment steps, got 3"),
         ({"variant": "pets"}, "variant must be"),
