@@ -108,6 +108,8 @@ class Measurement:
     :param side: of :data:`SIDES`
     :param members: of the population, or candidates
     :param values: seconds, one per round
+    :param processors: the same, of all threads together: less than half of it cannot be had of two processors, however
+        much else runs there
     :param difference: the greatest between its returns, or scores, and the loop's; None: not compared
     """
 
@@ -115,6 +117,7 @@ class Measurement:
     side: str
     members: int
     values: list[float]
+    processors: list[float]
     difference: float | None
 
     @property
@@ -134,10 +137,12 @@ class Turn:
     work: Callable[[], Any]
     outcome: Callable[[], Tensor] | None = None
 
-    def run(self, count: int) -> None:
-        """Do it so many times."""
+    def run(self, count: int) -> float:
+        """:return: seconds of processors that doing it so many times took, those of all threads together"""
+        start = time.process_time()
         for _ in range(count):
             self.work()
+        return time.process_time() - start
 
 
 # -- Networks --------------------------------------------------------------------------------------------------------
@@ -484,6 +489,7 @@ def _measure(part: str, members: int, options: PopulationOptions) -> tuple[list[
             t.name,
             members,
             [seconds / t.count for _, seconds in t.laps],
+            [seconds / t.count for seconds, _ in t.laps],
             None if (outcome := outcomes[t.name]) is None else float((outcome - expected).abs().max()),
         )
         for t in timed
@@ -495,11 +501,18 @@ def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Compare medians.
 
     :param measurements: of any parts
-    :return: for each of another side "part", "members", "side", and "times": how many times as long as ours it takes
+    :return: for each of another side "part", "members", "side", and how many times as long as ours it takes: "times",
+        and "processors", of all threads together
     """
-    ours = {(m.part, m.members): m.median for m in measurements if m.side == HEADWAY}
+    ours = {(m.part, m.members): m for m in measurements if m.side == HEADWAY}
     return [
-        {"part": m.part, "members": m.members, "side": m.side, "times": m.median / ours[m.part, m.members]}
+        {
+            "part": m.part,
+            "members": m.members,
+            "side": m.side,
+            "times": m.median / ours[m.part, m.members].median,
+            "processors": statistics.median(m.processors) / statistics.median(ours[m.part, m.members].processors),
+        }
         for m in measurements
         if m.side != HEADWAY
     ]
@@ -515,18 +528,21 @@ def _print(
     print_conditions(f"Populations in {TASK}", conditions)
     layers = "x".join(map(str, options.net_arch))
     print(f"medians of {options.rounds} rounds [least, greatest]; layers {layers}")
-    times = {(row["part"], row["members"], row["side"]): row["times"] for row in ratios(measurements)}
+    compared = {(row["part"], row["members"], row["side"]): row for row in ratios(measurements)}
     titles = {
         "evaluation": f"members, {options.steps} steps each",
         "screening": f"candidates, {options.states} states",
     }
+    head = f"{'ms':>28} {'x ours':>7} {'ms of processors':>28} {'x ours':>7} {'off by':>8}"
     for part, members in dict.fromkeys((m.part, m.members) for m in measurements):
-        print(f"\n{part}: {members} {titles[part]}\n{'':<24} {'ms':>28} {'x ours':>7} {'off by':>8}")
+        print(f"\n{part}: {members} {titles[part]}\n{'':<24} {head}")
         for m in measurements:
             if (m.part, m.members) == (part, members):
-                ratio = f"{times[part, members, m.side]:.2f}" if m.side != HEADWAY else ""
+                row = compared.get((part, members, m.side), {})
+                cells = [f"{spread([1000 * v for v in values], ',.4g'):>28}" for values in (m.values, m.processors)]
+                beside = [f"{row[name]:.2f}" if row else "" for name in ("times", "processors")]
                 off = "" if m.difference is None else f"{m.difference:.0e}"
-                print(f"  {m.side:<22} {spread([1000 * v for v in m.values], ',.4g'):>28} {ratio:>7} {off:>8}")
+                print(f"  {m.side:<22} {cells[0]} {beside[0]:>7} {cells[1]} {beside[1]:>7} {off:>8}")
         for row in absent:
             if (row["part"], row["members"]) == (part, members):
                 print(f"  {row['side']:<22} absent: {row['reason']}")

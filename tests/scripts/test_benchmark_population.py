@@ -114,11 +114,11 @@ def test_a_stopwatch_counts_each_moment_once(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_ratios_are_of_medians() -> None:
     measured = [
-        Measurement("evaluation", "headway", 10, [1.0, 2.0, 9.0], 0.0),
-        Measurement("evaluation", "loop", 10, [8.0, 1.0, 9.0], None),
-        Measurement("evaluation", "headway", 64, [8.0], 0.0),
+        Measurement("evaluation", "headway", 10, [1.0, 2.0, 9.0], [2.0, 3.0], 0.0),
+        Measurement("evaluation", "loop", 10, [8.0, 1.0, 9.0], [5.0], None),
+        Measurement("evaluation", "headway", 64, [8.0], [8.0], 0.0),
     ]
-    assert ratios(measured) == [{"part": "evaluation", "members": 10, "side": "loop", "times": 4.0}]
+    assert ratios(measured) == [{"part": "evaluation", "members": 10, "side": "loop", "times": 4.0, "processors": 2.0}]
 
 
 @pytest.mark.parametrize(
