@@ -70,7 +70,7 @@ def test_ctrl_c_is_heard_while_workers_play(headway: Command) -> None:
         ("sac --workers 2", "--workers 2: they play the episodes of a population, SAC has none"),
         ("pgps --workers 2 --vec subproc", "--workers 2 play by themselves: leave --vec subproc out"),
         ("pgps --ray-address 10.0.0.1:6379", "--ray-address says where workers are: say how many with --workers"),
-        ("pgps --workers -1", "--workers must be"),
+        ("pgps --workers -1", "--workers must lie in [0, inf), got -1"),
     ],
 )
 def test_mistakes(headway: Command, flags: str, complaint: str) -> None:
