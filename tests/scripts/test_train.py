@@ -318,7 +318,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 def test_every_flag_is_in_a_test() -> None:
     # Those that have tests of their own, and the others.
     elsewhere = "verify_resume resume run_dir progress vec env_device preset config compile precision delay delay_form"
-    elsewhere += " max_episode_steps trust_env dataset seeds"
+    elsewhere += " max_episode_steps trust_env dataset seeds workers ray_address"
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     for agent in ("sac", "ppo", "dqn"):  # DQN's others are those of every off-policy agent
