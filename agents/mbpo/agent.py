@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, final
+from typing import Annotated, Any, Literal, NamedTuple, cast, final
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ...envs.schema import array, flag, group, maybe, whole
 from ...envs.terminations import find_termination
-from ..core.config import Count, Fraction, LearningRate, Range
+from ..core.compile import captured, compiled
+from ..core.config import AgentConfig, Count, Fraction, LearningRate, Range
 from ..core.data import ReplayStore, Step, Transitions, transition_fields
 from ..core.entropy import EntropyConfig, temperature_loss
 from ..core.loop import Part
@@ -219,6 +220,15 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
             prior_scale=cfg.prior_scale,
         )
         self.dynamics = self.track("dynamics", dynamics, optimiser=Adam(learning_rate=cfg.model_learning_rate))
+        self._soft_target = compiled(soft_target, cfg.compile, self.device)
+        self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
+        self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
+        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        self.config.check_change(cast(MBPOConfig, before))
+        super()._config_changed(before)
+        self._fixed_alpha = torch.full((self.config.n_agents,), self.config.initial_alpha(), device=self.device)
 
     def _fresh_agents(self) -> tuple[SquashedGaussianActor, Critics, Temperature]:
         """:return: untrained networks of all agents"""
@@ -499,23 +509,25 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
         return imagined if real == 0 else _joined(self._real(real), imagined)
 
     def _learn(self) -> dict[str, Tensor]:
+        return self._step(self._batch(), self._fixed_alpha, self.config)
+
+    def _take_step(self, batch: Transitions, fixed_alpha: Tensor, cfg: MBPOConfig) -> dict[str, Tensor]:
         """Take a gradient step of all agents, each SAC's own."""
-        cfg, batch = self.config, self._batch()
         noise = self.noise(2, cfg.n_agents, cfg.batch_size, self.actions.size)
         actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
         assert target_critics is not None
         actions, log_prob = actor.sample(batch.obs, noise[0])
         metrics: dict[str, Tensor] = {}
-        alpha = self._fixed_alpha
+        alpha = fixed_alpha
         if cfg.learns_alpha:
             alpha = self.temperature.module.alpha
             goal = cfg.entropy_goal(self.actions.size)
             metrics["ent_coef_loss"] = temperature_loss(self.temperature.module.log_alpha, log_prob, goal)
             self.temperature.minimise(metrics["ent_coef_loss"])
-        target = soft_target(batch, actor, target_critics, alpha, cfg.gamma, noise[1])
-        metrics["critic_loss"] = critic_loss(critics, batch, target)
+        target = self._soft_target(batch, actor, target_critics, alpha, cfg.gamma, noise[1])
+        metrics["critic_loss"] = self._critic_loss(critics, batch, target)
         self.critics.minimise(metrics["critic_loss"])
-        metrics["actor_loss"] = actor_loss(critics, batch.obs, actions, log_prob, alpha)
+        metrics["actor_loss"] = self._actor_loss(critics, batch.obs, actions, log_prob, alpha)
         self.actor.minimise(metrics["actor_loss"])
         self.critics.follow(cfg.tau)
         return metrics | {"ent_coef": alpha.mean()}

@@ -70,13 +70,13 @@ class Dynamics(nn.Module):
         prior_scale: float = 0.0,
     ) -> None:
         super().__init__()
-        self.stack, self.target, self.scales_targets, self.prior_scale = (members,), target, scales_targets, prior_scale
+        self.members, self.target, self.scales_targets, self.prior_scale = members, target, scales_targets, prior_scale
         inputs, outputs = obs_dim + action_dim, 1 + obs_dim
-        self.mlp = StackedMLP(self.stack, inputs, 2 * outputs, net_arch, "silu")
+        self.mlp = StackedMLP((members,), inputs, 2 * outputs, net_arch, "silu")
         truncated_normal_(self.mlp)
         self.prior: StackedMLP | None = None
         if prior_scale:
-            self.prior = StackedMLP(self.stack, inputs, outputs, net_arch, "silu").requires_grad_(False)
+            self.prior = StackedMLP((members,), inputs, outputs, net_arch, "silu").requires_grad_(False)
             truncated_normal_(self.prior)
         self.min_log_var, self.max_log_var = (nn.Parameter(torch.full((outputs,), bound)) for bound in BOUNDS)
         for name, size in (("input", inputs), ("target", outputs)):
@@ -88,7 +88,7 @@ class Dynamics(nn.Module):
         self.target_std: Tensor
 
     def __len__(self) -> int:
-        return self.stack[0]
+        return self.members
 
     @torch.no_grad()
     def fit_scales(self, inputs: Tensor, targets: Tensor) -> None:

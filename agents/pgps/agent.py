@@ -37,7 +37,7 @@ BETA = 2.0**10
 class CEMConfig(PopulationConfig):
     """Hyper-parameters of CEM. Defaults are those of the search within PGPS."""
 
-    live = frozenset({"acts"})
+    live = frozenset()
     unused = frozenset({"learning_rate", "learning_rate_schedule", "gamma", "batch_size", "max_grad_norm", "compile"})
 
 
@@ -71,7 +71,7 @@ class PGPSConfig(PopulationConfig, SmoothingConfig, StoreConfig):
     """Hyper-parameters of PGPS. Defaults are the released program's, where not said otherwise. Of its accidents, which
     have the names ``rules``, ``guided_margin`` and ``inverse_parents``, the last two are kept by default."""
 
-    live = SmoothingConfig.live | StoreConfig.live | {"acts", "guided_margin", "target_distance"}
+    live = SmoothingConfig.live | StoreConfig.live
 
     rules: Literal["fixed", "released"] = "fixed"
     """What to do about the released program's accidents. released keeps them: until ``surrogate_start`` no member but
@@ -99,7 +99,7 @@ class PGPSConfig(PopulationConfig, SmoothingConfig, StoreConfig):
     gradients_start: Annotated[int, Range(0, unit="environment steps")] = 0
     """Steps before the first gradient step, in which the population searches alone (CEM-RL's 10,000)."""
 
-    updates: Literal["blocks", "delayed"] = "blocks"
+    update_order: Literal["blocks", "delayed"] = "blocks"
     """How the gradient steps of a generation follow each other: in blocks of the critics', then of the actor's; or as
     TD3's own, with the actor's after every ``policy_delay`` of the critics'."""
 
@@ -156,8 +156,8 @@ class PGPSConfig(PopulationConfig, SmoothingConfig, StoreConfig):
                 f"{self._label('trained_members')} must be at most population_size, {self.population_size}, got "
                 f"{self.trained_members}"
             )
-        if self.learner == "sac" and self.updates == "delayed":
-            raise ValueError(f"{self._label('updates')} = 'delayed' is TD3's: take 'blocks', or learner='td3'")
+        if self.learner == "sac" and self.update_order == "delayed":
+            raise ValueError(f"{self._label('update_order')} = 'delayed' is TD3's: take 'blocks', or learner='td3'")
 
 
 def scores(population: Population, critics: Critics, obs: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
     with a beta that keeps the distance near D*. The next population is the elite, half of P candidates that Q_1 ranks
     first out of 50 P, fresh draws, and the learner's actor.
 
-    Settings lead to its parts. TD3: ``population_size=1, updates="delayed"`` without elitism, surrogate, guidance and
+    Settings lead to its parts. TD3: ``population_size=1, update_order="delayed"`` without elitism, surrogate, guidance and
     ``target_from_elite``, with noise 0; ERL's insertion: without surrogate and guidance; CEM-RL: the preset; CEM: the
     agent of that name.
 
@@ -291,7 +291,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
         if cfg.target_from_elite and self.actor.target is not None:
             assert self.search.elite is not None
             unflatten(self.search.elite, self.actor.target)
-        if cfg.updates == "delayed":
+        if cfg.update_order == "delayed":
             return [("delayed", collected)]
         return [("critic", collected // cfg.n_blocks), ("actor", collected // cfg.n_blocks)] * cfg.n_blocks
 

@@ -268,7 +268,7 @@ def test_a_population_of_the_learner_alone_is_td3() -> None:
         Fixed(),
         **shared,
         population_size=1,
-        updates="delayed",
+        update_order="delayed",
         elitism=False,
         surrogate=False,
         guided=False,
@@ -472,7 +472,7 @@ def test_a_loaded_policy_is_where_the_search_goes_on(tmp_path: Any) -> None:
         ({"n_parents": 5}, "n_parents must be at most population_size, 4, got 5"),
         ({"variance_decay": 1.5}, r"variance_decay must lie in \[0, 1\], got 1.5"),
         ({"trained_members": 5}, "trained_members must be at most population_size, 4, got 5"),
-        ({"learner": "sac", "updates": "delayed"}, "'delayed' is TD3's"),
+        ({"learner": "sac", "update_order": "delayed"}, "'delayed' is TD3's"),
         ({"rules": "new"}, "rules must be"),
     ],
 )

@@ -238,6 +238,9 @@ COUNTS_WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("HDCR", "upper_clip"): {"normaliser": "dataset"},
     ("IQL", "bc_coef"): {"extraction": "ddpg+bc"},
     ("IQL", "max_weight"): {"max_weight": 1.0},
+    ("MBPO", "real_ratio"): {"real_ratio": 0.5},
+    ("MBPO", "spread_weight"): {"variant": "sombrl"},
+    ("PGPS", "policy_delay"): {"update_order": "delayed"},
 }
 """What a live field counts with only."""
 
@@ -271,14 +274,24 @@ def test_setting_any_other_field_is_refused(name: str) -> None:
     agent = make(name, **COUNTS_WITH.get((name, "upper_clip"), {}))
     other = {"net_arch": (3,), "activation": "elu", "precision": "bfloat16", "compile": "default"}
     other |= {"reward_scaling": "returns", "max_steps": 1, "weight": "linear", "normaliser": "batch", "keep_best": 0.5}
-    other |= {"target_divergence": 0.1, "extraction": "ddpg+bc", "actor_schedule": "constant", "actor_critic": "least"}
+    other |= {"variant": "ps", "model_target": "absolute", "bootstrap": "kept", "rollout_schedule": (0, 3, 1, 3)}
+    other |= {"model_net_arch": (3,), "acts": "elite", "rules": "released", "learner": "sac", "update_order": "delayed"}
+    other |= {
+        "n_parents": 2,
+        "actor_learning_rate": 0.1,
+        "target_divergence": 0.1,
+        "extraction": "ddpg+bc",
+        "actor_schedule": "constant",
+        "actor_critic": "least",
+    }
     for field in describe(type(agent.config)).keys() - agent.config.live:
         before = getattr(agent, field)
         setattr(agent, field, before)  # which changes nothing
         value = other.get(field, not before if isinstance(before, bool) else None)
+        value = "relu" if value == before == "elu" else value
         with pytest.raises(AttributeError, match=f"{name}.{field} is .* once the agent is built"):
             # Half of a share is a share; others may be one more.
-            setattr(agent, field, value if value is not None else before / 2 if 0 < before <= 1 else 1 + before)
+            setattr(agent, field, value if value is not None else before / 2 if 0 < before < 1 else 1 + before)
         assert getattr(agent, field) == getattr(agent.config, field) == before
 
 

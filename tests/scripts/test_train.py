@@ -499,7 +499,7 @@ WRONG = [
     ("sac --env worlds:Point-v0 --ent-coef soft", "SACConfig.ent_coef must be a number, 'auto'"),
     ("sac --env worlds:Point-v0 --net-arch 0", "SACConfig.net_arch must lie in [1, inf), got 0"),
     ("sac --env worlds:Point-v0 --buffer-size 1000000000000000", "use a buffer_size of at most"),
-    ("sac --env worlds:Point-v0 --n-envs 0", "--n-envs must lie in [1, inf), got 0"),
+    ("sac --env worlds:Point-v0 --n-envs=-1", "--n-envs must lie in [0, inf), got -1"),
     ("sac --env worlds:Point-v0 --n-envs 2 --train-freq 1 episode", "train_freq in episodes needs one environment"),
     (
         "sac --env worlds:Point-v0 --total-timesteps 0",
