@@ -225,9 +225,9 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
     with a beta that keeps the distance near D*. The next population is the elite, half of P candidates that Q_1 ranks
     first out of 50 P, fresh draws, and the learner's actor.
 
-    Settings lead to its parts. TD3: ``population_size=1, update_order="delayed"`` without elitism, surrogate, guidance and
-    ``target_from_elite``, with noise 0; ERL's insertion: without surrogate and guidance; CEM-RL: the preset; CEM: the
-    agent of that name.
+    Settings lead to its parts. TD3: ``population_size=1, update_order="delayed"`` without elitism, surrogate, guidance
+    and ``target_from_elite``, with noise 0; ERL's insertion: without surrogate and guidance; CEM-RL: the preset; CEM:
+    the agent of that name.
 
     Deviations of ``rules="fixed"`` from the program, each an accident of it: see ``rules``. In both, actions are scaled
     by the bounds of each dimension, where the program takes the first one's for all.

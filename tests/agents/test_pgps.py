@@ -221,15 +221,13 @@ def test_the_strength_follows_the_distance() -> None:
 
 
 def test_only_a_learner_that_falls_behind_is_guided() -> None:
-    agent = PGPS("MlpPolicy", points(), **COUPLED)
-    agent.learn(28)
     for earned, margin, guided in (
         ([1.0, 1.0, 1.0, 0.0], 0.0, True),
         ([0.0, 1.0, 0.0, 1.0], 0.0, False),
         ([1.0, 1.0, 1.0, 0.0], 1.0, True),  # 0 < 0.75 - 0.43
         ([1.0, 0.0, 2.0, 0.9], 1.0, False),
     ):
-        agent.guided_margin = margin
+        agent = PGPS("MlpPolicy", points(), **COUPLED | {"guided_margin": margin}).learn(28)
         agent.learner_slot = 3
         agent.collector.fitness.copy_(torch.tensor(earned))
         agent.phases(28)
