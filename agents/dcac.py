@@ -13,8 +13,7 @@ is what a network reads beside the buffer, m and one-hot omega and kappa, and ``
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, cast, final
+from typing import Annotated, Any, NamedTuple, final
 
 import torch
 from gymnasium import spaces
@@ -22,11 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import captured, compiled
-from .core.config import AgentConfig, Count, Positive, Range
+from .core.config import Count, Positive, Range
 from .core.data import ReplayStore, Step, Transitions
-from .core.entropy import EntropyConfig, temperature_loss
-from .core.nets import SquashedGaussianActor, StateCritics, Temperature
-from .core.off_policy import OffPolicyAgent
+from .core.entropy import EntropyAgent, EntropyConfig, temperature_loss
+from .core.nets import SquashedGaussianActor, StateCritics
 from .core.spaces import FieldSpec, ObservationCodec, VectorFeatures
 
 AGES = ("observation_age", "action_age", "applied_action_age")
@@ -161,7 +159,7 @@ def critic_loss(critics: StateCritics, states: Tensor, target: Tensor) -> Tensor
 
 
 @final
-class DCAC(OffPolicyAgent[DCACConfig]):
+class DCAC(EntropyAgent[DCACConfig]):
     """Delay-correcting actor-critic: off-policy, for observations and actions that are late (arXiv 2010.02966).
 
     It reads what :class:`headway.wrappers.RandomDelay` shows in its dict form.
@@ -186,7 +184,6 @@ class DCAC(OffPolicyAgent[DCACConfig]):
     """
 
     config_class = DCACConfig
-    loads_afresh = MappingProxyType({"ent_coef": "temperature"})
     flattens = True
     config: DCACConfig
 
@@ -224,9 +221,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self.actor = self.track("actor", SquashedGaussianActor(VectorFeatures(inputs), action, **cfg.perceptron))
         critics = StateCritics(VectorFeatures(inputs), n_critics=cfg.n_critics, **cfg.perceptron)
         self.critics = self.track("critics", critics, target=True)
-        if cfg.learns_alpha:
-            self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
-        self._fixed_alpha = torch.tensor(cfg.initial_alpha(), device=self.device)
+        self._track_temperature()
         # Steps are left out where no row needs them, but not where their number would have to be waited for, or to be
         # compiled for.
         self._fixed_shapes = self.device.type != "cpu" or cfg.compile != "off"
@@ -234,11 +229,6 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         self._soft_return = compiled(soft_return, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
-
-    def _config_changed(self, before: AgentConfig) -> None:
-        self.config.check_change(cast(DCACConfig, before))
-        super()._config_changed(before)
-        self._fixed_alpha = torch.tensor(self.config.initial_alpha(), device=self.device)
 
     def _connect_env(self) -> None:
         super()._connect_env()
@@ -298,7 +288,7 @@ class DCAC(OffPolicyAgent[DCACConfig]):
         )
 
     def keep(self, step: Step) -> None:
-        """See :meth:`OffPolicyAgent.keep`."""
+        """See :meth:`ReplayAgent.keep`."""
         rows = step.transitions()
         now, then = self._parts(rows["obs"]), self._parts(rows["next_obs"])
         ages, next_ages = (torch.stack([part[key].argmax(1) for key in AGES], 1).short() for part in (now, then))

@@ -6,19 +6,17 @@ ten updates of the two against each other.
 """
 
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .core.compile import captured, compiled
-from .core.config import AgentConfig, Count
+from .core.config import Count
 from .core.data import Transitions
-from .core.entropy import EntropyConfig, temperature_loss
-from .core.nets import Critics, SquashedGaussianActor, Temperature
-from .core.off_policy import OffPolicyAgent
+from .core.entropy import EntropyAgent, EntropyConfig, temperature_loss
+from .core.nets import Critics, SquashedGaussianActor
 from .core.spaces import Obs, count_rows
 
 
@@ -90,7 +88,7 @@ def actor_loss(critics: Critics, obs: Obs, actions: Tensor, log_prob: Tensor, al
 
 
 @final
-class SAC(OffPolicyAgent[SACConfig]):
+class SAC(EntropyAgent[SACConfig]):
     """Soft actor-critic: off-policy, stochastic, maximising return plus entropy (arXiv 1812.05905).
 
     Each update does, in this order, with fresh noise::
@@ -106,7 +104,6 @@ class SAC(OffPolicyAgent[SACConfig]):
     """
 
     config_class = SACConfig
-    loads_afresh = MappingProxyType({"ent_coef": "temperature"})
     config: SACConfig
 
     def _build(self) -> None:
@@ -115,18 +112,11 @@ class SAC(OffPolicyAgent[SACConfig]):
         critics = Critics(codec.features(), self.actions.size, n_critics=cfg.n_critics, **cfg.perceptron)
         self.actor = self.track("actor", actor)
         self.critics = self.track("critics", critics, target=True)
-        if cfg.learns_alpha:
-            self.temperature = self.track("temperature", Temperature(cfg.initial_alpha()))
-        self._fixed_alpha = torch.tensor(cfg.initial_alpha(), device=self.device)
+        self._track_temperature()
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
         self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
-
-    def _config_changed(self, before: AgentConfig) -> None:
-        self.config.check_change(cast(SACConfig, before))
-        super()._config_changed(before)
-        self._fixed_alpha = torch.tensor(self.config.initial_alpha(), device=self.device)
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         if deterministic:

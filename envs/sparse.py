@@ -33,7 +33,7 @@ class ChainBatch(HorizonBatch):
 
     Observations are one-hot. An action above 0 leads right, any other left. Each step that ends in the last state earns
     1, each that ends in the first 0.01, and an episode is two steps longer than the way: random actions get there with
-    a chance of about 4 / 2^n, and whoever learns from rewards alone learns to stay.
+    a chance of (n + 5) / 2^(n + 1), and whoever learns from rewards alone learns to stay.
 
     :param num_envs: N
     :param max_episode_steps: where episodes are cut; None: at ``length``; 0: never

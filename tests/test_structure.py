@@ -115,7 +115,7 @@ def test_private_names_stay_at_home() -> None:
 
 def test_the_scan_finds_imports() -> None:
     assert "wrappers.batching.as_batched" in imported(Path("agents/core/environment.py"))
-    assert "agents.core.off_policy.OffPolicyAgent" in imported(Path("agents/sac.py"))
+    assert "agents.core.off_policy.OffPolicyAgent" in imported(Path("agents/td3.py"))
 
 
 def test_packages_are_listed() -> None:

@@ -1,11 +1,15 @@
 """What agents that maximise entropy share: the temperature, fixed or learned."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, TypeVar, cast
 
+import torch
 from torch import Tensor
 
-from .config import OffPolicyConfig, Range
+from .config import AgentConfig, OffPolicyConfig, Range
+from .nets import Temperature
+from .off_policy import OffPolicyAgent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +80,30 @@ def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float)
     :return: scalar
     """
     return (-log_alpha * (log_prob.detach().mean(-1) + target_entropy)).sum()
+
+
+C = TypeVar("C", bound=EntropyConfig)
+
+
+class EntropyAgent(OffPolicyAgent[C]):
+    """An agent that weighs entropy against reward, by a temperature that is fixed or learned."""
+
+    loads_afresh = MappingProxyType({"ent_coef": "temperature"})
+
+    def _track_temperature(self, stack: tuple[int, ...] = ()) -> None:
+        """Register the temperature, or keep a fixed one.
+
+        :param stack: axes of members, each with one of its own
+        """
+        self._alpha_shape = stack
+        if self.config.learns_alpha:
+            self.temperature = self.track("temperature", Temperature(self.config.initial_alpha(), stack))
+        self._fix_alpha()
+
+    def _fix_alpha(self) -> None:
+        self._fixed_alpha = torch.full(self._alpha_shape, self.config.initial_alpha(), device=self.device)
+
+    def _config_changed(self, before: AgentConfig) -> None:
+        self.config.check_change(cast(EntropyConfig, before))
+        super()._config_changed(before)
+        self._fix_alpha()

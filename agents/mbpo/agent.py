@@ -11,22 +11,20 @@ Shapes: ``K`` models, ``A`` agents (of each model, ``P``), ``N`` environments, `
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, cast, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...envs.schema import array, flag, group, maybe, whole
 from ...envs.terminations import find_termination
 from ..core.compile import captured, compiled
-from ..core.config import AgentConfig, Count, Fraction, LearningRate, Range
+from ..core.config import Count, Fraction, LearningRate, Range
 from ..core.data import ReplayStore, Step, Transitions, transition_fields
-from ..core.entropy import EntropyConfig, temperature_loss
+from ..core.entropy import EntropyAgent, EntropyConfig, temperature_loss
 from ..core.loop import Part
 from ..core.nets import Adam, Critics, SquashedGaussianActor, Temperature, Tracked
-from ..core.off_policy import OffPolicyAgent
 from ..core.spaces import FieldSpec, Obs
 from ..sac import actor_loss, critic_loss, soft_target
 from .dynamics import Dynamics, Fit, FitSettings, keep_weights
@@ -128,7 +126,7 @@ class MBPOConfig(EntropyConfig):
                 f"{self._label('rollout_schedule')} must be a, b, lo, hi with a < b and 1 <= lo <= hi, "
                 f"got {self.rollout_schedule}"
             )
-        if self.n_elites > self.n_models:
+        if self.n_elites > self.n_models and self.variant not in SAMPLERS:
             raise ValueError(
                 f"{self._label('n_elites')} must be at most n_models, {self.n_models}, got {self.n_elites}"
             )
@@ -157,7 +155,7 @@ class MBPOConfig(EntropyConfig):
     def fitting(self) -> FitSettings:
         """How the model is trained."""
         own: Any = "kept" if self.variant in SAMPLERS else "redrawn"
-        return FitSettings(batch_size=256, bootstrap=own if self.bootstrap == "auto" else self.bootstrap)
+        return FitSettings(bootstrap=own if self.bootstrap == "auto" else self.bootstrap)
 
 
 class Counted(NamedTuple):
@@ -177,7 +175,7 @@ class Counted(NamedTuple):
 
 
 @final
-class MBPO(OffPolicyAgent[MBPOConfig]):
+class MBPO(EntropyAgent[MBPOConfig]):
     """MBPO and posterior sampling: SAC on steps that an ensemble of learned models imagines from real states.
 
     Every ``model_train_freq`` steps the models are trained on all that was experienced, and imagine k steps from many
@@ -192,7 +190,6 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
     """
 
     config_class = MBPOConfig
-    loads_afresh = MappingProxyType({"ent_coef": "temperature"})
     config: MBPOConfig
 
     # -- construction ------------------------------------------------------------------------------------------------
@@ -204,12 +201,10 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
                 f"MBPO's model predicts one vector, the environment shows {self.observation_space}: let it show "
                 "features"
             )
-        actor, critics, temperature = self._fresh_agents()
+        actor, critics = self._fresh_agents()
         self.actor = self.track("actor", actor)
         self.critics = self.track("critics", critics, target=True)
-        if cfg.learns_alpha:
-            self.temperature = self.track("temperature", temperature)
-        self._fixed_alpha = torch.full((cfg.n_agents,), cfg.initial_alpha(), device=self.device)
+        self._track_temperature((cfg.n_agents,))
         dynamics = Dynamics(
             self._width,
             self.actions.size,
@@ -225,17 +220,12 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
         self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
-    def _config_changed(self, before: AgentConfig) -> None:
-        self.config.check_change(cast(MBPOConfig, before))
-        super()._config_changed(before)
-        self._fixed_alpha = torch.full((self.config.n_agents,), self.config.initial_alpha(), device=self.device)
-
-    def _fresh_agents(self) -> tuple[SquashedGaussianActor, Critics, Temperature]:
+    def _fresh_agents(self) -> tuple[SquashedGaussianActor, Critics]:
         """:return: untrained networks of all agents"""
         cfg, codec, size, stack = self.config, self.codec, self.actions.size, (self.config.n_agents,)
         actor = SquashedGaussianActor(codec.features(), size, stack=stack, **cfg.perceptron)
         critics = Critics(codec.features(), size, stack=stack, **cfg.perceptron)
-        return actor, critics, Temperature(cfg.initial_alpha(), stack)
+        return actor, critics
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -456,10 +446,12 @@ class MBPO(OffPolicyAgent[MBPOConfig]):
         seed = int(torch.randint(2**62, (), generator=self.generators["update"], device=self.device))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            fresh = self._fresh_agents()
+            fresh: list[nn.Module] = [*self._fresh_agents()]
         kept: list[Tracked[Any]] = [self.actor, self.critics]
-        kept += [self.temperature] * self.config.learns_alpha
-        for tracked, network in zip(kept, fresh, strict=False):
+        if self.config.learns_alpha:
+            kept.append(self.temperature)
+            fresh.append(Temperature(self.config.initial_alpha(), (self.config.n_agents,)))
+        for tracked, network in zip(kept, fresh, strict=True):
             tracked.module.load_state_dict(network.state_dict())
             if tracked.target is not None:
                 tracked.target.load_state_dict(network.state_dict())

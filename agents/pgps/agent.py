@@ -244,7 +244,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
         self._track_search(self.actor.module)
         self.learner_slot: int | None = None
         """Which member is the learner's actor; None: none is."""
-        self.beta, self.is_guided = 1.0, False
+        self.is_guided = False
         self._beta = torch.ones((), device=self.device)
         self.trained = 0
         self.scores = torch.zeros(self.config.population_size, device=self.device)
@@ -252,6 +252,11 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.register("coupling", Part(self._coupling, self._load_coupling))
+
+    @property
+    def beta(self) -> float:
+        """Strength of the pull."""
+        return float(self._beta)
 
     # -- playing -----------------------------------------------------------------------------------------------------
 
@@ -308,7 +313,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
         if len(fitness) > 2 and self.scores.any():
             told["rank_correlation"] = rank_correlation(self.scores, fitness)
         told["guided"] = torch.tensor(float(self.is_guided))
-        told["beta"] = torch.tensor(self.beta)
+        told["beta"] = self._beta.clone()
         self.log_generation(told)
 
     def _update(self, phase: str) -> dict[str, Tensor]:
@@ -331,8 +336,7 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
     def _adapt(self, guide: Actor) -> dict[str, Tensor]:
         """Steer the strength of the pull."""
         found = distance(self.actor.module, guide, self._states(self.config.probe_states))
-        self.beta = next_beta(self.beta, float(found), self.config.target_distance)
-        self._beta.fill_(self.beta)
+        self._beta.fill_(next_beta(self.beta, float(found), self.config.target_distance))
         return {"population/distance": found}
 
     def _states(self, count: int) -> Tensor:
@@ -401,8 +405,8 @@ class PGPS(PopulationAgent[PGPSConfig], ReplayAgent[PGPSConfig]):
         fields = {"slot": whole(-1, size - 1), "scores": array((size,), "float32"), "is_guided": flag}
         group(fields | {"beta": real(0, above=True), "trained": whole(0, size)})(state, "the coupling")
         self.learner_slot = None if state["slot"] < 0 else state["slot"]
-        self.beta, self.is_guided, self.trained = state["beta"], state["is_guided"], state["trained"]
-        self._beta.fill_(self.beta)
+        self.is_guided, self.trained = state["is_guided"], state["trained"]
+        self._beta.fill_(state["beta"])
         self.scores.copy_(state["scores"])
 
 
