@@ -1,4 +1,4 @@
-"""What batches of tensors with episodes of one length share: seeds, resets of some rows, ends, accounts, snapshots."""
+"""What batches of tensors share whose episodes have a greatest length: seeds, resets of rows, accounts, snapshots."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from .schema import check_numbers
 
 
 class HorizonBatch(BatchedEnv):
-    """``N`` rows whose episodes end after a fixed number of steps.
+    """``N`` rows whose episodes end after a fixed number of steps, or before, where a batch says so.
 
     What changes from step to step is in registers, tensors (N, …), which a step replaces and never writes into, and
     which are never given away. Rows may be at different times; the host keeps their clocks, so that nothing waits for
-    the device to learn of an end.
+    the device to learn of an end, unless it can come early.
 
     :param num_envs: N
     :param horizon: steps per episode
@@ -54,7 +54,7 @@ class HorizonBatch(BatchedEnv):
         self.render_mode = None
         self._autoreset = autoreset_mode is AutoresetMode.SAME_STEP
         self._needs_reset = True
-        self._clock = np.zeros(num_envs, np.int64)
+        self._clock, self._early = np.zeros(num_envs, np.int64), np.zeros(num_envs, bool)
         self.final_info: Info = {}
         """What the last step led to, by the names that ``info`` has for what goes with ``obs``."""
         self._registers = {
@@ -90,6 +90,10 @@ class HorizonBatch(BatchedEnv):
     def _observed(self) -> Tensor:
         """:return: observations of the registers, (N, D)."""
 
+    def _over(self) -> Tensor | None:
+        """:return: which rows' tasks have ended before the horizon, (N,) bool; None: none's can."""
+        return None
+
     def told(self) -> Info:
         """:return: what is to be told of the registers, with whichever observation belongs to them."""
         return {}
@@ -116,7 +120,7 @@ class HorizonBatch(BatchedEnv):
 
     def _start(self, rows: np.ndarray[Any, Any]) -> None:
         mask = torch.from_numpy(rows.copy()).to(self.device)
-        self._clock[rows] = 0
+        self._clock[rows], self._early[rows] = 0, False
         for name in ("times", "returns"):
             self._registers[name] = self._registers[name].masked_fill(mask, 0)
         self._begin(rows, mask)
@@ -130,7 +134,7 @@ class HorizonBatch(BatchedEnv):
         if self._needs_reset:
             raise ResetNeeded("call reset() before the first step()")
         check_actions(self, actions)
-        resting = self._clock >= self.horizon
+        resting = (self._clock >= self.horizon) | self._early
         before, times = dict(self._registers), self._registers["times"]
         rewards, info = self._move(actions, times.clamp(max=self.horizon - 1) if resting.any() else times)
         self._registers["times"] = times + 1
@@ -141,6 +145,10 @@ class HorizonBatch(BatchedEnv):
         ended = self._clock >= self.horizon
         at_end = torch.from_numpy(ended).to(self.device)
         terminated, truncated = at_end & (not self.truncates), at_end & self.truncates
+        if (over := self._over()) is not None:
+            terminated, truncated = terminated | over, truncated & ~over
+            self._see_early()
+            ended = ended | self._early
         final_obs = self._observed()
         self.final_info = told = self.told()
         info |= {
@@ -159,6 +167,11 @@ class HorizonBatch(BatchedEnv):
             mask = resting.view(-1, *[1] * (old.ndim - 1))
             self._registers[name] = torch.where(mask, old, self._registers[name])
         return rewards.masked_fill(resting, 0)
+
+    def _see_early(self) -> None:
+        over = self._over()
+        if over is not None:
+            self._early = over.cpu().numpy().copy()
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -186,6 +199,7 @@ class HorizonBatch(BatchedEnv):
         for name, part in parts.items():
             part[chosen] = state[name].to(part.device)
         self._clock = self._registers["times"].cpu().numpy().copy()
+        self._see_early()
         if count == self.num_envs:
             self._needs_reset = False
 
@@ -201,6 +215,7 @@ class HorizonBatch(BatchedEnv):
         for part in self._by_row().values():
             part[dst] = part[src]
         self._clock = self._registers["times"].cpu().numpy().copy()
+        self._see_early()
 
     def reset_rows(self, mask: Tensor, *, seed: int | list[int | None] | None = None) -> tuple[Tensor, Info]:
         """See :class:`~headway.envs.batched.Resettable`."""

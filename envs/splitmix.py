@@ -36,6 +36,20 @@ def uniforms(words: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return _shift(mixed, 11).double() * 2.0**-53, words + _signed(count * _GROWTH)
 
 
+def normals(words: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Draw standard normal numbers, two of each pair of uniform ones (Box and Muller, 1958).
+
+    :param words: the streams, (…) int64
+    :param count: numbers per stream
+    :return: (…, count) float64, and the streams after it (…)
+    """
+    pairs = (count + 1) // 2
+    shares, words = uniforms(words, 2 * pairs)
+    radius = (-2 * torch.log1p(-shares[..., :pairs])).sqrt()  # of 1 - u, which is never 0
+    angle = 2 * torch.pi * shares[..., pairs:]
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), -1)[..., :count], words
+
+
 def uniforms_of(word: int, count: int) -> tuple[list[float], int]:
     """Draw from one stream what :func:`uniforms` draws from it, without tensors.
 

@@ -124,7 +124,8 @@ def find_termination(env_id: str) -> Termination:
         raise ValueError(
             f"nobody has said by what is observed when episodes of {env_id} end "
             f"({nearest(base_name(env_id), TERMINATIONS)}): "
-            "enter a function with headway.envs.terminations.register_termination"
+            "enter a function with headway.envs.terminations.register_termination; as a last resort, MBPO can learn it "
+            "(learn_termination)"
         )
     return found
 

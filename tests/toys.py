@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from headway.agents.core.data import Dataset
+from headway.agents.mbpo import Dynamics
 from headway.envs.terminations import register_termination
 from headway.wrappers.random_delay import RandomDelay
 from stable_baselines3.common.monitor import Monitor
@@ -737,3 +738,23 @@ class Mortal(Point):
         if order == "fail":
             raise ArithmeticError("the point has no place")
         return super().step(action)
+
+
+# -- a model whose weights are known -----------------------------------------------------------------------------------
+
+
+def planted(*moves: float, target: Any = "delta") -> Dynamics:
+    """A model whose member n adds moves[n] and half of the action to a place, and earns ten times the place before."""
+    model = Dynamics(1, 1, members=len(moves), net_arch=(), target=target)
+    with torch.no_grad():
+        weight, bias = model.mlp.weights[0], model.mlp.biases[0]
+        weight.zero_()
+        bias.zero_()
+        weight[:, 0, 0] = 10
+        weight[:, 1, 1] = 0.5
+        if target == "absolute":
+            weight[:, 0, 1] = 1
+        bias[:, 0, 1] = torch.tensor(moves)
+        bias[:, 0, 2:] = -100  # no spread to speak of
+        model.min_log_var.fill_(-40)
+    return model

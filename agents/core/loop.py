@@ -2,7 +2,7 @@
 
 import time
 from abc import abstractmethod
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,9 +171,11 @@ class LearningLoop(BaseAlgorithm):
                 return False
             if self.config.learning_rate_schedule == "linear":
                 self.modules.scale_learning_rates(self.progress_remaining)
+            begun = time.perf_counter()
             self.metrics.add(self._update(self._pending[0][0]))
             self._n_updates += 1
             phase, left = self._pending.pop(0)  # only now: an update may have changed it, or failed
+            self.seconds[phase] += time.perf_counter() - begun
             if left > 1:
                 self._pending.insert(0, (phase, left - 1))
         return True
@@ -228,6 +230,7 @@ class LearningLoop(BaseAlgorithm):
         self.parts: dict[str, Stateful] = {}
         self.run_numbers: dict[Path, int] = {}  # by the folder of checkpoints, where other runs may have saved too
         self.metrics = Metrics(self.device)
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # that phases have taken, in this process
         self.register("counters", Part(self._counters, self._load_counters))
         self.register("episodes", Part(self._episodes, self._load_episodes))
         self.register("metrics", self.metrics)
@@ -368,6 +371,9 @@ class LearningLoop(BaseAlgorithm):
         record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         record("time/time_elapsed", int(elapsed), exclude="tensorboard")
         record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        if len(self.seconds) > 1:
+            for phase, seconds in self.seconds.items():
+                record(f"time/{phase}", round(seconds, 1), exclude="tensorboard")
         if self._n_updates:
             record("train/n_updates", self._n_updates, exclude="tensorboard")
             record("train/learning_rate", self.current_learning_rate)

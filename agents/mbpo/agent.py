@@ -8,170 +8,46 @@ put together here is ours. Arm ``sombrl`` adds the ensemble's spread to the rewa
 Shapes: ``K`` models, ``A`` agents (of each model, ``P``), ``N`` environments, ``B`` rows, ``O`` observation.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, NamedTuple, final
+from collections.abc import Sequence
+from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...envs.schema import array, flag, group, maybe, whole
-from ...envs.terminations import find_termination
+from ...envs.terminations import Termination, find_termination
 from ..core.compile import captured, compiled
-from ..core.config import Count, Fraction, LearningRate, Range
-from ..core.data import ReplayStore, Step, Transitions, transition_fields
-from ..core.entropy import EntropyAgent, EntropyConfig, temperature_loss
-from ..core.loop import Part
+from ..core.data import ReplayStore, Step, Transitions, joined, transition_fields
+from ..core.entropy import EntropyAgent, temperature_loss
 from ..core.nets import Adam, Critics, SquashedGaussianActor, Temperature, Tracked
 from ..core.spaces import FieldSpec, Obs
 from ..sac import actor_loss, critic_loss, soft_target
-from .dynamics import Dynamics, Fit, FitSettings, keep_weights
-from .imagination import Imagined, ImaginedStore, by_any_elite, by_own_member, rollout_length
+from .acting import Acting, Counted
+from .config import SAMPLERS, MBPOConfig
+from .dynamics import Dynamics, Fit, keep_weights
+from .ends import LearnedEnds, fit_ends
+from .imagination import Imagined, ImaginedStore, Rollouts, by_any_elite, by_own_member, rollout_length
+from .model_env import ModelEnv
 
 PASSES = 10**6
 """Of a call of the model's training, at most; it ends by itself."""
 
-RESETS = 256
-"""First observations of episodes that are remembered, by which agents are judged. Our choice."""
 
-Bound = Annotated[int, Range(0)]
+def anchor_loss(actor: SquashedGaussianActor, obs: Tensor) -> Tensor:
+    """sum_j E[KL(pi_j(.|s) || pi_anchor(.|s))], j all agents of a stack but the last, which is the anchor.
 
-SAMPLERS = ("ps", "ops", "model_only")
-"""Variants with agents of their own for each model."""
+    tanh changes nothing in it, so that it is that of the Gaussians before.
 
-
-@dataclass(frozen=True, kw_only=True)
-class MBPOConfig(EntropyConfig):
-    """Hyper-parameters of MBPO and its variants. Where not said otherwise, defaults are MBPO's own for Hopper."""
-
-    live = EntropyConfig.live | {"real_ratio", "spread_weight"}
-
-    variant: Literal["mbpo", "ps", "ops", "model_only", "sombrl"] = "mbpo"
-    """mbpo: one agent, imagined steps by any elite. ps: agents for each model, one of which is drawn for each episode.
-    ops: the one of which most is expected. model_only: as ps, but agents know the world by their model alone, and are
-    trained anew whenever it changes. sombrl: mbpo, rewarded for what models disagree about."""
-
-    learning_starts: Annotated[int, Range(5, unit="environment steps")] = 5000
-    """Steps with uniformly random actions before the model's first training."""
-
-    gradient_steps: Annotated[int, Range(1)] = 20
-    """Gradient steps of the agents per environment step."""
-
-    target_entropy: float | str = "auto"
-    """Entropy, in nats, that the temperature steers towards; "auto" is minus the number of action dimensions. MBPO's
-    own are in the presets."""
-
-    model_train_freq: Annotated[int, Range(1, unit="environment steps")] = 250
-    """Steps between trainings of the model, each followed by rollouts."""
-
-    rollouts_per_step: Count = 400
-    """Imagined rollouts per environment step, of all agents together."""
-
-    rollout_schedule: tuple[Bound, Bound, Bound, Bound] = (20, 150, 1, 15)
-    """a, b, lo, hi: rollouts are lo steps long until epoch a, and hi from epoch b on."""
-
-    epoch_length: Annotated[int, Range(1, unit="environment steps")] = 1000
-    """An epoch of that schedule."""
-
-    retain_epochs: Count = 1
-    """Epochs for which imagined steps are kept."""
-
-    real_ratio: Fraction = 0.05
-    """Share of each batch that was really experienced."""
-
-    n_models: Count = 7
-    """Members of the model (K)."""
-
-    n_elites: Count = 5
-    """Members that imagine, the best on held-out rows (mbpo and sombrl; the others drop none)."""
-
-    agents_per_model: Count = 1
-    """Agents of each member (P), of the variants that have agents of their own."""
-
-    model_net_arch: tuple[Count, ...] = (200, 200, 200, 200)
-    """Hidden layer widths of the model."""
-
-    model_learning_rate: LearningRate = 1e-3
-    """Step size of Adam for the model."""
-
-    model_target: Literal["delta", "absolute"] = "delta"
-    """What the model predicts: the change of the observation, or the next one (arXiv 2510.01457)."""
-
-    scale_targets: bool = False
-    """Standardise what the model predicts, the reward included, per dimension (arXiv 2412.14312)."""
-
-    prior_scale: Annotated[float, Range(0)] = 0.0
-    """Weight of a fixed random network in each member's mean (randomised priors); 0: none."""
-
-    bootstrap: Literal["auto", "redrawn", "kept", "none"] = "auto"
-    """What rows a member learns from, see FitSettings; auto: redrawn of mbpo and sombrl, kept of the others."""
-
-    refit_factor: Count = 5
-    """How many times as many gradient steps as the others agents take that know the world by their model alone
-    (model_only), since they begin anew with each model (our choice)."""
-
-    judged_steps: Annotated[int, Range(0)] = 10
-    """Imagined steps after which critics judge an agent (ops, and whom evaluations show)."""
-
-    spread_weight: Annotated[float, Range(0)] = 1.0
-    """What the ensemble's spread adds to the reward (sombrl)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        a, b, low, high = self.rollout_schedule
-        if not (a < b and 1 <= low <= high):
-            raise ValueError(
-                f"{self._label('rollout_schedule')} must be a, b, lo, hi with a < b and 1 <= lo <= hi, "
-                f"got {self.rollout_schedule}"
-            )
-        if self.n_elites > self.n_models and self.variant not in SAMPLERS:
-            raise ValueError(
-                f"{self._label('n_elites')} must be at most n_models, {self.n_models}, got {self.n_elites}"
-            )
-
-    @property
-    def n_agents(self) -> int:
-        """A."""
-        return self.n_models * self.agents_per_model if self.variant in SAMPLERS else 1
-
-    @property
-    def rows(self) -> int:
-        """Rollouts of each agent between two trainings of the model."""
-        return max(self.rollouts_per_step * self.model_train_freq // self.n_agents, 1)
-
-    @property
-    def keeps_counts(self) -> bool:
-        """Whether how often members and agents count a row is drawn once and kept with it."""
-        return self.fitting.bootstrap == "kept"
-
-    def capacity(self, length: int) -> int:
-        """:return: imagined rows that each agent keeps, where rollouts have this length"""
-        rounds = -(-self.epoch_length // self.model_train_freq)
-        return self.retain_epochs * length * self.rows * rounds
-
-    @property
-    def fitting(self) -> FitSettings:
-        """How the model is trained."""
-        own: Any = "kept" if self.variant in SAMPLERS else "redrawn"
-        return FitSettings(bootstrap=own if self.bootstrap == "auto" else self.bootstrap)
-
-
-class Counted(NamedTuple):
-    """The rows of the real store, and how often each agent counts them."""
-
-    rows: Tensor
-    """(R,) int64, for the store."""
-
-    sums: Tensor
-    """Running sums of counts, (A, R) int64."""
-
-    def draw(self, shares: Tensor) -> Tensor:
-        """:return: rows of each agent, by their counts, from uniform numbers (A, B), (A, B) int64"""
-        goal = (shares * self.sums[:, -1:]).long()
-        found = torch.searchsorted(self.sums, goal, right=True).clamp(max=len(self.rows) - 1)
-        return self.rows[found]
+    :param actor: of A + 1 agents
+    :param obs: of the first A, (A, B, O)
+    :return: scalar; no gradient reaches the anchor
+    """
+    agents, rows, _ = obs.shape
+    mean, log_std = actor.gaussian(obs, members=slice(agents))  # (A, B, a)
+    with torch.no_grad():
+        anchor = actor.gaussian(obs.flatten(0, 1), members=slice(agents, None))  # (1, A B, a)
+        goal, log_goal = (part.view(agents, rows, -1) for part in anchor)
+    ratio = (2 * (log_std - log_goal)).exp() + (mean - goal).square() * (-2 * log_goal).exp()
+    return (log_goal - log_std + 0.5 * (ratio - 1)).sum(-1).mean(-1).sum()
 
 
 @final
@@ -204,7 +80,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
         actor, critics = self._fresh_agents()
         self.actor = self.track("actor", actor)
         self.critics = self.track("critics", critics, target=True)
-        self._track_temperature((cfg.n_agents,))
+        self._track_temperature((cfg.stacked,))
         dynamics = Dynamics(
             self._width,
             self.actions.size,
@@ -215,6 +91,9 @@ class MBPO(EntropyAgent[MBPOConfig]):
             prior_scale=cfg.prior_scale,
         )
         self.dynamics = self.track("dynamics", dynamics, optimiser=Adam(learning_rate=cfg.model_learning_rate))
+        if cfg.learn_termination:
+            rate = Adam(learning_rate=cfg.model_learning_rate)
+            self.ends = self.track("ends", LearnedEnds(self._width), optimiser=rate)
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
@@ -222,7 +101,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
 
     def _fresh_agents(self) -> tuple[SquashedGaussianActor, Critics]:
         """:return: untrained networks of all agents"""
-        cfg, codec, size, stack = self.config, self.codec, self.actions.size, (self.config.n_agents,)
+        cfg, codec, size, stack = self.config, self.codec, self.actions.size, (self.config.stacked,)
         actor = SquashedGaussianActor(codec.features(), size, stack=stack, **cfg.perceptron)
         critics = Critics(codec.features(), size, stack=stack, **cfg.perceptron)
         return actor, critics
@@ -231,23 +110,15 @@ class MBPO(EntropyAgent[MBPOConfig]):
         super()._setup_model()
         cfg, device = self.config, self.device
         self.fit = Fit(self.dynamics.module, self.dynamics, cfg.fitting, self.generators["update"])
-        self.imagined = ImaginedStore(cfg.n_agents, cfg.rows, self._width, self.actions.size, device)
-        self.acting = torch.zeros(self.n_envs, dtype=torch.int64, device=device)
-        """The agent that acts in each environment, (N,)."""
-        self.best = 0
-        """The agent of which most is expected."""
-        self._begins = np.ones(self.n_envs, dtype=bool)
-        self._starts = torch.zeros(0, self._width, device=device)
-        self._going: tuple[Tensor, Tensor] | None = None
-        self._data: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self.imagined = ImaginedStore(cfg.stacked, cfg.rows, self._width, self.actions.size, device)
+        self.rollouts = Rollouts(cfg.stacked, cfg.rows, self._width, device)
+        self.acting = Acting(cfg.n_agents, self.n_envs, self._width, device)
+        self._rows: Transitions | None = None
+        self._model_counts: Tensor | None = None
         self._counted: Counted | None = None
-        self._has_model = False
         self._line = ""
-        self.seconds = dict.fromkeys(("fit", "imagine", "update"), 0.0)
-        """Spent in each phase so far, by this process."""
-        self.register("fit", self.fit)
-        self.register("imagined", self.imagined)
-        self.register("sampling", Part(self._sampling, self._load_sampling))
+        for name in ("fit", "imagined", "rollouts", "acting"):
+            self.register(name, getattr(self, name))
 
     def _connect_env(self) -> None:
         super()._connect_env()
@@ -255,8 +126,13 @@ class MBPO(EntropyAgent[MBPOConfig]):
             return
         if self.normalizer is not None:
             raise ValueError("MBPO's model has scales of its own: leave VecNormalize out")
+        self.termination = self._find_termination()
+
+    def _find_termination(self) -> Termination:
+        if self.config.learn_termination:
+            return self.ends.module.tell
         singles: list[Any] = getattr(self.batched_env, "_singles", None) or [self.batched_env]
-        self.termination = find_termination(self.env_id or type(singles[0].unwrapped).__name__)
+        return find_termination(self.env_id or type(singles[0].unwrapped).__name__)
 
     @property
     def _width(self) -> int:
@@ -268,7 +144,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
         """See :meth:`ReplayAgent._make_store`; with how often each member and each agent counts a row."""
         cfg, counts = self.config, {}
         if cfg.keeps_counts:
-            kinds = {"model_counts": cfg.n_models, "agent_counts": cfg.n_agents}
+            kinds = {"model_counts": cfg.n_models, "agent_counts": cfg.stacked}
             counts = {name: FieldSpec((size,), torch.uint8) for name, size in kinds.items()}
         return ReplayStore(
             Transitions,
@@ -283,33 +159,20 @@ class MBPO(EntropyAgent[MBPOConfig]):
 
     def _reset_env(self, seeds: list[int | None] | None = None) -> None:
         super()._reset_env(seeds)
-        self._begins[:] = True
+        self.acting.end_episodes(True)
 
     def choose(self) -> dict[str, Tensor]:
         """See :meth:`OffPolicyAgent.choose`; at the start of an episode, an agent is drawn for it."""
-        if self._begins.any():
-            rows = torch.from_numpy(self._begins).to(self.device)
-            self._starts = torch.cat((self._starts, self._last_obs[rows]))[-RESETS:]
-            self.acting = torch.where(rows, self._drawn_agents(), self.acting)
-            self._begins[:] = False
+        self.acting.begin_episodes(self._last_obs, self.config.variant == "ops", self.generators["collect"])
         return super().choose()
-
-    def _drawn_agents(self) -> Tensor:
-        """:return: who would act in each environment in an episode that begins now, (N,)"""
-        cfg = self.config
-        if cfg.n_agents == 1:
-            return torch.zeros_like(self.acting)
-        if cfg.variant == "ops":
-            return torch.full_like(self.acting, self.best)
-        return torch.randint(cfg.n_agents, (self.n_envs,), generator=self.generators["collect"], device=self.device)
 
     def explore(self, obs: Obs) -> dict[str, Tensor]:
         """The agent of each environment acts; see :meth:`ActorCriticAgent.explore`."""
-        return {"actions": self._by(self.acting, obs, False, self.generators["collect"])}
+        return {"actions": self._by(self.acting.drawn, obs, False, self.generators["collect"])}
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
         assert isinstance(obs, Tensor)
-        best = torch.full((len(obs),), self.best, device=self.device)
+        best = torch.full((len(obs),), self.acting.best, device=self.device)
         return self._by(best, obs, deterministic, generator)
 
     def _by(self, agents: Tensor, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:
@@ -325,10 +188,11 @@ class MBPO(EntropyAgent[MBPOConfig]):
         """See :meth:`ReplayAgent.keep`; what a row counts is drawn once, here."""
         cfg, rows = self.config, step.transitions()
         if cfg.keeps_counts:
-            drawn = keep_weights(self.n_envs, cfg.n_models + cfg.n_agents, self.generators["collect"])
+            drawn = keep_weights(self.n_envs, cfg.n_models + cfg.stacked, self.generators["collect"])
+            drawn[:, cfg.n_models + cfg.n_agents :] = 1  # the anchor knows all alike
             rows |= {"model_counts": drawn[:, : cfg.n_models], "agent_counts": drawn[:, cfg.n_models :]}
         self.store.add(rows, step.real)
-        self._begins |= step.dones
+        self.acting.end_episodes(step.dones)
         self._counted = None
 
     # -- what follows a step -----------------------------------------------------------------------------------------
@@ -338,7 +202,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
         cfg, now = self.config, self.num_timesteps
         if now < cfg.learning_starts or len(self.store) < min(cfg.learning_starts, cfg.buffer_size):
             return []  # a loaded policy has no experience yet
-        due = not self._has_model or now // cfg.model_train_freq > (now - collected) // cfg.model_train_freq
+        due = not self.fit.calls or now // cfg.model_train_freq > (now - collected) // cfg.model_train_freq
         steps = cfg.gradient_steps * collected
         if cfg.variant == "model_only":  # all that a model gives is learnt at once
             steps = cfg.refit_factor * cfg.gradient_steps * cfg.model_train_freq if due else 0
@@ -348,47 +212,53 @@ class MBPO(EntropyAgent[MBPOConfig]):
         return rollout_length(self.num_timesteps // self.config.epoch_length, self.config.rollout_schedule)
 
     def _update(self, phase: str) -> dict[str, Tensor]:
-        begun = time.perf_counter()
-        metrics: dict[str, Tensor] = {"fit": self._fit, "imagine": self._imagine, "update": self._learn}[phase]()
-        self.seconds[phase] += time.perf_counter() - begun
-        return metrics
+        step: dict[str, Any] = {"fit": self._fit, "imagine": self._imagine, "update": self._learn}
+        return step[phase]()  # type: ignore[no-any-return]
 
     def _fit(self) -> dict[str, Tensor]:
         """Pass over all real rows once."""
-        if self._data is None:  # the call begins, or goes on in another process
-            rows, _ = self.store.chronological()
-            batch = self.store.at(rows)
-            counts = self.store.take("model_counts", rows) if self.config.keeps_counts else None
-            targets = self.dynamics.module.targets(batch.obs, batch.rewards, batch.next_obs)
-            self._data = torch.cat((batch.obs, batch.actions), 1), targets, counts
-        inputs, targets, counts = self._data
+        if self._rows is None:  # the call begins, or goes on in another process
+            places, _ = self.store.chronological()
+            self._rows = self.store.at(places)
+            self._model_counts = self.store.take("model_counts", places) if self.config.keeps_counts else None
+        rows, model = self._rows, self.dynamics.module
+        inputs, targets = torch.cat((rows.obs, rows.actions), 1), model.targets(rows.obs, rows.rewards, rows.next_obs)
         if not self.fit.in_progress:
             self.fit.begin(inputs, targets)
-        ended, loss = self.fit.advance(inputs, targets, counts)
+        ended, loss = self.fit.advance(inputs, targets, self._model_counts)
         metrics = {"model_loss": loss}
+        if self.config.learn_termination:
+            metrics["ends_loss"] = fit_ends(self.ends, rows.next_obs, rows.terminated, self.generators["update"])
         if ended:
-            self._data, self._has_model = None, True
+            self._rows = self._model_counts = None
             self.end_phase()
-            metrics |= {"model_error": self.fit.errors.mean(), "model_passes": torch.tensor(float(self.fit.passes))}
-            metrics |= {"model_spread": self.fit.spread, "model_calibration": self.fit.calibration}
+            metrics |= self._judgement()
         return metrics
+
+    def _judgement(self) -> dict[str, Tensor]:
+        """:return: what the last training of the model came to"""
+        fit = self.fit
+        numbers = {"timesteps": self.num_timesteps, "training": fit.calls, "passes": fit.passes}
+        found = {name: torch.tensor(float(n)) for name, n in (numbers | {"rollout_length": self._length()}).items()}
+        found |= {"error": fit.errors.mean(), "spread": fit.spread, "calibration": fit.calibration}
+        return {f"model/{name}": value for name, value in found.items()}
 
     # -- imagination -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _imagine(self) -> dict[str, Tensor]:
         """Go on by one step in all rollouts."""
-        cfg, actor = self.config, self.actor.module
-        if self._going is None:
-            self._going = self._begin_rollouts()
-        obs, alive = self._going
-        actions, _ = actor.sample(obs, actor.noise(cfg.rows, self.generators["update"]))
+        actor, going = self.actor.module, self.rollouts
+        if going.obs is None:
+            going.begin(self._first_states())
+            self.imagined.resize(self.config.capacity(self._length()))
+        obs, alive = going.obs, going.alive
+        actions, _ = actor.sample(obs, actor.noise(self.config.rows, self.generators["update"]))
         step = self._stepped(obs, actions)
-        rows = {"obs": obs, "actions": actions, **step._asdict()}
-        self.imagined.add(rows, alive)
-        self._going = step.next_obs, alive & ~step.terminated
+        self.imagined.add({"obs": obs, "actions": actions, **step._asdict()}, alive)
+        going.obs, going.alive = step.next_obs, alive & ~step.terminated
         if self._pending[0][1] == 1:
-            self._going = None
+            going.end()
             self._judge()
             self._tell()
         return {"imagined_reward": step.rewards[alive].mean(), "imagined_ends": step.terminated.float().mean()}
@@ -406,40 +276,70 @@ class MBPO(EntropyAgent[MBPOConfig]):
         told, self._line = self._line, ""
         return told
 
-    def dump_logs(self) -> None:
-        """See :meth:`LearningLoop.dump_logs`; with what each phase has taken."""
-        for phase, seconds in self.seconds.items():
-            self.logger.record(f"time/{phase}", round(seconds, 1), exclude="tensorboard")
-        super().dump_logs()
-
-    def _begin_rollouts(self) -> tuple[Tensor, Tensor]:
-        """:return: states to imagine from, (A, B, O), and that all rollouts go on, (A, B)"""
+    def _first_states(self) -> Tensor:
+        """:return: states to imagine from, (A, B, O)"""
         cfg = self.config
-        if cfg.variant == "model_only":
-            self._restart_agents()
-            picked = self._shares(cfg.rows).mul(len(self._starts)).long()
-            obs: Obs = self._starts[picked]
-        else:
+        if cfg.variant != "model_only":
             obs = self._real(cfg.rows).obs
-        assert isinstance(obs, Tensor)
-        self.imagined.resize(cfg.capacity(self._length()))
-        return obs, torch.ones(obs.shape[:-1], dtype=torch.bool, device=self.device)
+            assert isinstance(obs, Tensor)
+            return obs
+        self._restart_agents()
+        return self.acting.starts[self._shares(cfg.rows).mul(len(self.acting.starts)).long()]
 
     def _stepped(self, obs: Tensor, actions: Tensor) -> Imagined:
         """:return: what the agents' models make of actions in observations, (A, B, …)"""
-        cfg, model, stream = self.config, self.dynamics.module, self.generators["update"]
+        cfg, model = self.config, self.dynamics.module
         noise = self.noise(*obs.shape[:-1], 1 + self._width)
         if cfg.variant in SAMPLERS:
-            return by_own_member(model, obs, actions, noise, self.termination)
-        chosen = torch.zeros(obs.shape[:-1], dtype=torch.int64, device=self.device)
-        if cfg.n_elites > 1:
-            chosen = torch.randint(cfg.n_elites, chosen.shape, generator=stream, device=self.device)
-        step = by_any_elite(model, obs, actions, noise, self.termination, self.fit.elites[chosen])
+            own = slice(cfg.n_agents)
+            step = by_own_member(model, obs[own], actions[own], noise[own], self.termination)
+            if len(obs) == cfg.n_agents:
+                return step
+            last = slice(cfg.n_agents, None)  # the anchor's rows are moved by any member, as MBPO's are
+            other = self._by_any(obs[last], actions[last], noise[last])
+            return Imagined(*(torch.cat(parts) for parts in zip(step, other, strict=True)))
+        step = self._by_any(obs, actions, noise)
         if cfg.variant != "sombrl":
             return step
         means, _ = model(torch.cat((obs, actions), -1).flatten(0, 1))  # (K, A B, d)
         spread = means[..., 1:].std(0).mean(-1).view(step.rewards.shape)
         return step._replace(rewards=step.rewards + cfg.spread_weight * spread)
+
+    def _by_any(self, obs: Tensor, actions: Tensor, noise: Tensor) -> Imagined:
+        """:return: the step, each row's by an elite drawn anew"""
+        members = self._movers()
+        chosen = torch.zeros(obs.shape[:-1], dtype=torch.int64, device=self.device)
+        if len(members) > 1:
+            chosen = torch.randint(len(members), chosen.shape, generator=self.generators["update"], device=self.device)
+        return by_any_elite(self.dynamics.module, obs, actions, noise, self.termination, members[chosen])
+
+    def _movers(self) -> Tensor:
+        """:return: members of the model that may move rows: the elites; of variants that drop none, all"""
+        return self.fit.elites if self.config.variant in SAMPLERS else self.fit.elites[: self.config.n_elites]
+
+    def model_env(self, num_envs: int, horizon: int = 1000) -> ModelEnv:
+        """Make an environment of the model as it is now, for others to be judged, searched or trained in.
+
+        Episodes begin where real ones did. A row is moved by one member for a whole episode where agents have members
+        of their own, and by an elite drawn anew in each step otherwise.
+
+        :param num_envs: rows
+        :param horizon: steps after which an episode is truncated
+        :return: the environment; it keeps the networks' weights, which are copies
+        :raises ValueError: there is no model yet
+        """
+        if not self.fit.calls:
+            raise ValueError("the model has not been trained yet: learn(…) for more than learning_starts steps first")
+        return ModelEnv(
+            self.dynamics.module,
+            self.termination,
+            self.acting.starts,
+            (self.observation_space, self.action_space),
+            num_envs=num_envs,
+            horizon=horizon,
+            members=self._movers(),
+            keeps_member=self.config.variant in SAMPLERS,
+        )
 
     def _restart_agents(self) -> None:
         """Forget what agents have learnt, as they are to know the world by their new model alone."""
@@ -450,7 +350,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
         kept: list[Tracked[Any]] = [self.actor, self.critics]
         if self.config.learns_alpha:
             kept.append(self.temperature)
-            fresh.append(Temperature(self.config.initial_alpha(), (self.config.n_agents,)))
+            fresh.append(Temperature(self.config.initial_alpha(), (self.config.stacked,)))
         for tracked, network in zip(kept, fresh, strict=True):
             tracked.module.load_state_dict(network.state_dict())
             if tracked.target is not None:
@@ -459,53 +359,51 @@ class MBPO(EntropyAgent[MBPOConfig]):
 
     def _judge(self) -> None:
         """See of which agent most is expected, by its model and critics, from where episodes begin."""
-        cfg = self.config
+        cfg, starts, own = self.config, self.acting.starts, slice(self.config.n_agents)
         if cfg.n_agents == 1:
             return
-        obs = self._starts.expand(cfg.n_agents, *self._starts.shape)
+        obs = starts.expand(cfg.stacked, *starts.shape)
         alive = torch.ones(obs.shape[:-1], device=self.device)
         total = torch.zeros_like(alive)
-        for step in range(cfg.judged_steps + 1):
+        for step in range(cfg.judged_steps):
             actions, _ = self.actor.module.sample(obs, self.noise(*obs.shape[:-1], self.actions.size))
-            if step == cfg.judged_steps:
-                assert self.critics.target is not None
-                total += cfg.gamma**step * alive * self.critics.target(obs, actions).amin(-2)
-                break
             imagined = self._stepped(obs, actions)
             total += cfg.gamma**step * alive * imagined.rewards
             obs, alive = imagined.next_obs, alive * ~imagined.terminated
-        self.best = int(total.mean(1).argmax())
+        actions, _ = self.actor.module.sample(obs, self.noise(*obs.shape[:-1], self.actions.size))
+        assert self.critics.target is not None
+        total += cfg.gamma**cfg.judged_steps * alive * self.critics.target(obs, actions).amin(-2)
+        self.acting.best = int(total[own].mean(1).argmax())
 
     # -- agents ------------------------------------------------------------------------------------------------------
 
     def _shares(self, count: int) -> Tensor:
         """:return: uniform in [0, 1), (A, count)"""
-        shape = (self.config.n_agents, count)
+        shape = (self.config.stacked, count)
         return torch.rand(shape, generator=self.generators["update"], device=self.device)
 
     def _real(self, count: int) -> Transitions:
         """:return: rows that were experienced, by what each agent counts them, (A, count, …)"""
         if not self.config.keeps_counts:
-            lead = (self.config.n_agents, count)
-            return _mapped(lambda part: part.view(*lead, *part.shape[1:]), self.sample(lead[0] * count))
+            return self.store.at(self.store.draw(self.config.stacked * count).view(-1, count))
         if self._counted is None:
             rows, _ = self.store.chronological()
-            self._counted = Counted(rows, self.store.take("agent_counts", rows).long().cumsum(0).T.contiguous())
-        rows = self._counted.draw(self._shares(count))
-        return _mapped(lambda part: part.view(*rows.shape, *part.shape[1:]), self.store.at(rows.flatten()))
+            counts = self.store.take("agent_counts", rows).long()
+            self._counted = Counted(rows, counts.cumsum(0).T.contiguous())
+        return self.store.at(self._counted.draw(self._shares(count)))
 
     def _batch(self) -> Transitions:
         cfg = self.config
         real = 0 if cfg.variant == "model_only" else int(cfg.batch_size * cfg.real_ratio)
         imagined = self.imagined.sample(self._shares(cfg.batch_size - real))
-        return imagined if real == 0 else _joined(self._real(real), imagined)
+        return imagined if real == 0 else joined(self._real(real), imagined, 1)
 
     def _learn(self) -> dict[str, Tensor]:
         return self._step(self._batch(), self._fixed_alpha, self.config)
 
     def _take_step(self, batch: Transitions, fixed_alpha: Tensor, cfg: MBPOConfig) -> dict[str, Tensor]:
         """Take a gradient step of all agents, each SAC's own."""
-        noise = self.noise(2, cfg.n_agents, cfg.batch_size, self.actions.size)
+        noise = self.noise(2, cfg.stacked, cfg.batch_size, self.actions.size)
         actor, critics, target_critics = self.actor.module, self.critics.module, self.critics.target
         assert target_critics is not None
         actions, log_prob = actor.sample(batch.obs, noise[0])
@@ -519,42 +417,11 @@ class MBPO(EntropyAgent[MBPOConfig]):
         target = self._soft_target(batch, actor, target_critics, alpha, cfg.gamma, noise[1])
         metrics["critic_loss"] = self._critic_loss(critics, batch, target)
         self.critics.minimise(metrics["critic_loss"])
-        metrics["actor_loss"] = self._actor_loss(critics, batch.obs, actions, log_prob, alpha)
-        self.actor.minimise(metrics["actor_loss"])
+        metrics["actor_loss"] = loss = self._actor_loss(critics, batch.obs, actions, log_prob, alpha)
+        if cfg.anchor_kl:
+            assert isinstance(batch.obs, Tensor)
+            metrics["anchor_kl"] = anchor_loss(actor, batch.obs[: cfg.n_agents])
+            loss = loss + cfg.anchor_kl * metrics["anchor_kl"]
+        self.actor.minimise(loss)
         self.critics.follow(cfg.tau)
         return metrics | {"ent_coef": alpha.mean()}
-
-    # -- state -------------------------------------------------------------------------------------------------------
-
-    def _sampling(self) -> dict[str, Any]:
-        going = None if self._going is None else {"obs": self._going[0].clone(), "alive": self._going[1].clone()}
-        return {
-            "acting": self.acting.clone(),
-            "begins": self._begins.copy(),
-            "starts": self._starts.clone(),
-            "best": self.best,
-            "has_model": self._has_model,
-            "going": going,
-        }
-
-    def _load_sampling(self, state: Mapping[str, Any]) -> None:
-        cfg, width = self.config, self._width
-        most, lead = cfg.n_agents - 1, (cfg.n_agents, cfg.rows)
-        fields = {"acting": array((self.n_envs,), "int64", low=0, high=most), "begins": array((self.n_envs,), "bool")}
-        fields |= {"starts": array((None, width), "float32"), "best": whole(0, most), "has_model": flag}
-        rollouts = group({"obs": array((*lead, width), "float32"), "alive": array(lead, "bool")})
-        group(fields | {"going": maybe(rollouts)})(state, "the sampling")
-        self.acting, self._starts = (state[name].to(self.device).clone() for name in ("acting", "starts"))
-        self._begins, self.best, self._has_model = np.array(state["begins"]), state["best"], state["has_model"]
-        going = state["going"]
-        self._going = None if going is None else (going["obs"].to(self.device), going["alive"].to(self.device))
-
-
-def _mapped(change: Callable[[Tensor], Tensor], batch: Transitions) -> Transitions:
-    return Transitions(**{field.name: change(getattr(batch, field.name)) for field in fields(batch)})
-
-
-def _joined(one: Transitions, other: Transitions) -> Transitions:
-    """:return: the rows of both, (A, B + B', …)"""
-    names = [field.name for field in fields(one)]
-    return Transitions(**{name: torch.cat((getattr(one, name), getattr(other, name)), 1) for name in names})

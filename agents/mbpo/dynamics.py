@@ -234,6 +234,8 @@ class Fit:
         self._rows: Tensor | None = None
         self._drawn: Tensor | None = None
         self._stale, self.passes = 0, 0
+        self.calls = 0
+        """How many have ended."""
         self._best: dict[str, Tensor] = {}
 
     @property
@@ -344,6 +346,7 @@ class Fit:
         self.spread = mean.std(0, correction=0).mean()
         self.calibration = ((mean - scaled[held]).square() * (-log_var).exp()).mean()
         self._rows, self._drawn, self._best = None, None, {}
+        self.calls += 1
 
     def state(self) -> dict[str, Any]:
         """:return: the place in a call, and the errors of the last one."""
@@ -353,6 +356,9 @@ class Fit:
             "drawn": None if self._drawn is None else self._drawn.clone(),
             "stale": self._stale,
             "passes": self.passes,
+            "calls": self.calls,
+            "spread": self.spread.clone(),
+            "calibration": self.calibration.clone(),
             "best": {name: part.clone() for name, part in self._best.items()},
         }
 
@@ -362,7 +368,13 @@ class Fit:
         :raises ValueError: it does not fit
         """
         members, device = len(self.model), self.errors.device
-        fields = {"errors": array((members,), "float32", finite=False, low=0), "stale": whole(), "passes": whole()}
+        fields = {
+            "errors": array((members,), "float32", finite=False, low=0),
+            "stale": whole(),
+            "passes": whole(),
+            "calls": whole(),
+        }
+        fields |= dict.fromkeys(("spread", "calibration"), array((), "float32", finite=False, low=0))
         fields |= {"rows": maybe(array((None,), "int64", low=0)), "best": by_name(array(None, "float32"))}
         group(fields | {"drawn": maybe(array((members, None), "int64", low=0))})(state, "the training of the model")
         shapes = {name: part.shape for name, part in self._members().items()} if state["rows"] is not None else {}
@@ -370,7 +382,8 @@ class Fit:
             raise ValueError("the training of the model must keep the weights of every member, and nothing else")
         self.errors = state["errors"].to(device).clone()
         self._rows, self._drawn = (None if state[k] is None else state[k].to(device) for k in ("rows", "drawn"))
-        self._stale, self.passes = state["stale"], state["passes"]
+        self._stale, self.passes, self.calls = (state[name] for name in ("stale", "passes", "calls"))
+        self.spread, self.calibration = (state[name].to(device).clone() for name in ("spread", "calibration"))
         self._best = {name: part.to(device).clone() for name, part in state["best"].items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...envs.schema import array, group, whole
+from ...envs.schema import array, group, maybe, whole
 from ...envs.terminations import Termination
 from ..core.data import Transitions
 from .dynamics import Dynamics
@@ -24,6 +24,49 @@ class Imagined(NamedTuple):
     rewards: Tensor
     next_obs: Tensor
     terminated: Tensor
+
+
+class Rollouts:
+    """The rollouts that go on, between two of their steps.
+
+    :param agents: A
+    :param rows: of each agent (B)
+    :param obs_dim: O
+    :param device: where they are
+    """
+
+    def __init__(self, agents: int, rows: int, obs_dim: int, device: torch.device) -> None:
+        self.obs: Tensor | None = None
+        """Where they are, (A, B, O); None: none goes on."""
+        self.alive = torch.zeros(agents, rows, dtype=torch.bool, device=device)
+        """Which of them have not ended, (A, B)."""
+        self._obs_dim = obs_dim
+
+    def begin(self, obs: Tensor) -> None:
+        """Start all of them.
+
+        :param obs: in these states, (A, B, O)
+        """
+        self.obs, self.alive = obs, torch.ones_like(self.alive)
+
+    def end(self) -> None:
+        """Let none go on."""
+        self.obs = None
+
+    def state(self) -> dict[str, Any]:
+        """:return: where they are, and which go on"""
+        return {"obs": None if self.obs is None else self.obs.clone(), "alive": self.alive.clone()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` returned.
+
+        :raises ValueError: it does not fit
+        """
+        shape, device = tuple(self.alive.shape), self.alive.device
+        fields = {"obs": maybe(array((*shape, self._obs_dim), "float32")), "alive": array(shape, "bool")}
+        group(fields)(state, "the rollouts")
+        self.obs = None if state["obs"] is None else state["obs"].to(device).clone()
+        self.alive = state["alive"].to(device).clone()
 
 
 def by_own_member(model: Dynamics, obs: Tensor, actions: Tensor, noise: Tensor, termination: Termination) -> Imagined:

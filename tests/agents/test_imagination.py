@@ -9,25 +9,9 @@ from headway.agents.mbpo.imagination import ImaginedStore, by_any_elite, by_own_
 from headway.envs.terminations import never
 from support import same_tree
 from torch import Tensor
+from toys import planted
 
 CPU = torch.device("cpu")
-
-
-def planted(*moves: float, target: Any = "delta") -> Dynamics:
-    """A model whose member n adds moves[n] and half of the action to a place, and earns ten times the place before."""
-    model = Dynamics(1, 1, members=len(moves), net_arch=(), target=target)
-    with torch.no_grad():
-        weight, bias = model.mlp.weights[0], model.mlp.biases[0]
-        weight.zero_()
-        bias.zero_()
-        weight[:, 0, 0] = 10
-        weight[:, 1, 1] = 0.5
-        if target == "absolute":
-            weight[:, 0, 1] = 1
-        bias[:, 0, 1] = torch.tensor(moves)
-        bias[:, 0, 2:] = -100  # no spread to speak of
-        model.min_log_var.fill_(-40)
-    return model
 
 
 def rows(agents: int, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from headway.agents import MBPO, SAC
 from headway.agents.core.data import Transitions
-from headway.agents.mbpo.agent import Counted
+from headway.agents.mbpo.agent import anchor_loss
 from headway.envs.terminations import never
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from support import same_tree
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 from toys import Point
 
 TINY: dict[str, Any] = {"net_arch": [8, 8], "batch_size": 20, "buffer_size": 500, "learning_starts": 20, "seed": 3}
@@ -87,7 +88,7 @@ def acting(rows: int, steps: int, **hyper: Any) -> tuple[list[list[int]], list[l
     keep = sampler.keep
 
     def noting(step: Any) -> None:
-        who.append(sampler.acting.tolist())
+        who.append(sampler.acting.drawn.tolist())
         ended.append(step.dones.tolist())
         keep(step)
 
@@ -124,8 +125,8 @@ def test_ops_lets_the_best_act() -> None:
                 part.zero_()
             value.mlp.biases[-1][best] = 1000.0
         sampler._judge()
-        assert sampler.best == best
-        assert sampler._drawn_agents().tolist() == [best]
+        assert sampler.acting.best == best
+        assert sampler.acting.draw(True, sampler.generators["collect"]).tolist() == [best]
     with torch.no_grad():
         deterministic = sampler.predict(np.array([0.5], np.float32), deterministic=True)[0]
         own = sampler.actor.module.mode(torch.tensor([[0.5]]))[1, 0]
@@ -144,14 +145,6 @@ def test_counts_are_drawn_once_and_kept() -> None:
     assert torch.equal(sampler.store.take("agent_counts", rows[:50]), first)
     counts = sampler.store.take("agent_counts", rows).float()
     assert float(counts.mean()) == pytest.approx(1, abs=0.1)
-
-
-def test_real_rows_come_by_their_counts() -> None:
-    counts = torch.tensor([[0, 2], [1, 0], [3, 1], [0, 0]])
-    drawn = Counted(torch.tensor([10, 11, 12, 13]), counts.cumsum(0).T.contiguous())
-    shares = (torch.arange(1200) + 0.5).expand(2, 1200) / 1200
-    found = drawn.draw(shares)
-    assert [torch.bincount(row, minlength=14)[10:].tolist() for row in found] == [[0, 300, 900, 0], [800, 0, 400, 0]]
 
 
 def test_batches_are_real_by_their_share() -> None:
@@ -252,6 +245,7 @@ def test_no_ended_rollout_is_kept() -> None:
         ({"n_elites": 3}, "n_elites must be at most n_models, 2, got 3"),
         ({"learning_starts": 3}, r"learning_starts must lie in \[5, inf\) environment steps, got 3"),
         ({"variant": "pets"}, "variant must be"),
+        ({"anchor_kl": 0.1}, "anchor_kl is for the variants ps and ops, got 0.1 for mbpo"),
         ({"rollouts_per_step": 10**12}, "imagined rows for each of 1 agents need"),
     ],
 )
@@ -275,3 +269,50 @@ def test_worlds_that_do_not_fit_are_refused() -> None:
         MBPO("CnnPolicy", points(form="image"), **TINY)
     with pytest.raises(ValueError, match="leave VecNormalize out"):
         agent(VecNormalize(points()))
+
+
+# -- an anchor -------------------------------------------------------------------------------------------------------
+
+
+def test_the_pull_of_an_anchor_is_a_divergence_of_gaussians() -> None:
+    stack = agent(variant="ps", anchor_kl=0.1)
+    actor, obs = stack.actor.module, torch.rand(2, 5, 1, generator=torch.Generator().manual_seed(0))
+    found = anchor_loss(actor, obs)
+    expected = torch.zeros(())
+    for number in range(2):
+        mean, log_std = actor.gaussian(obs[number].expand(3, 5, 1))
+        own, anchor = (Normal(mean[which], log_std[which].exp()) for which in (number, 2))
+        expected = expected + kl_divergence(own, anchor).sum(-1).mean()
+    torch.testing.assert_close(found, expected)
+    grads = torch.autograd.grad(found, list(actor.parameters()))
+    assert all(bool(grad[:2].any()) for grad in grads)
+    assert not any(grad[2].any() for grad in grads)
+
+
+def test_an_anchor_pulls_agents_together_and_never_acts() -> None:
+    apart = {}
+    for weight in (1e-6, 100.0):
+        pulled = agent(variant="ps", anchor_kl=weight, learning_rate=3e-3).learn(150)
+        apart[weight] = float(anchor_loss(pulled.actor.module, torch.zeros(2, 1, 1)).detach())
+        assert pulled.acting.agents == 2
+        assert pulled.acting.best in (0, 1)
+        assert pulled.temperature.module.alpha.shape == (3,)
+    assert apart[100.0] < apart[1e-6] / 3
+
+
+def test_an_anchor_imagines_by_any_member() -> None:
+    stack = agent(variant="ps", anchor_kl=0.1).learn(25)
+    with torch.no_grad():
+        for parts in (stack.dynamics.module.mlp.weights, stack.dynamics.module.mlp.biases):
+            for part in parts:
+                part.zero_()
+        stack.dynamics.module.mlp.biases[-1][:, 0, 0] = torch.tensor([5.0, -5.0])
+        stack.dynamics.module.mlp.biases[-1][:, 0, 2:] = -100
+        stack.dynamics.module.min_log_var.fill_(-40)
+    rewards = stack._stepped(torch.zeros(3, 40, 1), torch.zeros(3, 40, 1)).rewards.round()
+    assert rewards[0].unique().tolist() == [5]
+    assert rewards[1].unique().tolist() == [-5]
+    assert rewards[2].unique().tolist() == [-5, 5]
+    counts = stack.store.take("agent_counts", stack.store.chronological()[0])
+    assert (counts[:, 2] == 1).all()
+    assert not (counts[:, :2] == 1).all()

@@ -10,8 +10,9 @@ import pytest
 from headway.scripts import plot
 from headway.scripts.plot import (
     COLOURS,
+    POPULATION,
     aligned,
-    count_generations,
+    count_events,
     find_runs,
     grouped,
     learning_curve,
@@ -19,7 +20,7 @@ from headway.scripts.plot import (
     legend_below,
     panel_grid,
     read_columns,
-    read_generations,
+    read_inside,
 )
 from matplotlib.axes import Axes
 
@@ -243,13 +244,13 @@ def make_population(folder: Path, lines: str = GENERATIONS, **settings: Any) -> 
 
 
 def test_generations_are_where_they_ended(tmp_path: Path) -> None:
-    (record,) = read_generations([make_population(tmp_path / "s0")])
+    (record,) = read_inside([make_population(tmp_path / "s0")], POPULATION)
     assert {name: [column.tolist() for column in record[name]] for name in ("mean_return", "learner_rank")} == {
         "mean_return": [[10, 40, 60], [1, 2, 3]],
         "learner_rank": [[40, 60], [3, 1]],
     }
     assert record["evaluation"][0].tolist() == [30, 60]  # not the one before training
-    assert count_generations(record) == [1, 3, 1]
+    assert count_events(record, "generation") == [1, 3, 1]
 
 
 def test_population_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,6 +295,35 @@ def test_population_figure_of_hardly_anything(tmp_path: Path) -> None:
     run = make_population(tmp_path / "s0", lines, guided=False)
     assert plot.main(["--population", str(run), "--output", str(tmp_path / "one.png")]) == 0
     assert matplotlib.image.imread(tmp_path / "one.png").std() > 0.01
+
+
+MODEL_LOG = """\
+time/total_timesteps,model/timesteps,model/training,model/passes,model/rollout_length,model/error,model/spread,\
+model/calibration
+10,,,,,,,
+30,20,1,12,1,0.5,0.2,1.5
+70,50,2.5,8,2,0.3,0.1,1.2
+"""
+
+
+def test_model_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figures: list[Any] = []
+    original = plot.Figure.savefig
+    monkeypatch.setattr(plot.Figure, "savefig", lambda self, path: (figures.append(self), original(self, path))[0])
+    monkeypatch.chdir(tmp_path)
+    run = make_population(tmp_path / "runs" / "s0", MODEL_LOG)
+    assert plot.main(["--model", "runs/s0"]) == 0
+    assert "written: model.png" in capsys.readouterr().out
+    assert figures[0].get_suptitle() == "SAC in headway/Trap-v0, 3 trainings"
+    assert "up to 2 trainings" in figures[0].get_supxlabel()
+    panels = {axes.get_title("left"): axes for axes in figures[0].axes}
+    lines = {line.get_label(): line.get_ydata().tolist() for line in panels["on held-out rows"].lines}
+    assert lines == {"mean squared error": [0.5, 0.3], "spread of members": [0.2, 0.1]}
+    assert [line.get_xdata().tolist() for line in panels["a training of the model"].lines] == [[20, 50]] * 2
+    with pytest.raises(ValueError, match="are two figures: ask for one"):
+        plot.main(["--model", "--population", str(run)])
+    with pytest.raises(ValueError, match=r"has no generations: .* name runs of PGPS or CEM"):
+        plot.main(["--population", str(run)])
 
 
 def test_runs_without_a_population(tmp_path: Path) -> None:

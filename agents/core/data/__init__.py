@@ -7,7 +7,7 @@ from .episodes import Episodes, Turn, run_episodes
 from .finite import DivergedError, NonFiniteError, check_losses, check_shown, diverged, first_broken
 from .rollout import RolloutStore, generalised_advantages
 from .stepping import Step
-from .store import ReplayStore, Transitions, transition_fields
+from .store import ReplayStore, Transitions, joined, transition_fields
 
 __all__ = [
     "Collector",
@@ -29,6 +29,7 @@ __all__ = [
     "first_broken",
     "generalised_advantages",
     "join",
+    "joined",
     "load_dataset",
     "run_episodes",
     "transition_fields",

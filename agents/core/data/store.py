@@ -51,6 +51,12 @@ class Transitions:
     next_obs: Obs
 
 
+def joined(one: Transitions, other: Transitions, dim: int = 0) -> Transitions:
+    """:return: the rows of two batches in one, along an axis of rows"""
+    names = [field.name for field in dataclasses.fields(one)]
+    return Transitions(**{name: torch.cat((getattr(one, name), getattr(other, name)), dim) for name in names})
+
+
 def transition_fields(obs: Fields, actions: FieldSpec) -> dict[str, Fields]:
     """:return: what a store of :class:`Transitions` holds, with these observations and actions."""
     scalar, flag = FieldSpec((), torch.float32), FieldSpec((), torch.bool)
@@ -210,9 +216,18 @@ class ReplayStore(Generic[BatchT]):
         :return: the batch, each field a fresh tensor (B, *shape).
         :raises ValueError: if nothing is stored or ``batch_size`` is below one.
         """
-        self._check_draw(batch_size)
-        rows = self._draw(batch_size, 1)
+        rows = self.draw(batch_size)
         return self._batch(lambda flat: flat.index_select(0, rows))
+
+    def draw(self, batch_size: int) -> Tensor:
+        """Draw rows as :meth:`sample` does, and say where they are.
+
+        :param batch_size: number of rows B.
+        :return: rows to be given to :meth:`at`, (B,) int64
+        :raises ValueError: if nothing is stored or ``batch_size`` is below one.
+        """
+        self._check_draw(batch_size)
+        return self._draw(batch_size, 1)
 
     def sample_windows(self, batch_size: int, length: int) -> BatchT:
         """Draw windows of consecutive steps of one environment, uniformly over all there are, with replacement.
@@ -294,8 +309,9 @@ class ReplayStore(Generic[BatchT]):
         return rows, ended
 
     def at(self, rows: Tensor) -> BatchT:
-        """:return: the batch of given rows, (R, …)"""
-        return self._batch(lambda flat: flat.index_select(0, rows))
+        """:return: the batch of given rows, (…) -> (…, *shape)"""
+        flat_rows = rows.reshape(-1)
+        return self._batch(lambda flat: flat.index_select(0, flat_rows).view(*rows.shape, *flat.shape[1:]))
 
     def take(self, name: str, rows: Tensor) -> Tensor:
         """:return: a field at rows that :meth:`draw_around` gave, (…) -> (…, *shape)."""

@@ -82,9 +82,9 @@ class Actor(Head):
         self.stack = self.mlp.stack
         self.noise_dim = noise_dim
 
-    def head(self, obs: Obs) -> Tensor:
-        """:return: the perceptron's outputs, (*stack, B, outputs)"""
-        return self.mlp(self.features(obs))  # type: ignore[no-any-return]
+    def head(self, obs: Obs, members: slice | None = None) -> Tensor:
+        """:return: the perceptron's outputs, of these members alone where they are named, (*stack, B, outputs)"""
+        return self.mlp(self.features(obs), members=members)  # type: ignore[no-any-return]
 
     def mode(self, obs: Obs) -> Tensor:
         """:return: the deterministic action, (*stack, B, A)"""
@@ -108,6 +108,16 @@ class SquashedGaussianActor(Actor):
     ) -> None:
         super().__init__(features, 2 * action_dim, action_dim, net_arch, **options)
 
+    def gaussian(self, obs: Obs, members: slice | None = None) -> tuple[Tensor, Tensor]:
+        """Describe the distribution of actions before tanh.
+
+        :param obs: observations, (*lead, B, *O)
+        :param members: only these of the last axis of the stack
+        :return: means and log standard deviations, (*stack, B, A) each
+        """
+        mean, log_std = self.head(obs, members).chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
     def sample(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions by reparametrisation.
 
@@ -115,8 +125,7 @@ class SquashedGaussianActor(Actor):
         :param noise: standard normal numbers, (*stack, B, A)
         :return: actions (*stack, B, A) in [-1, 1] and their log densities (*stack, B), in nats
         """
-        mean, log_std = self.head(obs).chunk(2, -1)  # (*stack, B, A) each
-        log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        mean, log_std = self.gaussian(obs)
         actions = torch.addcmul(mean, log_std.exp(), noise).tanh()
         log_slope = torch.log1p(SATURATION - actions.square())
         # The sum over dimensions of -noise^2 / 2 - log_std - log(2 pi) / 2 - log_slope, in few operations.
@@ -180,7 +189,7 @@ class Critics(Head):
         :return: values, (*stack, B)
         """
         inputs = self._inputs(obs, actions, frozen=True)
-        return self.mlp(inputs, frozen=True, members=1).squeeze(-1).squeeze(-2)  # type: ignore[no-any-return]
+        return self.mlp(inputs, frozen=True, members=slice(1)).squeeze(-1).squeeze(-2)  # type: ignore[no-any-return]
 
     def _inputs(self, obs: Obs, actions: Tensor, frozen: bool) -> Tensor:
         features: Tensor = self.features(obs)

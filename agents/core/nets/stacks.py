@@ -224,19 +224,19 @@ class StackedMLP(nn.Module):
             self.biases.append(nn.Parameter(torch.empty(*self.stack, 1, fan_out).uniform_(-bound, bound)))
         self._keys = [str(index) for index in range(len(self.weights))]
 
-    def forward(self, x: Tensor, *, frozen: bool = False, members: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, frozen: bool = False, members: slice | None = None) -> Tensor:
         """Evaluate the members.
 
         :param x: inputs, (*lead, B, inputs), where ``lead`` broadcasts to ``stack`` as torch's axes do: (B, inputs) is
             read by all members, (P, 1, B, inputs) by the members of each row of a stack (P, E)
         :param frozen: differentiate with respect to ``x`` only: a backward pass then skips the weights' gradients
-        :param members: evaluate only so many of the last axis of the stack, from the first; all by default
+        :param members: evaluate only these of the last axis of the stack; all by default
         :return: outputs, (*stack, B, outputs)
         """
         compiling = torch.compiler.is_compiling()
         parameters = self._chain(walk=compiling)
         if members is not None:
-            parameters = [(p.detach() if frozen else p).narrow(-3, 0, members) for p in parameters]
+            parameters = [(p.detach() if frozen else p)[..., members, :, :] for p in parameters]
         dtype = torch.bfloat16 if self.precision == "bfloat16" else parameters[0].dtype
         # A compiler fuses the plain form by itself; of SiLU the output does not tell the derivative.
         if compiling or transformed() or (self.activation == "silu" and torch.is_grad_enabled()):
@@ -269,7 +269,7 @@ class LayerNormMLP(StackedMLP):
         self.gains = nn.ParameterList(torch.ones(*self.stack, 1, width) for width in widths)
         self.shifts = nn.ParameterList(torch.zeros(*self.stack, 1, width) for width in widths)
 
-    def forward(self, x: Tensor, *, frozen: bool = False, members: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, frozen: bool = False, members: slice | None = None) -> Tensor:
         """See :meth:`StackedMLP.forward`."""
         if members is not None:
             raise ValueError("a LayerNormMLP is evaluated whole")
