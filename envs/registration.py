@@ -2,6 +2,7 @@
 
 import importlib
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from gymnasium import error
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
-from . import mazes, sparse, trap
+from . import mazes, metaworld, sparse, trap
 from .batched import BatchedEnv
 from .mean_field import registration as mean_field
 from .mujoco import MujocoTask
@@ -28,6 +29,19 @@ _BATCHED_ENTRY_POINTS = {
     *sparse.VECTOR_ENTRY_POINTS,
     *mean_field.BATCHED_ENTRY_POINTS,
 }
+
+
+def _register_dm_control() -> None:
+    draw_without_screen()  # dm_control chooses what to draw with when it is imported
+    importlib.import_module("dm_control")  # without which shimmy registers nothing, and says nothing
+    importlib.import_module("shimmy")
+
+
+_REGISTRARS: dict[str, tuple[Callable[[], object], str]] = {
+    "dm_control": (_register_dm_control, "dmc"),
+    "metaworld": (metaworld.register_all, "metaworld"),
+}
+"""By namespace, what registers its ids, which need no module in front, and the extra that installs it."""
 
 
 def register_mujoco_task(
@@ -117,9 +131,7 @@ def make(env_id: str, *, render_mode: str | None = None, **kwargs: Any) -> gym.E
     :return: the environment
     :raises ValueError: there is no such id (the nearest ones are named), its module is missing, or it cannot be built
     """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        _import(module, env_id)
+    name = _register_named(env_id)
     if render_mode is not None:  # an environment that cannot render need not know the word
         kwargs["render_mode"] = render_mode
         draw_without_screen()
@@ -153,10 +165,24 @@ def supports_rgb(env_id: str) -> bool:
 
 
 def _find_spec(env_id: str) -> EnvSpec | None:
+    return gym.registry.get(versioned(_register_named(env_id)))
+
+
+def _register_named(env_id: str) -> str:
+    """Import what registers an id; :return: the id without its module"""
     module, _, name = env_id.rpartition(":")
+    namespace = name.partition("/")[0]
     if module:
         _import(module, env_id)
-    return gym.registry.get(versioned(name))
+    elif namespace in _REGISTRARS and name not in gym.registry:
+        register, extra = _REGISTRARS[namespace]
+        try:
+            register()
+        except ImportError as cause:
+            raise ValueError(
+                f"environment {env_id!r} cannot be made ({_one_line(cause)}): pip install 'headway-rl[{extra}]'"
+            ) from cause
+    return name
 
 
 def versioned(name: str) -> str:

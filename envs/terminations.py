@@ -4,6 +4,7 @@ The formulas are Gymnasium's, version 5, written on what is observed, and are he
 :func:`check_termination`. Users enter those of their own environments by :func:`register_termination`.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,11 @@ def mountain_car(obs: Tensor) -> Tensor:
     return (obs[..., 0] >= 0.45) & (obs[..., 1] >= 0.0)
 
 
+def lqr(obs: Tensor) -> Tensor:
+    """The state is zero, but for what DeepMind's control suite tolerates."""
+    return obs.norm(dim=-1) < 1e-6
+
+
 TERMINATIONS: dict[str, Termination] = {
     "Hopper": hopper,
     "Walker2d": walker,
@@ -79,6 +85,8 @@ TERMINATIONS: dict[str, Termination] = {
     "InvertedPendulum": inverted_pendulum,
     "InvertedDoublePendulum": inverted_double_pendulum,
     "MountainCarContinuous": mountain_car,
+    "lqr-lqr_2_1": lqr,
+    "lqr-lqr_6_2": lqr,
     **dict.fromkeys(
         (
             "HalfCheetah",
@@ -95,6 +103,9 @@ TERMINATIONS: dict[str, Termination] = {
     ),
 }
 """By the name of an environment, without namespace and version."""
+
+_NEVER_END = re.compile(r"(.*:)?(dm_control/\w+-\w+|metaworld/[\w-]+)-v\d+")
+"""Of DeepMind's control suite (domain-task; its other tasks have no dash, and may end) and of Meta-World."""
 
 
 def base_name(env_id: str) -> str:
@@ -120,7 +131,8 @@ def find_termination(env_id: str) -> Termination:
     :return: the function
     :raises ValueError: nobody has said it
     """
-    if (found := TERMINATIONS.get(base_name(env_id))) is None:
+    found = TERMINATIONS.get(base_name(env_id)) or (never if _NEVER_END.fullmatch(env_id) else None)
+    if found is None:
         raise ValueError(
             f"nobody has said by what is observed when episodes of {env_id} end "
             f"({nearest(base_name(env_id), TERMINATIONS)}): "

@@ -10,6 +10,9 @@ from ..core.plain_yaml import read_yaml
 FOLDER = resources.files(__name__)
 """Where the presets of an agent lie, in a file of its name."""
 
+_FAMILIES = {"dm_control": "dmc"}
+"""Presets that the environments of a namespace share."""
+
 
 def preset_names(agent: str) -> list[str]:
     """:return: the presets of an agent: "default" and environment ids."""
@@ -41,14 +44,16 @@ def preset_for(agent: str, env_id: str) -> str:
 
     :param agent: the agent's name, in lower case
     :param env_id: its id, with a namespace if it has one, with or without a version
-    :return: its own preset, one of another version of it (the newest), or "default"
+    :return: its own preset, one of another version of it (the newest), that of its namespace, or "default"
     """
     env_id = env_id.removeprefix("headway/")  # which are Gymnasium's, bit for bit
     names = preset_names(agent)
     if env_id in names:
         return env_id
     base = _versioned(env_id)[0]
-    return max((name for name in names if _versioned(name)[0] == base), key=_versioned, default="default")
+    family = _FAMILIES.get(env_id.rpartition(":")[2].partition("/")[0])
+    otherwise = family if family in names else "default"
+    return max((name for name in names if _versioned(name)[0] == base), key=_versioned, default=otherwise)
 
 
 def _versioned(env_id: str) -> tuple[str, int]:

@@ -62,10 +62,12 @@ _NOT_STATE_NAMES = (
     *("logging.", "stable_baselines3.common.logger.", "stable_baselines3.common.monitor.ResultsWriter"),
     *("torch.utils.tensorboard.", "typing.", "re.Pattern", "numba."),
     "mujoco._specs.",  # what a model was compiled from
+    "dm_control.mujoco.index.",  # views of the simulation's arrays, by name
 )
 # Views, such as data.body("torso") and model.opt: their memory is saved with what they look into.
 _VIEWS = ("mujoco._structs._Mj", "mujoco._structs.MjOption", "mujoco._structs.MjStatistic", "mujoco._structs.MjVis")
 # Python objects around something of the operating system's: copying their attributes would hijack a file descriptor.
+_NOT_STATE_BY_NAME = {"dm_control.mujoco.engine.Physics": frozenset({"_contexts", "_contexts_lock"})}  # for drawing
 _OUTSIDE = frozenset({"multiprocessing", "subprocess", "threading", "socket", "asyncio", "concurrent", "ctypes", "ray"})
 _NOT_STATE_ATTRIBUTES: tuple[tuple[type, frozenset[str]], ...] = (
     (VecEnvWrapper, frozenset({"class_attributes"})),
@@ -144,7 +146,10 @@ def hidden_library(cls: type) -> str | None:
 
 @per_class
 def _ignored(cls: type) -> frozenset[str]:
-    return frozenset[str]().union(*(names for owner, names in _NOT_STATE_ATTRIBUTES if issubclass(cls, owner)))
+    optional = (_NOT_STATE_BY_NAME.get(full_name(base), frozenset()) for base in cls.__mro__)
+    return frozenset[str]().union(
+        *(names for owner, names in _NOT_STATE_ATTRIBUTES if issubclass(cls, owner)), *optional
+    )
 
 
 def attributes(value: object) -> dict[str, Any]:

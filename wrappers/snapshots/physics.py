@@ -29,7 +29,8 @@ def _data_arrays(data: mujoco.MjData) -> Arrays:
     """Views of the arrays whose size the model fixes.
 
     Contacts, constraint rows and islands (``contact``, ``efc_*``, ``dof_island``) live in an arena that starts empty,
-    and are left out: they are rebuilt at the next step. ``plugin_data`` holds pointers, which mean nothing elsewhere.
+    and are left out: loading rebuilds them from positions and velocities, and so does a step. ``plugin_data`` holds
+    pointers, which mean nothing elsewhere.
     """
     names = _fixed_arrays.get(data.model)
     if names is None:
@@ -62,7 +63,11 @@ def _load_data(loader: Loader, node: State, live: Any, path: str) -> Any:
     for name, array in arrays.items():
         if array.shape != derived[name].shape:
             raise ValueError(f"{path}.{name} was saved with shape {derived[name].shape}, but has {array.shape}")
-    # No mj_forward: the derived arrays lag a sub-step behind the positions, and the solver's warm start must stay.
+    mujoco.mj_setState(live.model, live, vector, _INTEGRATION)
+    # Contacts and constraint rows are made anew: dm_control takes a step's second half first, which goes on from them.
+    mujoco.mj_fwdPosition(live.model, live)
+    mujoco.mj_fwdVelocity(live.model, live)
+    # All else is as it was saved: derived arrays may lag a sub-step behind the positions.
     mujoco.mj_setState(live.model, live, vector, _INTEGRATION)
     for name, array in arrays.items():
         np.copyto(array, derived[name])
