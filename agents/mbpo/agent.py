@@ -219,16 +219,19 @@ class MBPO(EntropyAgent[MBPOConfig]):
         """Pass over all real rows once."""
         if self._rows is None:  # the call begins, or goes on in another process
             places, _ = self.store.chronological()
-            self._rows = self.store.at(places)
+            self._rows = self._at(places)
             self._model_counts = self.store.take("model_counts", places) if self.config.keeps_counts else None
-        rows, model = self._rows, self.dynamics.module
-        inputs, targets = torch.cat((rows.obs, rows.actions), 1), model.targets(rows.obs, rows.rewards, rows.next_obs)
+        rows, obs, next_obs = self._rows, self._rows.obs, self._rows.next_obs
+        assert isinstance(obs, Tensor)
+        assert isinstance(next_obs, Tensor)
+        inputs = torch.cat((obs, rows.actions), 1)
+        targets = self.dynamics.module.targets(obs, rows.rewards, next_obs)
         if not self.fit.in_progress:
             self.fit.begin(inputs, targets)
         ended, loss = self.fit.advance(inputs, targets, self._model_counts)
         metrics = {"model_loss": loss}
         if self.config.learn_termination:
-            metrics["ends_loss"] = fit_ends(self.ends, rows.next_obs, rows.terminated, self.generators["update"])
+            metrics["ends_loss"] = fit_ends(self.ends, next_obs, rows.terminated, self.generators["update"])
         if ended:
             self._rows = self._model_counts = None
             self.end_phase()
@@ -252,6 +255,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
         if going.obs is None:
             going.begin(self._first_states())
             self.imagined.resize(self.config.capacity(self._length()))
+        assert going.obs is not None
         obs, alive = going.obs, going.alive
         actions, _ = actor.sample(obs, actor.noise(self.config.rows, self.generators["update"]))
         step = self._stepped(obs, actions)
@@ -385,12 +389,16 @@ class MBPO(EntropyAgent[MBPOConfig]):
     def _real(self, count: int) -> Transitions:
         """:return: rows that were experienced, by what each agent counts them, (A, count, …)"""
         if not self.config.keeps_counts:
-            return self.store.at(self.store.draw(self.config.stacked * count).view(-1, count))
+            return self._at(self.store.draw(self.config.stacked * count).view(-1, count))
         if self._counted is None:
             rows, _ = self.store.chronological()
             counts = self.store.take("agent_counts", rows).long()
             self._counted = Counted(rows, counts.cumsum(0).T.contiguous())
-        return self.store.at(self._counted.draw(self._shares(count)))
+        return self._at(self._counted.draw(self._shares(count)))
+
+    def _at(self, places: Tensor) -> Transitions:
+        rows: Transitions = self.store.at(places)
+        return rows
 
     def _batch(self) -> Transitions:
         cfg = self.config

@@ -39,13 +39,14 @@ class LearnedEnds(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """:return: logits of the probability that an episode ends there, (…)"""
-        scaled = (obs - self.mean) / self.std
-        return self.mlp(scaled.reshape(-1, obs.shape[-1])).view(obs.shape[:-1])  # type: ignore[no-any-return]
+        logits: Tensor = self.mlp(((obs - self.mean) / self.std).reshape(-1, obs.shape[-1]))
+        return logits.view(obs.shape[:-1])
 
     @torch.no_grad()
     def tell(self, obs: Tensor) -> Tensor:
         """:return: where an episode more likely ends than not, (…) bool; where something is NaN, it does"""
-        return ~(self(obs) <= 0)
+        continues: Tensor = self(obs) <= 0
+        return ~continues
 
 
 def fit_ends(ends: Tracked[LearnedEnds], obs: Tensor, terminated: Tensor, generator: torch.Generator) -> Tensor:
@@ -59,7 +60,7 @@ def fit_ends(ends: Tracked[LearnedEnds], obs: Tensor, terminated: Tensor, genera
     """
     ends.module.fit_scales(obs)
     goal, total = terminated.to(obs.dtype), obs.new_zeros(())
-    batches = torch.randperm(len(obs), generator=generator, device=obs.device).split(BATCH)
+    batches = torch.split(torch.randperm(len(obs), generator=generator, device=obs.device), BATCH)
     for rows in batches:
         loss = F.binary_cross_entropy_with_logits(ends.module(obs[rows]), goal[rows])
         ends.minimise(loss)

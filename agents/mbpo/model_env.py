@@ -98,10 +98,9 @@ class ModelEnv(HorizonBatch):
         if not self.keeps_member:
             held["member"] = self._drawn(torch.ones_like(held["over"]))[1]
         noise, held["streams"] = normals(held["streams"], 1 + self.starts.shape[1])
-        given = (held["obs"], self._actions.from_env(actions), noise.float())
-        step = by_any_elite(
-            self.model, *(part.unsqueeze(0) for part in given), self.termination, held["member"].unsqueeze(0)
-        )
+        given = (held["obs"], self._actions.from_env(actions), noise.float(), held["member"])
+        obs, pushed, drawn, member = (part.unsqueeze(0) for part in given)
+        step = by_any_elite(self.model, obs, pushed, drawn, self.termination, member)
         held["obs"], held["over"] = step.next_obs[0], step.terminated[0]
         return step.rewards[0], {}
 
