@@ -5,8 +5,8 @@ Stable-Baselines3's, each at its own best number of threads; DCAC, which has no 
 delayed observations; PPO, whose speed is that of data and updates together, by ``learn()`` alone, with 64 rows in one
 batch against 64 environments in turn, and against Stable-Baselines3's PPO on our batch. ``rollout`` is in
 :mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``offline`` in :mod:`.benchmark_offline`,
-``population`` in :mod:`.benchmark_population`, ``relabel`` in :mod:`.benchmark_relabel`, ``learn`` in
-:mod:`.learning`.
+``population`` in :mod:`.benchmark_population`, ``mbpo`` in :mod:`.benchmark_mbpo`, ``relabel`` in
+:mod:`.benchmark_relabel`, ``learn`` in :mod:`.learning`.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from ..agents.core.config import Range
 from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers import BatchedVecEnv
+from .benchmark_mbpo import MBPOSpeedOptions, mbpo_speed
 from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_offline import OfflineOptions, offline
 from .benchmark_population import PopulationOptions, population_speed
@@ -347,6 +348,7 @@ BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "relabel": (RelabelSpeedOptions, relabel_speed),
     "offline": (OfflineOptions, offline),
     "population": (PopulationOptions, population_speed),
+    "mbpo": (MBPOSpeedOptions, mbpo_speed),
     "learn": (LearnOptions, learn),
 }
 """Flags, and what they are passed to."""
