@@ -45,6 +45,9 @@ OWN, ALL = "headway, own member", "all members"
 
 UNITS = {"model": "gradient steps/s", "update": "gradient steps/s", "imagine": "imagined steps/s"}
 
+CALL, MOVED = 250, 14_000
+"""Environment steps between trainings of the model, which are MBPO's own, and rollouts that are moved to be timed."""
+
 RATE = 3e-4
 """Step size of SAC."""
 
@@ -66,8 +69,8 @@ class MBPOSpeedOptions(Flags):
     model_net_arch: tuple[Annotated[int, Range(1)], ...] = (200, 200, 200, 200)
     """Widths of the model's hidden layers."""
 
-    rollouts: Annotated[int, Range(7)] = 14_000
-    """Rollouts that are moved by a step."""
+    rollouts: Annotated[int, Range(7)] = 100_000
+    """Rollouts after each training of the model; a step of imagination is timed on 14,000 of them at most."""
 
     agents: Annotated[int, Range(0)] = 5
     """Agents that are trained as one stack, one for each model, against one; 0 leaves this out."""
@@ -78,6 +81,9 @@ class MBPOSpeedOptions(Flags):
 
     peers: bool = True
     """Time eager code, and mbrl-lib, which counts as absent unless it is installed."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products of our networks; peers' are float32."""
 
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """Our compile switch."""
@@ -160,9 +166,11 @@ def some_agent(options: MBPOSpeedOptions, **hyper: Any) -> MBPO:
         seed=0,
         device=options.device,
         compile=options.compile,
+        precision=options.precision,
         learning_starts=options.rows,
         net_arch=options.net_arch,
         model_net_arch=options.model_net_arch,
+        rollouts_per_step=max(options.rollouts // CALL, 1),
         **hyper,
     )
     agent.learn(options.rows - 1)
@@ -217,6 +225,7 @@ def plain_sac(options: MBPOSpeedOptions) -> Turn:
         seed=0,
         device=options.device,
         compile=options.compile,
+        precision=options.precision,
         learning_starts=options.rows,
         net_arch=options.net_arch,
     )
@@ -469,7 +478,8 @@ def imagination(agent: MBPO, options: MBPOSpeedOptions, how: str) -> Turn:
         elite, of what all members say
     """
     model, members, device = agent.dynamics.module, agent.config.n_models, agent.device
-    lead = (members, options.rollouts // members) if how == OWN else (1, options.rollouts)
+    rollouts = min(options.rollouts, MOVED)
+    lead = (members, rollouts // members) if how == OWN else (1, rollouts)
     picked = agent.store.sample(math.prod(lead))
     assert isinstance(picked.obs, Tensor)
     obs, actions = (part.view(*lead, part.shape[-1]) for part in (picked.obs, picked.actions))
@@ -631,7 +641,7 @@ def _print(
     print(
         f"compile {options.compile}; medians of {options.rounds} rounds [least, greatest]; {options.agents} agents in"
     )
-    print(f"a stack; {options.rollouts:,} rollouts")
+    print(f"a stack; {min(options.rollouts, MOVED):,} rollouts")
     times = {(row["part"], row["side"]): row["times"] for row in compared}
     for part in dict.fromkeys(m.part for m in measurements):
         print(f"\n{part:<26} {UNITS[part]:>36}")

@@ -89,6 +89,7 @@ class MBPO(EntropyAgent[MBPOConfig]):
             target=cfg.model_target,
             scales_targets=cfg.scale_targets,
             prior_scale=cfg.prior_scale,
+            precision=cfg.precision,
         )
         self.dynamics = self.track("dynamics", dynamics, optimiser=Adam(learning_rate=cfg.model_learning_rate))
         if cfg.learn_termination:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...envs.schema import array, by_name, group, maybe, whole
-from ..core.nets import StackedMLP, Tracked
+from ..core.nets import Precision, StackedMLP, Tracked
 
 DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 """Of the weights of each layer, from the first to the last (the program's); of fewer or more, spread between."""
@@ -56,6 +56,7 @@ class Dynamics(nn.Module):
     :param scales_targets: standardise what is predicted, the reward included, per dimension
     :param prior_scale: weight of a fixed random network of the same shape that each member's mean contains (randomised
         priors); 0: none
+    :param precision: of the networks' products, see :class:`~headway.agents.core.nets.StackedMLP`
     """
 
     def __init__(
@@ -68,15 +69,16 @@ class Dynamics(nn.Module):
         target: Literal["delta", "absolute"] = "delta",
         scales_targets: bool = False,
         prior_scale: float = 0.0,
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self.members, self.target, self.scales_targets, self.prior_scale = members, target, scales_targets, prior_scale
         inputs, outputs = obs_dim + action_dim, 1 + obs_dim
-        self.mlp = StackedMLP((members,), inputs, 2 * outputs, net_arch, "silu")
+        self.mlp = StackedMLP((members,), inputs, 2 * outputs, net_arch, "silu", precision)
         truncated_normal_(self.mlp)
         self.prior: StackedMLP | None = None
         if prior_scale:
-            self.prior = StackedMLP((members,), inputs, outputs, net_arch, "silu").requires_grad_(False)
+            self.prior = StackedMLP((members,), inputs, outputs, net_arch, "silu", precision).requires_grad_(False)
             truncated_normal_(self.prior)
         self.min_log_var, self.max_log_var = (nn.Parameter(torch.full((outputs,), bound)) for bound in BOUNDS)
         for name, size in (("input", inputs), ("target", outputs)):
@@ -116,10 +118,9 @@ class Dynamics(nn.Module):
         :return: means and log variances of standardised targets, (E, B, d) each
         """
         x = (inputs - self.input_mean) / self.input_std
-        mean, raw = (self.mlp(x) if member is None else _one(self.mlp, x, member)).chunk(2, -1)
+        mean, raw = self.mlp(x, members=member).chunk(2, -1)
         if self.prior is not None:
-            prior = self.prior(x) if member is None else _one(self.prior, x, member)
-            mean = mean + self.prior_scale * prior
+            mean = mean + self.prior_scale * self.prior(x, members=member)
         log_var = self.max_log_var - F.softplus(self.max_log_var - raw)
         return mean, self.min_log_var + F.softplus(log_var - self.min_log_var)
 
@@ -140,15 +141,6 @@ class Dynamics(nn.Module):
         drawn = drawn * self.target_std + self.target_mean
         change = drawn[..., 1:]
         return Prediction(drawn[..., 0], obs + change if self.target == "delta" else change)
-
-
-def _one(mlp: StackedMLP, x: Tensor, member: int) -> Tensor:
-    """:return: the outputs of one network of a stack, (B, outputs)"""
-    last = len(mlp.weights) - 1
-    for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
-        x = torch.addmm(bias[member], x, weight[member])
-        x = x if layer == last else F.silu(x)
-    return x
 
 
 @torch.no_grad()
@@ -181,10 +173,26 @@ def decay_loss(model: Dynamics) -> Tensor:
     :return: scalar
     """
     last = len(model.mlp.weights) - 1
-    total = BOUND_WEIGHT * (model.max_log_var.sum() - model.min_log_var.sum())
-    for layer, weight in enumerate(model.mlp.weights):
-        total = total + 0.5 * DECAY[round(layer / max(last, 1) * (len(DECAY) - 1))] * weight.square().sum()
-    return total
+    shares = tuple(DECAY[round(layer / max(last, 1) * (len(DECAY) - 1))] for layer in range(last + 1))
+    decay: Tensor = _Decay.apply(shares, *model.mlp.weights)  # type: ignore[no-untyped-call]
+    return decay + BOUND_WEIGHT * (model.max_log_var.sum() - model.min_log_var.sum())
+
+
+class _Decay(torch.autograd.Function):
+    """sum_l c_l |W_l|^2 / 2 in two passes over the weights, one of them backward, instead of five."""
+
+    @staticmethod
+    def forward(ctx: Any, shares: tuple[float, ...], *weights: Tensor) -> Tensor:
+        ctx.shares = shares
+        ctx.save_for_backward(*weights)
+        squares = (
+            share * torch.dot(flat, flat) for share, flat in zip(shares, map(torch.flatten, weights), strict=True)
+        )
+        return 0.5 * sum(squares, start=weights[0].new_zeros(()))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(share * grad * weight for share, weight in zip(ctx.shares, ctx.saved_tensors, strict=True))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacfwd, stack_module_state, vmap
 from torch.nn.utils import parametrize
 
-ACTIVATIONS: list[Activation] = ["relu", "tanh", "elu"]
-LAYERS = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
+ACTIVATIONS: list[Activation] = ["relu", "tanh", "elu", "silu"]
+LAYERS = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU}
 
 
 def reference(mlp: StackedMLP, member: tuple[int, ...]) -> nn.Sequential:
@@ -119,6 +119,19 @@ def test_members_along_the_last_axis() -> None:
     grads = torch.autograd.grad(part.sum(), [x, *mlp.parameters()], allow_unused=True)
     assert grads[0] is not None
     assert all(found is None for found in grads[1:])
+
+
+def test_one_member_of_the_last_axis() -> None:
+    torch.manual_seed(0)
+    for stack in ((3,), (2, 3)):
+        mlp, x = StackedMLP(stack, 4, 2, (5,), "silu"), torch.randn(7, 4, requires_grad=True)
+        alone, together = mlp(x, members=1), mlp(x)[..., 1, :, :]
+        torch.testing.assert_close(alone, together)
+        grads = [torch.autograd.grad(out.square().sum(), [x, *mlp.parameters()]) for out in (alone, together)]
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other)
+        frozen = torch.autograd.grad(mlp(x, members=1, frozen=True).sum(), list(mlp.parameters()), allow_unused=True)
+        assert all(found is None for found in frozen)
 
 
 def test_members_start_as_torch_layers_do() -> None:
@@ -236,7 +249,7 @@ def test_vmap_over_parameters_and_gradients_by_function() -> None:
     assert all(torch.allclose(p.sum(0), e, atol=1e-10) for p, e in zip(per_row.values(), expected, strict=True))
 
 
-@pytest.mark.parametrize("activation", ["tanh", "elu"])
+@pytest.mark.parametrize("activation", ["tanh", "elu", "silu"])
 @pytest.mark.parametrize("stack", [(), (2,), (1, 2)])
 def test_first_and_second_derivatives_are_those_of_finite_differences(
     activation: Activation, stack: tuple[int, ...]

@@ -61,7 +61,7 @@ def _elu_(x: Tensor) -> Tensor:
 
 
 def _chain_(grad: Tensor, out: Tensor, activation: Activation) -> Tensor:
-    """Multiply ``grad`` in place by the derivative of the non-linearity, written in terms of its output."""
+    """Multiply ``grad`` in place by the derivative of the non-linearity, told from its output; of SiLU, its input."""
     if activation == "relu":
         if grad.dtype == torch.bfloat16:  # the same bits read as integers, which are positive where the numbers are
             _chain_(grad.view(torch.int16), out.view(torch.int16), activation)
@@ -69,6 +69,8 @@ def _chain_(grad: Tensor, out: Tensor, activation: Activation) -> Tensor:
         return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)  # type: ignore[no-any-return]
     if activation == "tanh":
         return torch.ops.aten.tanh_backward.grad_input(grad, out, grad_input=grad)  # type: ignore[no-any-return]
+    if activation == "silu":
+        return torch.ops.aten.silu_backward.grad_input(grad, out, grad_input=grad)  # type: ignore[no-any-return]
     return torch.ops.aten.elu_backward.grad_input(grad, 1, 1, 1, True, out, grad_input=grad)  # type: ignore[no-any-return]
 
 
@@ -104,21 +106,26 @@ def _plain(x: Tensor, activation: Activation, dtype: torch.dtype, parameters: Se
 
 
 def _through(
-    x: Tensor, activation: Activation, dtype: torch.dtype, given: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+    x: Tensor, activation: Activation, dtype: torch.dtype, given: Sequence[Tensor], differentiated: bool = False
+) -> tuple[Tensor, list[Tensor], list[Tensor], Sequence[Tensor]]:
     """Evaluate a perceptron in place, without gradients.
 
-    :return: its outputs, the inputs of its layers, and its parameters as they were computed with
+    :param differentiated: keep what derivatives are told from
+    :return: its outputs, the inputs of its layers, for each hidden one what :func:`_chain_` takes, and its parameters
+        as they were computed with
     """
     stack, own = given[0].shape[:-2], given[0].dtype
     as_given = dtype == own and len(stack) < 2
     parameters = given if as_given else [_flat(parameter, dtype) for parameter in given]
     affine = torch.baddbmm if stack else torch.addmm
-    layers = [_spread(x, stack, dtype)]
+    layers, told = [_spread(x, stack, dtype)], []
     for k in range(0, len(parameters) - 2, 2):
-        layers.append(_activate_(affine(parameters[k + 1], layers[-1], parameters[k]), activation))
+        hidden = affine(parameters[k + 1], layers[-1], parameters[k])
+        told.append(hidden)
+        apart = differentiated and activation == "silu"
+        layers.append(F.silu(hidden) if apart else _activate_(hidden, activation))
     out = affine(parameters[-1], layers[-1], parameters[-2])
-    return out if as_given else _as(out, own, (*stack, *out.shape[-2:])), layers, parameters
+    return out if as_given else _as(out, own, (*stack, *out.shape[-2:])), layers, told, parameters
 
 
 class _StackedMLPFunction(torch.autograd.Function):
@@ -133,9 +140,10 @@ class _StackedMLPFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, activation: Activation, dtype: torch.dtype, frozen: bool, *given: Tensor
     ) -> Tensor:
-        out, layers, parameters = _through(x, activation, dtype, given)
+        out, layers, told, parameters = _through(x, activation, dtype, given, differentiated=True)
         ctx.settings = activation, dtype, frozen, parameters is given
-        ctx.save_for_backward(x, *given, *layers, *(() if parameters is given else parameters[::2]))
+        apart = told if activation == "silu" else ()
+        ctx.save_for_backward(x, *given, *layers, *apart, *(() if parameters is given else parameters[::2]))
         return out
 
     @staticmethod
@@ -145,11 +153,12 @@ class _StackedMLPFunction(torch.autograd.Function):
         depth = len(needs) // 2
         x, *saved = ctx.saved_tensors
         given, layers = saved[: 2 * depth], saved[2 * depth : 3 * depth]
+        told = saved[3 * depth : 4 * depth - 1] if activation == "silu" else layers[1:]
         needs = [False] * len(needs) if frozen else needs
         if torch.is_grad_enabled() or _batched(grad):  # gradients of gradients are asked for, or many at once
             found = _again(x, activation, dtype, given, [needs_x, *needs], grad)
             return (found[0], None, None, None, *found[1:])
-        weights = given[::2] if as_given else saved[3 * depth :]
+        weights = given[::2] if as_given else saved[-depth:]
         product = torch.bmm if given[0].dim() > 2 else torch.mm
         lowest = -1 if needs_x else needs.index(True) // 2 if any(needs) else depth  # nothing below needs a gradient
         grads: list[Tensor | None] = [None] * len(needs)
@@ -162,7 +171,7 @@ class _StackedMLPFunction(torch.autograd.Function):
             if k > lowest:
                 grad = product(grad, weights[k].mT)
                 if k > 0:
-                    _chain_(grad, layers[k], activation)
+                    _chain_(grad, told[k - 1], activation)
         if not as_given:
             pairs = zip(grads, given, strict=True)
             grads = [None if found is None else _as(found, p.dtype, p.shape) for found, p in pairs]
@@ -224,13 +233,13 @@ class StackedMLP(nn.Module):
             self.biases.append(nn.Parameter(torch.empty(*self.stack, 1, fan_out).uniform_(-bound, bound)))
         self._keys = [str(index) for index in range(len(self.weights))]
 
-    def forward(self, x: Tensor, *, frozen: bool = False, members: slice | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, frozen: bool = False, members: int | slice | None = None) -> Tensor:
         """Evaluate the members.
 
         :param x: inputs, (*lead, B, inputs), where ``lead`` broadcasts to ``stack`` as torch's axes do: (B, inputs) is
             read by all members, (P, 1, B, inputs) by the members of each row of a stack (P, E)
         :param frozen: differentiate with respect to ``x`` only: a backward pass then skips the weights' gradients
-        :param members: evaluate only these of the last axis of the stack; all by default
+        :param members: evaluate only these of the last axis of the stack, or this one, without the axis; all by default
         :return: outputs, (*stack, B, outputs)
         """
         compiling = torch.compiler.is_compiling()
@@ -238,8 +247,7 @@ class StackedMLP(nn.Module):
         if members is not None:
             parameters = [(p.detach() if frozen else p)[..., members, :, :] for p in parameters]
         dtype = torch.bfloat16 if self.precision == "bfloat16" else parameters[0].dtype
-        # A compiler fuses the plain form by itself; of SiLU the output does not tell the derivative.
-        if compiling or transformed() or (self.activation == "silu" and torch.is_grad_enabled()):
+        if compiling or transformed():  # a compiler fuses the plain form by itself
             parameters = [parameter.detach() for parameter in parameters] if frozen else parameters
             return _plain(x, self.activation, dtype, parameters)
         if not torch.is_grad_enabled():
@@ -269,7 +277,7 @@ class LayerNormMLP(StackedMLP):
         self.gains = nn.ParameterList(torch.ones(*self.stack, 1, width) for width in widths)
         self.shifts = nn.ParameterList(torch.zeros(*self.stack, 1, width) for width in widths)
 
-    def forward(self, x: Tensor, *, frozen: bool = False, members: slice | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, frozen: bool = False, members: int | slice | None = None) -> Tensor:
         """See :meth:`StackedMLP.forward`."""
         if members is not None:
             raise ValueError("a LayerNormMLP is evaluated whole")
