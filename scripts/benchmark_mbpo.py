@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -43,7 +44,7 @@ TASK = "headway/Hopper-v5"
 HEADWAY, EAGER, MBRL, SAC_ALONE, STACK = "headway", "eager", "mbrl-lib", "headway, SAC", "headway, several agents"
 OWN, ALL = "headway, own member", "all members"
 
-UNITS = {"model": "gradient steps/s", "update": "gradient steps/s", "imagine": "imagined steps/s"}
+UNITS = {"model": "gradient steps/s", "update": "gradient steps/s", "imagine": "1,000 imagined steps/s"}
 
 CALL, MOVED = 250, 14_000
 """Environment steps between trainings of the model, which are MBPO's own, and rollouts that are moved to be timed."""
@@ -75,9 +76,9 @@ class MBPOSpeedOptions(Flags):
     agents: Annotated[int, Range(0)] = 5
     """Agents that are trained as one stack, one for each model, against one; 0 leaves this out."""
 
-    steps: Annotated[int, Range(1, unit="environment steps")] = 250
-    """Environment steps of the learn() that is timed, after the random ones; the model is trained before the first, and
-    after every 250."""
+    steps: Annotated[int, Range(1, unit="environment steps")] = 251
+    """Environment steps of the learn() that is timed, after the random ones; the model is trained after the first,
+    and 250 later, from where it was."""
 
     peers: bool = True
     """Time eager code, and mbrl-lib, which counts as absent unless it is installed."""
@@ -121,17 +122,20 @@ class Measurement:
 
     :param part: "model", "update" or "imagine"
     :param side: "headway", "eager" and so on
-    :param rates: steps per second, by round; of several agents, of the whole stack; of imagination, of all rows
+    :param rates: steps per second, by round; of several agents, of the whole stack; of imagination, thousands of rows
+    :param processors: seconds of processors per step, or thousand rows, all threads together: they tell more where much
+        else runs
     """
 
     part: str
     side: str
     rates: list[float]
+    processors: list[float]
 
     @property
     def median(self) -> float:
         """Median over the rounds."""
-        return float(np.median(self.rates))
+        return statistics.median(self.rates)
 
 
 @dataclass(frozen=True)
@@ -140,19 +144,21 @@ class Turn:
 
     :param work: takes one step, or a pass
     :param device: on which it does
-    :param steps: that it takes at once
+    :param steps: that it takes at once; thousands of imagined ones
     """
 
     work: Callable[[], Any]
     device: str
-    steps: int = 1
+    steps: float = 1
 
-    def run(self, count: int) -> None:
-        """Do it so many times."""
+    def run(self, count: int) -> float:
+        """:return: seconds of processors that doing it so many times took, those of all threads together"""
+        begun = time.process_time()
         for _ in range(count):
             self.work()
         if self.device != "cpu":
             torch.cuda.synchronize()
+        return time.process_time() - begun
 
 
 # -- Ours ------------------------------------------------------------------------------------------------------------
@@ -299,7 +305,7 @@ class EagerModel:
         """Pass over the rows once, and look at those that were held out."""
         inputs, targets = self.kept
         order = torch.stack([rows[torch.randperm(len(rows))] for rows in self.drawn])
-        for rows in order.split(batch_size, 1):
+        for rows in torch.split(order, batch_size, 1):
             for member, optimizer, own in zip(self.members, self.optimizers, rows, strict=True):
                 optimizer.zero_grad()
                 loss = member.loss(inputs[own], targets[own])
@@ -349,7 +355,7 @@ class EagerSAC:
         normal = Normal(mean, log_std.clamp(-20, 2).exp())
         raw = normal.rsample()
         actions = raw.tanh()
-        log_prob = normal.log_prob(raw) - torch.log(1 - actions.pow(2) + 1e-6)
+        log_prob: Tensor = normal.log_prob(raw) - torch.log(1 - actions.pow(2) + 1e-6)  # type: ignore[no-untyped-call]
         return actions, log_prob.sum(-1, keepdim=True)
 
     def descend(self, name: str, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -497,7 +503,7 @@ def imagination(agent: MBPO, options: MBPOSpeedOptions, how: str) -> Turn:
         _, every = model.predict(obs[0], actions[0], noise[0])
         agent.termination(every[chosen[0], torch.arange(lead[1], device=device)])
 
-    return Turn(step, options.device, math.prod(lead))
+    return Turn(step, options.device, math.prod(lead) / 1000)
 
 
 # -- Learning ----------------------------------------------------------------------------------------------------------
@@ -506,31 +512,42 @@ def imagination(agent: MBPO, options: MBPOSpeedOptions, how: str) -> Turn:
 def time_learning(options: MBPOSpeedOptions) -> dict[str, Any]:
     """Let MBPO learn, and see what takes how long.
 
-    :return: "steps" of the environment, "model_calls", "model_steps" and "updates", "seconds" by phase, and
-        "per_thousand" what a thousand steps would take at that rate
+    :return: "steps" of the environment, "model_steps" and "updates"; "seconds" by phase and "processors", seconds of
+        all threads together; "passes" of each training of the model; and for both clocks under "per_thousand" what a
+        thousand steps would take, of the model's trainings as many as the last
     """
-    agent, passes = some_agent(options), 0
-    advance = agent.fit.advance
+    agent = some_agent(options)
+    update, clocks = agent._update, (time.perf_counter, time.process_time)
+    spent = {phase: [np.zeros(2)] for phase in ("fit", "imagine", "update")}  # by call of the model
+    passes = []
 
-    def counted(*args: Any) -> tuple[bool, Tensor]:
-        nonlocal passes
-        passes += 1
-        return advance(*args)
+    def timed(phase: str) -> dict[str, Tensor]:
+        begun = np.array([clock() for clock in clocks])
+        metrics = update(phase)
+        spent[phase][-1] += [clock() for clock in clocks] - begun
+        if phase == "fit" and not agent.fit.in_progress:
+            passes.append(agent.fit.passes)
+            spent[phase].append(np.zeros(2))
+        return metrics
 
-    agent.fit.advance = counted  # type: ignore[method-assign]
-    before = dict(agent.seconds)
-    begun = time.perf_counter()
+    agent._update = timed  # type: ignore[method-assign]
+    begun = np.array([clock() for clock in clocks])
     agent.learn(options.steps, reset_num_timesteps=False)
-    whole = time.perf_counter() - begun
-    seconds = {phase: spent - before[phase] for phase, spent in agent.seconds.items()}
-    seconds["the rest"] = whole - sum(seconds.values())
-    steps, size = agent.num_timesteps - (options.rows - 1), agent.config.fitting.batch_size
+    whole = np.array([clock() for clock in clocks]) - begun
+    totals = {phase: sum(laps, np.zeros(2)) for phase, laps in spent.items()}
+    totals["the rest"] = whole - sum(totals.values())
+    steps, calls = agent.num_timesteps - (options.rows - 1), len(passes)
+    each = {phase: 1000 / steps * total for phase, total in totals.items()}
+    each |= {"fit": 1000 / CALL * spent["fit"][calls - 1], "imagine": 1000 / CALL / calls * totals["imagine"]}
+    named = [{phase: total[clock] for phase, total in totals.items()} for clock in range(2)]
     return {
         "steps": steps,
-        "model_steps": passes * batches(options.rows, size),
+        "passes": passes,
+        "model_steps": sum(passes) * batches(options.rows, agent.config.fitting.batch_size),
         "updates": agent.config.gradient_steps * steps,
-        "seconds": seconds,
-        "per_thousand": {phase: 1000 / steps * spent for phase, spent in seconds.items()},
+        "seconds": named[0],
+        "processors": named[1],
+        "per_thousand": {phase: total.tolist() for phase, total in each.items()},
     }
 
 
@@ -574,11 +591,19 @@ def ratios(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Compare medians.
 
     :param measurements: of any parts
-    :return: per comparison "part", "side" and "times": how many times as fast as this side ours is
+    :return: for each of another side "part", "side", and how many times as long as ours it takes: "times", and
+        "processors", of all threads together
     """
-    ours = {m.part: m.median for m in measurements if m.side == HEADWAY}
+    ours = {m.part: m for m in measurements if m.side == HEADWAY}
     return [
-        {"part": m.part, "side": m.side, "times": ours[m.part] / m.median} for m in measurements if m.side != HEADWAY
+        {
+            "part": m.part,
+            "side": m.side,
+            "times": ours[m.part].median / m.median,
+            "processors": statistics.median(m.processors) / statistics.median(ours[m.part].processors),
+        }
+        for m in measurements
+        if m.side != HEADWAY
     ]
 
 
@@ -624,7 +649,15 @@ def _measure(part: str, agent: MBPO, options: MBPOSpeedOptions) -> tuple[list[Me
     timed, missing = take_turns(
         part, planned, lambda side, _: sides[side](), options.rounds, options.seconds, warm_up=4 - 3 * (part == "model")
     )
-    found = [Measurement(part, t.name, [t.side.steps * t.count / seconds for _, seconds in t.laps]) for t in timed]
+    found = [
+        Measurement(
+            part,
+            t.name,
+            [t.side.steps * t.count / seconds for _, seconds in t.laps],
+            [spent / t.count / t.side.steps for spent, _ in t.laps],
+        )
+        for t in timed
+    ]
     return found, [{"part": part, "side": side, "reason": reason} for side, _, reason in missing]
 
 
@@ -638,42 +671,46 @@ def _print(
     print_conditions(f"MBPO in {TASK}", conditions)
     agents, model = ("x".join(map(str, widths)) for widths in (options.net_arch, options.model_net_arch))
     print(f"{options.rows:,} rows of random actions; agents {agents}, 7 models {model}, batch 256; {options.device},")
-    print(
-        f"compile {options.compile}; medians of {options.rounds} rounds [least, greatest]; {options.agents} agents in"
-    )
-    print(f"a stack; {min(options.rollouts, MOVED):,} rollouts")
-    times = {(row["part"], row["side"]): row["times"] for row in compared}
+    print(f"ours {options.precision}, compile {options.compile}; {options.agents} agents in a stack;")
+    print(f"{min(options.rollouts, MOVED):,} rollouts; medians of {options.rounds} rounds [least, greatest]")
+    rows = {(row["part"], row["side"]): row for row in compared}
+    head = f"{'ms of processors':>32} {'x ours':>7}"
     for part in dict.fromkeys(m.part for m in measurements):
-        print(f"\n{part:<26} {UNITS[part]:>36}")
+        print(f"\n{part:<26} {UNITS[part]:>32} {'x ours':>7} {head}")
         for m in measurements:
             if m.part == part:
-                print(f"  {m.side:<24} {spread(m.rates, ',.5g'):>36}{_beside(m, times.get((part, m.side)))}")
-        for row in absent:
-            if row["part"] == part:
-                print(f"  {row['side']:<24} absent: {row['reason']}")
-
-
-def _beside(m: Measurement, times: float | None) -> str:
-    """:return: what is said of a side beside its rates"""
-    if times is None:
-        return ""
-    return f"  {times:.2f} x as long as one" if m.side == STACK else f"  headway is {times:.2f} x as fast"
+                row = rows.get((part, m.side), {})
+                beside = [f"{row[name]:.2f}" if row else "" for name in ("times", "processors")]
+                cells = [f"{spread(v, ',.4g'):>32}" for v in (m.rates, [1e3 * spent for spent in m.processors])]
+                print(f"  {m.side:<24} {cells[0]} {beside[0]:>7} {cells[1]} {beside[1]:>7}")
+        for gone in absent:
+            if gone["part"] == part:
+                print(f"  {gone['side']:<24} absent: {gone['reason']}")
 
 
 def _print_learning(learning: dict[str, Any], measurements: Sequence[Measurement]) -> None:
-    each = learning["per_thousand"]
-    print(f"\nlearning: {learning['steps']:,} steps, {learning['model_steps']:,} gradient steps of the model,")
-    print(f"{learning['updates']:,} of the agent; seconds, and what 1,000 steps would take at that rate")
-    for phase, seconds in learning["seconds"].items():
-        print(f"  {phase:<24} {seconds:>10.1f} {each[phase]:>10.1f}")
-    print(f"  {'together':<24} {sum(learning['seconds'].values()):>10.1f} {sum(each.values()):>10.1f}")
+    passes = ", ".join(map(str, learning["passes"]))
+    print(
+        f"\nlearning: {learning['steps']:,} steps, {learning['updates']:,} gradient steps of the agent, passes of the"
+    )
+    print(
+        f"model's trainings {passes}; seconds, those of processors, and of both for 1,000 steps with trainings of the"
+    )
+    print(f"model as the last{'':<6} {'seconds':>12} {'processors':>12} {'per 1,000':>12} {'processors':>12}")
+    rows = {
+        phase: (seconds, learning["processors"][phase], *learning["per_thousand"][phase])
+        for phase, seconds in learning["seconds"].items()
+    }
+    rows["together"] = tuple(map(sum, zip(*rows.values(), strict=True)))
+    for phase, cells in rows.items():
+        print(f"  {phase:<21}", *(f"{cell:>12.1f}" for cell in cells))
     for side, seconds in worked_out(learning, measurements):
-        print(f"  the same steps of model and agent by {side}, from its rates above: {seconds:.1f} s")
+        print(f"  the same gradient steps by {side}, from what each takes above: {seconds:.1f} s of processors")
 
 
 def worked_out(learning: dict[str, Any], measurements: Sequence[Measurement]) -> Iterator[tuple[str, float]]:
-    """:return: of each side that has both, what the gradient steps would have taken it, in seconds"""
-    rates = {(m.part, m.side): m.median for m in measurements}
+    """:return: of each side that has both, what the gradient steps would have taken it, in seconds of processors"""
+    each = {(m.part, m.side): statistics.median(m.processors) for m in measurements}
     for side in (HEADWAY, EAGER, MBRL):
-        if ("model", side) in rates and ("update", side) in rates:
-            yield side, learning["model_steps"] / rates["model", side] + learning["updates"] / rates["update", side]
+        if ("model", side) in each and ("update", side) in each:
+            yield side, learning["model_steps"] * each["model", side] + learning["updates"] * each["update", side]

@@ -59,17 +59,20 @@ def test_benchmark_writes_what_it_measured(headway: Command, monkeypatch: pytest
     sides += [("imagine", s) for s in ("headway", "headway, own member", "all members")]
     assert [(m["part"], m["side"]) for m in read["measurements"]] == sides
     assert all(len(m["rates"]) == 2 and min(m["rates"]) > 0 for m in read["measurements"])
+    assert all(len(m["processors"]) == 2 and min(m["processors"]) > 0 for m in read["measurements"])
     assert [(row["part"], row["side"]) for row in read["ratios"]] == [s for s in sides if s[1] != "headway"]
     assert [row["part"] for row in read["absent"]] == ["model", "update"]
     assert out.count("absent: mbrl-lib is not installed") == 2
-    assert (out.count("x as long as one"), out.count("x as fast")) == (1, 5)
     learning = read["learning"]
     assert (learning["steps"], learning["updates"]) == (2, 40)
-    assert learning["model_steps"] >= 6  # no call ends before its sixth pass
-    assert set(learning["seconds"]) == {"fit", "imagine", "update", "the rest"}
-    assert min(learning["seconds"].values()) > 0
-    assert learning["per_thousand"]["fit"] == pytest.approx(500 * learning["seconds"]["fit"])
-    assert out.count("the same steps of model and agent by") == 2
+    assert learning["model_steps"] == sum(learning["passes"]) >= 6  # of one batch; no call ends before its sixth pass
+    for clock in ("seconds", "processors"):
+        assert set(learning[clock]) == {"fit", "imagine", "update", "the rest"}
+        assert min(learning[clock].values()) > 0
+    seconds, each = learning["seconds"], learning["per_thousand"]
+    assert (len(learning["passes"]), each["fit"][0]) == (1, pytest.approx(4 * seconds["fit"]))
+    assert each["update"][0] == pytest.approx(500 * seconds["update"])
+    assert out.count("the same gradient steps by") == 2
     code, _, err = headway("benchmark", "mbpo", "--json", "b.json")
     assert (code, "b.json exists: choose another name" in err) == (1, True)
 
@@ -135,23 +138,23 @@ def test_ours_steps_what_learn_does() -> None:
     assert (len(inputs), inputs.shape[1], targets.shape[1]) == (299, 14, 12)
     batch = agent.store.at(agent.store.chronological()[0])
     torch.testing.assert_close(targets[:, 1:], batch.next_obs - batch.obs)  # type: ignore[operator]
-    assert imagination(some_agent(SMALL), SMALL, "headway, own member").steps == 14
+    assert imagination(some_agent(SMALL), SMALL, "headway, own member").steps == 0.014
 
 
 def test_ratios_are_of_medians() -> None:
     measured = [
-        Measurement("model", "headway", [1.0, 10.0, 12.0]),
-        Measurement("model", "eager", [5.0, 4.0, 90.0]),
-        Measurement("update", "headway", [9.0]),
-        Measurement("update", "eager", [3.0]),
+        Measurement("model", "headway", [1.0, 10.0, 12.0], [2.0, 3.0]),
+        Measurement("model", "eager", [5.0, 4.0, 90.0], [5.0]),
+        Measurement("update", "headway", [9.0], [4.0]),
+        Measurement("update", "eager", [3.0], [6.0]),
     ]
-    assert [(row["part"], row["side"], row["times"]) for row in ratios(measured)] == [
-        ("model", "eager", 2.0),
-        ("update", "eager", 3.0),
+    assert ratios(measured) == [
+        {"part": "model", "side": "eager", "times": 2.0, "processors": 2.0},
+        {"part": "update", "side": "eager", "times": 3.0, "processors": 1.5},
     ]
     learning = {"model_steps": 20, "updates": 9}
-    assert dict(worked_out(learning, measured)) == {"headway": 3.0, "eager": 7.0}
-    assert list(worked_out(learning, measured[:3])) == [("headway", 3.0)]
+    assert dict(worked_out(learning, measured)) == {"headway": 86.0, "eager": 154.0}
+    assert list(worked_out(learning, measured[:3])) == [("headway", 86.0)]
 
 
 @pytest.mark.parametrize(
