@@ -120,6 +120,20 @@ def test_losses_are_what_they_say() -> None:
         c * 0.5 * float(w.detach().square().sum()) for c, w in zip(DECAY, deep.mlp.weights, strict=True)
     )
     assert float(decay_loss(deep).detach()) == pytest.approx(by_hand, rel=1e-5)
+    grads = torch.autograd.grad(3 * decay_loss(deep), [*deep.mlp.weights, deep.max_log_var])
+    for share, weight, grad in zip(DECAY, deep.mlp.weights, grads, strict=False):
+        torch.testing.assert_close(grad, 3 * share * weight.detach())
+    assert (grads[-1] == torch.tensor(0.03)).all()
+
+
+def test_bfloat16_is_float32_within_rounding() -> None:
+    half, exact, (inputs, _) = model(precision="bfloat16", prior_scale=1.0), model(prior_scale=1.0), rows()
+    for ours, truth in zip(half(inputs), exact(inputs), strict=True):
+        assert ours.dtype is torch.float32
+        assert 1e-5 < float((ours - truth).detach().norm() / truth.detach().norm()) < 2.0**-6
+    obs, actions = inputs.split((O, A), 1)  # type: ignore[no-untyped-call]
+    for every, alone in zip(half.predict(obs, actions), half.predict(obs, actions, member=2), strict=True):
+        torch.testing.assert_close(every[2], alone)
 
 
 def test_bounds_hold_and_move() -> None:
