@@ -11,7 +11,9 @@ Shapes: ``K`` models, ``A`` agents (of each model, ``P``), ``N`` environments, `
 from collections.abc import Sequence
 from typing import Any, final
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from ...envs.terminations import Termination, find_termination
@@ -266,7 +268,12 @@ class MBPO(EntropyAgent[MBPOConfig]):
             going.end()
             self._judge()
             self._tell()
-        return {"imagined_reward": step.rewards[alive].mean(), "imagined_ends": step.terminated.float().mean()}
+        # Of rows that go on, by products, since picking them would wait for the device; there may be none left.
+        count = alive.sum().clamp(min=1)
+        return {
+            "imagined_reward": (step.rewards * alive).sum() / count,
+            "imagined_ends": (step.terminated & alive).sum() / count,
+        }
 
     def _tell(self) -> None:
         spent = ", ".join(f"{phase} {seconds:,.0f} s" for phase, seconds in self.seconds.items())
@@ -339,12 +346,17 @@ class MBPO(EntropyAgent[MBPOConfig]):
             self.dynamics.module,
             self.termination,
             self.acting.starts,
-            (self.observation_space, self.action_space),
+            (self._vectors(), self.action_space),
             num_envs=num_envs,
             horizon=horizon,
             members=self._movers(),
             keeps_member=self.config.variant in SAMPLERS,
         )
+
+    def _vectors(self) -> spaces.Box:
+        """:return: the space of what the model yields: of observations, or of the vector that is read of them"""
+        space = self.observation_space
+        return space if isinstance(space, spaces.Box) else spaces.Box(-np.inf, np.inf, (self._width,))
 
     def _restart_agents(self) -> None:
         """Forget what agents have learnt, as they are to know the world by their new model alone."""

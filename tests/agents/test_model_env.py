@@ -169,6 +169,13 @@ def test_others_can_learn_in_what_an_agent_has_learnt(variant: str) -> None:
     assert searched.num_timesteps >= 200
 
 
+def test_what_is_shown_of_observations_by_name_is_the_vector_that_is_read_of_them() -> None:
+    learner = MBPO("MultiInputPolicy", DummyVecEnv([lambda: Monitor(Point(form="dict"))]), **TINY, gradient_steps=1)
+    env = learner.learn(25).model_env(2, horizon=3)
+    assert env.single_observation_space == spaces.Box(-np.inf, np.inf, (3,))
+    assert env.reset(seed=0)[0].shape == (2, 3)
+
+
 # -- ends that are learned -------------------------------------------------------------------------------------------
 
 
