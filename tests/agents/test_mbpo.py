@@ -227,9 +227,7 @@ def test_no_ended_rollout_is_kept() -> None:
     fitted.learn(20)
     assert fitted.imagined.sizes.tolist() == [80]
     told = fitted.metrics.flush()
-    assert np.isfinite(
-        told["imagined_reward"]
-    )  # the second and third step have no rows
+    assert np.isfinite(told["imagined_reward"])  # the second and third step have no rows
     assert told["imagined_ends"] == pytest.approx(1 / 3)
     fitted = agent(rollout_schedule=[0, 1, 3, 3])
     fitted.termination = never
