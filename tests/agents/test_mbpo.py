@@ -295,7 +295,7 @@ def test_the_pull_of_an_anchor_is_a_divergence_of_gaussians() -> None:
 def test_an_anchor_pulls_agents_together_and_never_acts() -> None:
     apart = {}
     for weight in (1e-6, 100.0):
-        pulled = agent(variant="ps", anchor_kl=weight, learning_rate=3e-3).learn(150)
+        pulled = agent(variant="ps", anchor_kl=weight, learning_rate=1e-2, model_train_freq=40).learn(80)
         apart[weight] = float(anchor_loss(pulled.actor.module, torch.zeros(2, 1, 1)).detach())
         assert pulled.acting.agents == 2
         assert pulled.acting.best in (0, 1)
