@@ -424,7 +424,8 @@ def inside_figure(runs: Sequence[Record], inside: Inside, title: str, path: Path
     totals, most = sorted(map(sum, counts)), max(map(max, counts))
     span = f"{totals[0]:,} to " * (totals[0] < totals[-1]) + f"{totals[-1]:,} {inside.event}" + "s" * (totals[-1] > 1)
     figure.suptitle(textwrap.fill(f"{title}, {span}", 80), fontsize=12)
-    notes = [f"lines: median of {len(runs)} runs; bands: least to greatest; shares: means"] * (len(runs) > 1)
+    means = "; shares: means" * (inside is POPULATION)
+    notes = [f"lines: median of {len(runs)} runs; bands: least to greatest{means}"] * (len(runs) > 1)
     notes += [f"a point is the mean of up to {most} {inside.event}s, those since the last line of the log"] * (most > 1)
     figure.supxlabel("; ".join(notes), fontsize=8)
     figure.savefig(path)
@@ -644,12 +645,13 @@ def _draw_evaluations(axes: Axes, runs: Sequence[Record], config: Mapping[str, A
 def _draw_errors(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
     _draw_curves(axes, runs, {"error": "mean squared error", "spread": "spread of members"})
     axes.set_yscale("log")
+    decades(axes.yaxis, *axes.get_ylim())
 
 
 def _draw_calibration(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
     _draw_curves(axes, runs, {"calibration": ""})
     axes.axhline(1, color="0.4", lw=0.8)
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
 
 
 def _draw_passes(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
