@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -33,7 +32,8 @@ from ..agents import MBPO, SAC
 from ..agents.core.config import Range
 from ..agents.mbpo.dynamics import BOUND_WEIGHT, BOUNDS, DECAY, Fit
 from ..agents.mbpo.imagination import by_any_elite, by_own_member
-from .options import Flags, check_device
+from .benchmark_offline import perceptron
+from .options import TurnOptions, check_device
 from .runs import check_outputs
 from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
 
@@ -54,7 +54,7 @@ RATE = 3e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MBPOSpeedOptions(Flags):
+class MBPOSpeedOptions(TurnOptions):
     """Steps/s of MBPO's model, agents and imagination, ours, eager code and mbrl-lib; what learning takes by phase"""
 
     parts: tuple[Part, ...] = get_args(Part)
@@ -91,21 +91,6 @@ class MBPOSpeedOptions(Flags):
 
     device: str = "cpu"
     """cpu or cuda."""
-
-    threads: Annotated[int, Range(0)] = 1
-    """Threads of torch. 0 leaves torch's own choice."""
-
-    rounds: Annotated[int, Range(1)] = 7
-    """Rounds, in each of which every side has its turn; medians over rounds are compared."""
-
-    seconds: Annotated[float, Range(0.001, unit="s")] = 1.0
-    """Length of a turn, about, and at least one step, or one pass of the model."""
-
-    json: Path | None = None
-    """Write every measurement to this file."""
-
-    overwrite: bool = False
-    """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,23 +149,22 @@ class Turn:
 # -- Ours ------------------------------------------------------------------------------------------------------------
 
 
-def some_agent(options: MBPOSpeedOptions, **hyper: Any) -> MBPO:
+Agent = TypeVar("Agent", MBPO, SAC)
+
+
+def made(kind: type[Agent], options: MBPOSpeedOptions, **hyper: Any) -> Agent:
     """:return: an agent that is about to learn from random steps, untrained"""
-    agent = MBPO(
-        "MlpPolicy",
-        TASK,
-        seed=0,
-        device=options.device,
-        compile=options.compile,
-        precision=options.precision,
-        learning_starts=options.rows,
-        net_arch=options.net_arch,
-        model_net_arch=options.model_net_arch,
-        rollouts_per_step=max(options.rollouts // CALL, 1),
-        **hyper,
-    )
+    names = ("device", "compile", "precision", "net_arch")
+    hyper |= {name: getattr(options, name) for name in names}
+    agent = kind("MlpPolicy", TASK, seed=0, learning_starts=options.rows, **hyper)
     agent.learn(options.rows - 1)
     return agent
+
+
+def some_agent(options: MBPOSpeedOptions, **hyper: Any) -> MBPO:
+    """:return: the same of MBPO"""
+    hyper |= {"model_net_arch": options.model_net_arch, "rollouts_per_step": max(options.rollouts // CALL, 1)}
+    return made(MBPO, options, **hyper)
 
 
 def imagining(agent: MBPO) -> MBPO:
@@ -225,30 +209,11 @@ def held_out(rows: int) -> int:
 
 def plain_sac(options: MBPOSpeedOptions) -> Turn:
     """:return: an update of the agent for one network without a stack, on real rows alone"""
-    agent = SAC(
-        "MlpPolicy",
-        TASK,
-        seed=0,
-        device=options.device,
-        compile=options.compile,
-        precision=options.precision,
-        learning_starts=options.rows,
-        net_arch=options.net_arch,
-    )
-    agent.learn(options.rows - 1)
+    agent = made(SAC, options)
     return Turn(lambda: agent._update("update"), options.device)
 
 
 # -- Eager code, as ports of MBPO write it -----------------------------------------------------------------------------
-
-
-def perceptron(inputs: int, outputs: int, net_arch: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    """:return: a chain of torch's own layers"""
-    layers: list[nn.Module] = []
-    for width in net_arch:
-        layers += [nn.Linear(inputs, width), activation()]
-        inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 
 
 class EagerMember(nn.Module):
@@ -330,8 +295,8 @@ class EagerSAC:
     ) -> None:
         self.sources, self.device = ((real, 12), (imagined, 244)), device
         width, self.size = real[0].shape[1], real[1].shape[1]
-        self.actor = perceptron(width, 2 * self.size, net_arch, nn.ReLU).to(device)
-        self.critics = nn.ModuleList(perceptron(width + self.size, 1, net_arch, nn.ReLU) for _ in range(2)).to(device)
+        self.actor = perceptron(width, 2 * self.size, net_arch).to(device)
+        self.critics = nn.ModuleList(perceptron(width + self.size, 1, net_arch) for _ in range(2)).to(device)
         self.slow = deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = torch.zeros((), requires_grad=True, device=device)
         self.of_actor, self.of_critics, self.of_alpha = (

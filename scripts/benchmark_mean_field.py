@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from ..agents.core.config import Range
 from ..envs.mean_field import MFGame, exploitability, make_game, solve
 from ..envs.mean_field.member import MeanFieldAgentBatch, MeanFieldAgentEnv
 from ..envs.naming import nearest
-from .options import Flags
+from .options import TurnOptions
 from .runs import check_outputs
 from .timing import (
     Absent,
@@ -53,7 +52,7 @@ ONE_DIMENSIONAL = "crowd_modelling"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanFieldOptions(Flags):
+class MeanFieldOptions(TurnOptions):
     """Seconds per iteration of solvers of mean field games, and steps/s of members: ours and OpenSpiel's; A B A B …"""
 
     games: tuple[str, ...] = tuple(name for name in PEERS if name != "periodic_aversion")
@@ -88,12 +87,6 @@ class MeanFieldOptions(Flags):
 
     seconds: Annotated[float, Range(0.001, unit="s")] = 0.5
     """Length of a turn, about, and at least one iteration."""
-
-    json: Path | None = None
-    """Write every measurement to this file."""
-
-    overwrite: bool = False
-    """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

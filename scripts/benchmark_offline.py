@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 
 from ..agents import HDCR, IQL, Dataset
 from ..agents.core.config import Range
-from .options import Flags, check_device
+from .options import TurnOptions, check_device
 from .runs import check_outputs
 from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
 
@@ -43,7 +42,7 @@ HEADWAY, EAGER, D3RLPY, SEEDS, ONE = "headway", "eager", "d3rlpy", "headway, sev
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineOptions(Flags):
+class OfflineOptions(TurnOptions):
     """Updates/s of IQL and HDCR from data, ours, eager code and d3rlpy; several seeds at once; in turn: A B A B …"""
 
     steps: tuple[Step, ...] = STEPS
@@ -69,21 +68,6 @@ class OfflineOptions(Flags):
 
     device: str = "cpu"
     """cpu or cuda."""
-
-    threads: Annotated[int, Range(0)] = 1
-    """Threads of torch. 0 leaves torch's own choice."""
-
-    rounds: Annotated[int, Range(1)] = 7
-    """Rounds, in each of which every side has its turn; medians over rounds are compared."""
-
-    seconds: Annotated[float, Range(0.001, unit="s")] = 1.0
-    """Length of a turn, about, and at least one update."""
-
-    json: Path | None = None
-    """Write every measurement to this file."""
-
-    overwrite: bool = False
-    """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,11 +156,13 @@ def ours(
 # -- Eager code, as in single files ------------------------------------------------------------------------------------
 
 
-def perceptron(inputs: int, outputs: int, net_arch: Sequence[int]) -> nn.Sequential:
+def perceptron(
+    inputs: int, outputs: int, net_arch: Sequence[int], activation: type[nn.Module] = nn.ReLU
+) -> nn.Sequential:
     """:return: a chain of torch's own layers"""
     layers: list[nn.Module] = []
     for width in net_arch:
-        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        layers += [nn.Linear(inputs, width), activation()]
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, outputs))
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import gymnasium as gym
@@ -28,7 +27,7 @@ from ..agents.pgps import PGPS, CEMSearch, Population, evaluate, flatten
 from ..agents.pgps.agent import scores, screened
 from ..envs import make_batched
 from ..wrappers import as_batched
-from .options import Flags
+from .options import TurnOptions
 from .runs import check_outputs
 from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
 
@@ -49,7 +48,7 @@ SIDES = {"evaluation": (HEADWAY, LOOP, EVOTORCH, PHYSICS), "screening": (HEADWAY
 
 
 @dataclass(frozen=True, kw_only=True)
-class PopulationOptions(Flags):
+class PopulationOptions(TurnOptions):
     """Seconds per evaluation of a population and per choice of candidates, ours and loops'; shares of a generation"""
 
     parts: tuple[Part, ...] = get_args(Part)
@@ -79,18 +78,6 @@ class PopulationOptions(Flags):
 
     threads: Annotated[int, Range(0)] = 1
     """Threads of torch; physics of ours has one per core. 0 leaves torch's own choice."""
-
-    rounds: Annotated[int, Range(1)] = 7
-    """Rounds, in each of which every side has its turn; medians over rounds are compared."""
-
-    seconds: Annotated[float, Range(0.001, unit="s")] = 1.0
-    """Length of a turn, about, and at least one evaluation."""
-
-    json: Path | None = None
-    """Write every measurement to this file."""
-
-    overwrite: bool = False
-    """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

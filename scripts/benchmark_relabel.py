@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import gymnasium as gym
@@ -23,7 +22,7 @@ from ..agents.relabelling import Matcher, Problem, RelabelConfig, compare, cosin
 from ..agents.relabelling.sinkhorn import exact_products, quick_on_cpu
 from ..envs import make
 from .machine import cores
-from .options import Flags, check_device
+from .options import TurnOptions, check_device
 from .runs import check_outputs
 from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
 
@@ -44,7 +43,7 @@ MILLION = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelabelSpeedOptions(Flags):
+class RelabelSpeedOptions(TurnOptions):
     """Seconds per pair of episodes that optimal transport labels: ours, the plain loop, POT, ott-jax; A B A B …"""
 
     env: str = "HalfCheetah-v5"
@@ -75,18 +74,9 @@ class RelabelSpeedOptions(Flags):
     rounds: Annotated[int, Range(1)] = 5
     """Rounds, in each of which every side has its turn; medians over rounds are compared."""
 
-    seconds: Annotated[float, Range(0.001, unit="s")] = 1.0
-    """Length of a turn, about, and at least one pair."""
-
     episodes: Annotated[int, Range(0)] = 100
     """Episodes that are labelled in the end as a data set is, by one demonstration and one process per core, the start
     of processes included; 0: none."""
-
-    json: Path | None = None
-    """Write every measurement to this file."""
-
-    overwrite: bool = False
-    """Allow --json to replace a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

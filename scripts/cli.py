@@ -29,8 +29,10 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark relabel [--flags]        relabelling per pair of episodes, side by side with other solvers
   headway benchmark offline [--flags]        updates/s of IQL and HDCR on data, side by side with eager code
   headway benchmark population [--flags]     evaluation and choice of policies, side by side with loops; parts of PGPS
+  headway benchmark mbpo [--flags]           steps/s of MBPO's model and agents, side by side with plain code
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
-  headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent
+  headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent; or what a
+                                           population (--population) or a model (--model) did
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
   headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
   headway collect --policy P --dataset ID    record a data set of a policy, or of several

@@ -45,6 +45,26 @@ class Flags(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TurnOptions(Flags):
+    """What every comparison is told whose sides take turns, see :func:`~headway.scripts.timing.take_turns`."""
+
+    threads: Annotated[int, Range(0)] = 1
+    """Threads of torch. 0 leaves torch's own choice."""
+
+    rounds: Annotated[int, Range(1)] = 7
+    """Rounds, in each of which every side has its turn; medians over rounds are compared."""
+
+    seconds: Annotated[float, Range(0.001, unit="s")] = 1.0
+    """Length of a turn, about, and at least one of what is timed."""
+
+    json: Path | None = None
+    """Write every measurement to this file."""
+
+    overwrite: bool = False
+    """Allow --json to replace a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions(Flags):
     """What a training run needs besides the agent's hyper-parameters."""
 

@@ -67,7 +67,6 @@ def test_an_episode_ends_where_it_is_said_to_and_another_begins() -> None:
         assert not truncated.any()
         assert float(info["final_obs"][0]) == pytest.approx((step - 1) % 3 + 1, abs=1e-4)
         assert float(obs[0]) == pytest.approx(step % 3, abs=1e-4)
-    assert made(1, planted(1.0), horizon=2, termination=lambda obs: obs[..., 0] > 1.5).truncates
 
 
 def test_an_end_at_the_time_limit_is_no_truncation() -> None:
