@@ -22,6 +22,14 @@ def start(seed: int | None, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0].view(np.int64))
 
 
+def _outputs(words: Tensor, numbers: Tensor) -> Tensor:
+    """:return: outputs of streams by their numbers, from 1, as signed words; shapes broadcast"""
+    mixed = words + numbers * _signed(_GROWTH)
+    mixed = (mixed ^ _shift(mixed, 30)) * _signed(_FIRST)
+    mixed = (mixed ^ _shift(mixed, 27)) * _signed(_SECOND)
+    return mixed ^ _shift(mixed, 31)
+
+
 def uniforms(words: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Draw evenly from [0, 1), 53 bits each.
 
@@ -29,11 +37,31 @@ def uniforms(words: Tensor, count: int) -> tuple[Tensor, Tensor]:
     :param count: numbers per stream
     :return: (…, count) float64, and the streams after it (…)
     """
-    mixed = words.unsqueeze(-1) + torch.arange(1, count + 1, device=words.device) * _signed(_GROWTH)
-    mixed = (mixed ^ _shift(mixed, 30)) * _signed(_FIRST)
-    mixed = (mixed ^ _shift(mixed, 27)) * _signed(_SECOND)
-    mixed = mixed ^ _shift(mixed, 31)
+    mixed = _outputs(words.unsqueeze(-1), torch.arange(1, count + 1, device=words.device))
     return _shift(mixed, 11).double() * 2.0**-53, words + _signed(count * _GROWTH)
+
+
+def branches(words: Tensor, numbers: Tensor) -> Tensor:
+    """Start streams of their own below others, which do not advance.
+
+    :param words: the streams, (…) int64
+    :param numbers: which of its branches of each, (…) int64, from 0; shapes broadcast
+    :return: where the branches start
+    """
+    return _outputs(words, numbers + 2**40)  # beyond what is drawn from the streams themselves
+
+
+def stream_of(seed: int, values: Tensor) -> Tensor:
+    """Start a stream for each row of numbers, the same for the same numbers.
+
+    :param seed: of all of them
+    :param values: (B, D), of any type
+    :return: (B,) int64
+    """
+    bits = values.double().contiguous().view(torch.int64)
+    places = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+    odd = _outputs(torch.full_like(places, start(seed)), places) | 1
+    return _outputs((bits * odd).sum(1), torch.full_like(bits[:, 0], start(seed, 1)))
 
 
 def normals(words: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,9 @@ from ..envs.batched import Obs
 from ..wrappers import as_batched
 from ..wrappers.sb3 import to_numpy
 from ..wrappers.specs import spec_to_json
-from .evaluate import Policy, evaluation_env, policy_file, read_policy, world_of
+from .episodes import evaluation_env
 from .options import Flags, check_device, run_flags
+from .policies import Policy, policy_file, read_policy, world_of
 from .runs import progress_bar
 from .worlds import World
 

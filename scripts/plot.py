@@ -154,25 +154,26 @@ def delay_laws(path: Path, laws: Mapping[str, Sequence[Sequence[float]]]) -> Non
     figure.savefig(path)
 
 
-def returns_by_delay(path: Path, title: str, delays: Sequence[str], summaries: Sequence[Summary]) -> None:
-    """Draw what one policy returns behind several laws of delays.
+def returns_by_name(path: Path, title: str, what: str, names: Sequence[str], summaries: Sequence[Summary]) -> None:
+    """Draw what one policy returns under several conditions.
 
     :param path: file to write
     :param title: above the figure
-    :param delays: the laws
-    :param summaries: of the returns behind each
+    :param what: the names are of
+    :param names: of the conditions
+    :param summaries: of the returns under each
     """
-    figure = Figure(figsize=(7, 1.6 + 0.45 * len(delays)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(7, 1.6 + 0.45 * len(names)), dpi=130, layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(delays))
+    places = np.arange(len(names))
     means, iqms = ([getattr(summary, name) for summary in summaries] for name in ("mean", "iqm"))
     axes.errorbar(
         means, places, xerr=[s.std for s in summaries], fmt="none", ecolor="0.7", capsize=3, label="mean ± std"
     )
     intervals = [[s.iqm - s.low for s in summaries], [s.high - s.iqm for s in summaries]]
     axes.errorbar(iqms, places, xerr=intervals, fmt="o", color="C0", lw=3, label="IQM, 95 % interval")
-    axes.set(yticks=places, yticklabels=delays, xlabel="return", ylabel="delays: observation, action")
-    axes.set_ylim(len(delays) - 0.5, -0.5)  # in the order given, from the top
+    axes.set(yticks=places, yticklabels=names, xlabel="return", ylabel=what)
+    axes.set_ylim(len(names) - 0.5, -0.5)  # in the order given, from the top
     axes.set_title(textwrap.fill(title, 62), fontsize=11)
     plain_axes(axes, "x")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)

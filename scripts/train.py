@@ -39,7 +39,7 @@ from ..agents.core.seeds import spawn_seed
 from ..wrappers import BatchedVecEnv, Snapshot, WholeEpisodes, verify_snapshot
 from ..wrappers.spaces_only import SpacesOnlyVecEnv
 from ..wrappers.specs import OURS
-from .evaluate import check_drawing, evaluate_agent, evaluation_env, record_video
+from .episodes import check_drawing, evaluate_agent, evaluation_env, record_video
 from .machine import busy, commit, cores
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
 from .peers import Peer, dump_logs

@@ -190,7 +190,8 @@ def _below(path: str, node: dict[str, Any], key: str) -> str:
 def _equal(one: Any, other: Any) -> bool:
     """Equality of bits, so that NaN equals itself and 0.0 differs from -0.0."""
     if isinstance(one, Tensor):
-        one, other = (tensor.detach().cpu().contiguous() for tensor in (one, other))
+        # contiguous() leaves the strides of a single row as they are, and then its bytes cannot be viewed
+        one, other = (tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for tensor in (one, other))
         same = one.dtype == other.dtype and one.shape == other.shape
         return same and bool(torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8)))
     if isinstance(one, np.ndarray | np.generic):

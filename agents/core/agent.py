@@ -133,6 +133,8 @@ class ActorCriticAgent(SavedAgent, Generic[C]):
         self.resumed_extra: Any = None
         self.scales_buffers = True
         """Whether it reads action buffers in [-1, 1]; policies of earlier versions may not."""
+        self._reward_unit = 1.0
+        """Of the run that a loaded policy comes from."""
         self._statistics: Mapping[str, Any] | None = None
         """Of the VecNormalize that a loaded policy was trained in."""
         self._budget: AbstractContextManager[Any] = nullcontext()
@@ -178,6 +180,14 @@ class ActorCriticAgent(SavedAgent, Generic[C]):
         cfg = self.config
         self.modules.settle(cfg.learning_rate, cfg.max_grad_norm)
         self.modules.scale_learning_rates(self.current_learning_rate / cfg.learning_rate)
+
+    @property
+    def reward_unit(self) -> float:  # type: ignore[override]
+        """What of the environment's reward is 1 to the agent: more than that where rewards are scaled in training."""
+        source = self._vec_normalize_env
+        if source is None or not source.norm_reward:
+            return self._reward_unit
+        return float(np.sqrt(source.ret_rms.var + source.epsilon))
 
     def _default_env(self) -> Any:
         """:return: the environment of an agent that was given none; None where it can do without."""

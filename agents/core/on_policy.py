@@ -60,6 +60,12 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         """:return: what :meth:`explore` gives beside actions, to be kept with every step."""
         return {"values": SCALAR, "log_probs": SCALAR}
 
+    @property
+    def reward_unit(self) -> float:  # type: ignore[override]
+        """See :attr:`ActorCriticAgent.reward_unit`."""
+        scales = self.config.reward_scaling != "off" and self.reward_scale.count >= 1
+        return self.reward_scale.unit if scales else super().reward_unit
+
     def _setup_model(self) -> None:
         super()._setup_model()
         fields = {"obs": self.codec.spec, "actions": self.actions.field, "rewards": SCALAR, "ended": FLAG, "real": FLAG}
@@ -183,6 +189,11 @@ class ReturnScale:
         self.mean, self.var, self.count = self.mean + delta * count / total, squares / total, total
         self.returns = self.returns.masked_fill(ended, 0.0)
         return (rewards / (self.var + self.EPSILON).sqrt()).clamp(-self.CLIP, self.CLIP).to(rewards.dtype)
+
+    @property
+    def unit(self) -> float:
+        """What rewards are divided by at present."""
+        return float((self.var + self.EPSILON).sqrt())
 
     def state(self) -> dict[str, Any]:
         """:return: statistics and running returns."""

@@ -43,6 +43,8 @@ class SavedAgent(AgentInEnvironment):
     policy_name: str
     seed_is_drawn: bool
     scales_buffers: bool
+    reward_unit: float
+    _reward_unit: float
     resumed_extra: Any
     _budget: AbstractContextManager[Any]
 
@@ -85,6 +87,7 @@ class SavedAgent(AgentInEnvironment):
             "episodes": self._episode_num,
             "stats_window_size": self._stats_window_size,
             "scaled_buffers": self.scales_buffers,
+            "reward_unit": self.reward_unit,
             "threads": torch.get_num_threads(),
             "versions": contents.versions(),
         }
@@ -159,6 +162,7 @@ class SavedAgent(AgentInEnvironment):
                 raise
             raise FileFormatError(f"{path} does not describe a {cls.__name__} of this version: {cause}") from cause
         agent.scales_buffers = manifest.get("scaled_buffers", cls.flattens)  # DCAC always did
+        agent._reward_unit = manifest.get("reward_unit", 1.0)
         with reading(path):
             agent._statistics = None if read.normalizer is None else checked_state(read.normalizer)
         if env is not None:

@@ -20,7 +20,7 @@ from headway import agents
 from headway.agents import AGENTS, FileFormatError
 from headway.agents.core.registry import find_agent
 from headway.agents.core.seeds import spawn_seed
-from headway.scripts.evaluate import evaluate_agent, evaluation_env
+from headway.scripts.episodes import evaluate_agent, evaluation_env
 from headway.scripts.options import parse_train
 from headway.scripts.peers import name_of, trainable
 from headway.scripts.results import list_trials

@@ -48,8 +48,8 @@ def train(headway: Command, env: str, *flags: object, agent: str = "sac") -> tup
 def test_an_evaluation_says_what_it_waits_for(
     headway: Command, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("headway.scripts.evaluate.PATIENCE", 0)
-    monkeypatch.setattr("headway.scripts.evaluate.LONG", 30)
+    monkeypatch.setattr("headway.scripts.episodes.PATIENCE", 0)
+    monkeypatch.setattr("headway.scripts.episodes.LONG", 30)
     assert train(headway, "Long-v0")[0] == 0  # whose episodes have 50 steps, without a limit
     said = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
     assert len(said) == 2  # once before training, once after it

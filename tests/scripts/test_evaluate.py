@@ -13,8 +13,8 @@ import pytest
 import stable_baselines3
 from conftest import Command
 from headway import agents
-from headway.agents import SAC
-from headway.scripts.evaluate import evaluate_agent, evaluation_env, following_camera
+from headway.agents import DQN, PPO, SAC
+from headway.scripts.episodes import evaluate_agent, evaluation_env, following_camera
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -309,3 +309,63 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 )
 def test_films_follow_robots(name: str, camera: dict[str, str]) -> None:
     assert following_camera(World.of(name)) == camera
+
+
+# -- looking ahead -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy with a value of states, for points."""
+    import worlds  # noqa: F401
+
+    path = tmp_path_factory.mktemp("judges") / "point.zip"
+    PPO("MlpPolicy", "worlds:Point-v0", net_arch=(8,), n_steps=8, batch_size=8, seed=0).save(path)
+    return path
+
+
+def test_searches_are_compared_with_the_policy_alone(headway: Command, judge: Path) -> None:
+    searches = ("tree:8,4", "shooting:8,2", "mppi:8,2")
+    files = ("--csv", "searches.csv", "--plot", "figures/searches.png")
+    code, out, _ = headway("evaluate", judge, "--episodes", 6, "--n-envs", 3, "--search", *searches, *files)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"{judge}: PPO after 0 steps, in worlds:Point-v0"
+    pattern = rf"(\S.*?) +([\d.]+) simulated   {SUMMARY}s   better (\d+)%"
+    shown = [re.fullmatch(pattern, line) for line in lines[1:5]]
+    assert all(shown)
+    assert [line[1] for line in shown if line] == ["policy alone", *searches]
+    spent = [float(line[2]) for line in shown if line]
+    assert spent[0] == 0.0
+    assert all(5 < steps <= 8 for steps in spent[1:])  # fewer where episodes end in the simulator
+    assert shown[0] is not None
+    assert shown[0][10] == "50"
+    alone = summary(headway("evaluate", judge, "--episodes", 6)[1])
+    assert [float(shown[0][i]) for i in range(3, 10)] == alone  # the same episodes
+    with Path("searches.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["search"] for row in rows] == ["policy alone", *searches]
+    assert float(rows[1]["mean"]) == pytest.approx(float(shown[1][3]), abs=0.05)  # type: ignore[index]
+    assert imageio.v3.imread("figures/searches.png").ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--search", "bush:3"], "'bush' is no planner, it can be tree, shooting, mppi, smc"),
+        (["--search", "tree:0,4"], "TreeConfig.simulations must lie in [1, inf), got 0"),
+        (["--search", "tree:4", "--video", "a.mp4"], "--search goes without --delays, --video and --reference"),
+        (["--plot", "a.png"], "--plot draws the comparison of --delays or of --search, and there are none"),
+    ],
+)
+def test_searches_that_are_not_begun(headway: Command, judge: Path, flags: list[str], message: str) -> None:
+    code, out, err = headway("evaluate", judge, *flags)
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+def test_who_has_no_value_cannot_search(headway: Command, tmp_path: Path) -> None:
+    DQN("MlpPolicy", "CartPole-v1", net_arch=(8,)).save(tmp_path / "q.zip")
+    code, _, err = headway("evaluate", tmp_path / "q.zip", "--search", "tree:4")
+    assert code == 1
+    assert "DQN has no policy that candidates could be drawn from: a search needs both" in err

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ....envs.schema import by_name, flag, group, maybe, text, whole
+from ....envs.schema import by_name, flag, group, maybe, real, text, whole
 from .archive import MAX_MANIFEST_BYTES, Archive, read_archive, write_archive
 from .checkpoints import checkpoint_path, newest_archive, prune_checkpoints
 from .errors import FileFormatError, one_line, reading
@@ -38,6 +38,7 @@ _DESCRIPTION = group(
         "seed": maybe(whole(0, 2**32 - 1)),
         "seed_is_drawn": flag,
         "scaled_buffers": flag,
+        "reward_unit": real(0, above=True),
         "num_timesteps": whole(0, 10**18 - 1),
         "n_updates": whole(),
         "episodes": whole(),
@@ -45,7 +46,7 @@ _DESCRIPTION = group(
         "threads": whole(1, 2**16),
         "versions": by_name(text()),
     },
-    optional=("env_spec", "seed_is_drawn", "scaled_buffers"),
+    optional=("env_spec", "seed_is_drawn", "scaled_buffers", "reward_unit"),
     others=True,
 )
 """What a manifest says of an agent."""
