@@ -24,6 +24,7 @@ from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
 from .td3_bc import TD3BC, TD3BCConfig
+from .tpo import TPO, TPOConfig
 
 __all__ = [
     "ABM",
@@ -40,6 +41,7 @@ __all__ = [
     "SAC",
     "TD3",
     "TD3BC",
+    "TPO",
     "ABMConfig",
     "ActorCriticAgent",
     "BCConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "SACConfig",
     "TD3BCConfig",
     "TD3Config",
+    "TPOConfig",
     "load",
     "load_dataset",
     "write_dataset",

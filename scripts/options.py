@@ -87,6 +87,10 @@ class TrainOptions(Flags):
     """What is observed behind delays: dict (with the actions on their way and the ages of what is seen), the same as
     one flat vector, or bare (the observation alone)."""
 
+    bootstrap: Path | None = None
+    """Begin with this trained policy and value, of an agent that takes one (TPO: of PPO): a policy file, or a run
+    folder."""
+
     max_episode_steps: Annotated[int, Range(1, unit="environment steps")] | None = None
     """Where episodes are cut, for an environment that does not end by itself; it replaces a limit that there is."""
 
@@ -97,7 +101,7 @@ class TrainOptions(Flags):
     """Seed of every random stream; equal seeds (and threads) give equal runs."""
 
     n_envs: Annotated[int, Range(0)] = 0
-    """Environments stepped together. 0: one, or of a population one for each episode of a generation."""
+    """Environments stepped together. 0: one; of a population, one for each episode of a generation; of TPO, 16."""
 
     vec: Literal["auto", "dummy", "subproc"] = "auto"
     """How several environments are stepped: dummy (in turn, in this process), subproc (a process each), or auto: all at
@@ -292,7 +296,7 @@ def parse_train(name: str, arguments: Sequence[str]) -> Run | None:
     if run is None:
         return None
     _check_source(run)
-    rows = run.options.n_envs or getattr(run.config, "episodes", 1)
+    rows = run.options.n_envs or getattr(run.config, "default_envs", 1)
     run = dataclasses.replace(run, options=dataclasses.replace(run.options, n_envs=rows))
     _check_round(run)
     return run
@@ -324,17 +328,25 @@ def _check_source(run: Run) -> None:
         raise ValueError(f"{run.name} learns from data: pass --dataset (`headway datasets list` lists those there are)")
     if options.seeds is not None and options.dataset is None:
         raise ValueError("--seeds trains several seeds at once from data: it goes with --dataset")
+    _check_workers(run)
+    for name in ("delay", "verify_resume", "n_envs", "vec", "env_device") if options.dataset is not None else ():
+        if getattr(options, name) != describe(TrainOptions)[name].default:
+            raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")
+    if options.seeds is not None and options.seed != describe(TrainOptions)["seed"].default:
+        raise ValueError(f"--seed {options.seed} beside --seeds {options.seeds}: name all seeds in --seeds")
+    if options.bootstrap is not None and "bootstrap" not in getattr(run.agent_class, "arguments", ()):
+        raise ValueError(f"{run.name} begins with nothing: it takes no --bootstrap")
+
+
+def _check_workers(run: Run) -> None:
+    """See that episodes are played elsewhere only where that can be."""
+    options = run.options
     if options.workers and "workers" not in getattr(run.agent_class, "execution", ()):
         raise ValueError(f"--workers {options.workers}: they play the episodes of a population, {run.name} has none")
     if options.workers and options.vec == "subproc":
         raise ValueError(f"--workers {options.workers} play by themselves: leave --vec subproc out")
     if options.ray_address is not None and not options.workers:
         raise ValueError("--ray-address says where workers are: say how many with --workers")
-    for name in ("delay", "verify_resume", "n_envs", "vec", "env_device") if options.dataset is not None else ():
-        if getattr(options, name) != describe(TrainOptions)[name].default:
-            raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")
-    if options.seeds is not None and options.seed != describe(TrainOptions)["seed"].default:
-        raise ValueError(f"--seed {options.seed} beside --seeds {options.seeds}: name all seeds in --seeds")
 
 
 def _check_round(run: Run) -> None:

@@ -43,6 +43,7 @@ from .episodes import check_drawing, evaluate_agent, evaluation_env, record_vide
 from .machine import busy, commit, cores
 from .options import EXECUTION, Run, TrainOptions, check_device, simulated_on
 from .peers import Peer, dump_logs
+from .policies import policy_file
 from .runs import alone, progress_bar, read_run, write_json
 from .statistics import Summary, summarise
 
@@ -524,6 +525,8 @@ def _make_agent(run: Run, folder: Path, env: VecEnv, data: Dataset | None = None
         agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device, **given)
     else:
         policy = policy_for(env.observation_space)
+        if options.bootstrap is not None:
+            given["bootstrap"] = policy_file(options.bootstrap)
         agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device, **given)
     return agent, resumed
 

@@ -183,6 +183,23 @@ CASES = (
         can=frozenset({"on_policy", "gradients", "normalised", "exact_resume"}),
     ),
     Case(
+        name="TPO",
+        hyper={
+            "net_arch": [16, 16],
+            "batch_size": 12,
+            "n_steps": 8,
+            "n_epochs": 2,
+            "search_batch_size": 24,
+            "history": 2,
+        }
+        | {"bootstrap_steps": 16, "gate": "off", "simulations": 6, "candidates": 3},
+        solving={"total_timesteps": 1500, "n_steps": 64, "gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0}
+        | {"bootstrap_steps": 0, "simulations": 8, "candidates": 4, "n_epochs": 10},
+        moves=("box", "discrete"),
+        round=8,
+        can=frozenset({"on_policy", "gradients", "normalised", "exact_resume"}),
+    ),
+    Case(
         name="CEM",
         make_env=Endless,
         hyper=MEMBERS,

@@ -252,6 +252,9 @@ class AgentConfig(Config):
 
     live = frozenset({"learning_rate", "learning_rate_schedule", "gamma", "batch_size", "max_grad_norm"})
 
+    default_envs: ClassVar[int] = 1
+    """Environments that step together where nobody says how many."""
+
     learning_rate: LearningRate = 3e-4
     """Step size of Adam, for every network (Stable-Baselines3's default for SAC)."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...envs.schema import array, group, real, whole
+from ...envs.schema import array, flag, group, real, whole
 from .agent import ActorCriticAgent
 from .config import AgentConfig, Count, Fraction, Range
 from .data import RolloutStore, Step, StepCollector, generalised_advantages
@@ -140,21 +140,26 @@ class OnPolicyAgent(ActorCriticAgent[C]):
         :param fields: of the rollout
         :return: their values in the next rows, (B, …)
         """
+        store, size = self.source()
         if self._place >= len(self._order):
-            rows = self.rollout["real"].flatten().nonzero().squeeze(1)
+            rows = store["real"].flatten().nonzero().squeeze(1)
             order = torch.randperm(len(rows), generator=self.generators["update"], device=self.device)
             self._order, self._place, self._ordered = rows[order], 0, {}
         if not self._ordered:  # once for the epoch: a minibatch is then a slice
-            self._ordered = dict(zip(fields, self.rollout.take(fields, self._order), strict=True))
-        here = slice(self._place, self._place + self.config.batch_size)
-        self._place += self.config.batch_size
+            self._ordered = dict(zip(fields, store.take(fields, self._order), strict=True))
+        here = slice(self._place, self._place + size)
+        self._place += size
         return {name: map_obs(lambda part: part[here], values) for name, values in self._ordered.items()}
+
+    def source(self) -> tuple[RolloutStore, int]:
+        """:return: what is learned from, with a field "real", and how many rows of it by a gradient step"""
+        return self.rollout, self.config.batch_size
 
     def _epoch(self) -> dict[str, Any]:
         return {"order": self._order, "place": self._place}
 
     def _load_epoch(self, state: dict[str, Any]) -> None:
-        rows = self.config.n_steps * self.n_envs
+        rows = self.source()[0].n_steps * self.n_envs
         group({"order": array((None,), "int64", low=0, high=rows - 1), "place": whole()})(state, "the epoch")
         self._order, self._place, self._ordered = state["order"].to(self.device), state["place"], {}
 
@@ -174,6 +179,12 @@ class ReturnScale:
         self.returns = torch.zeros(n_envs, dtype=torch.float64, device=device)
         self.mean, self.var = torch.zeros((), dtype=torch.float64, device=device), torch.ones_like(self.returns[0])
         self.count = 1e-4
+        self.frozen = False
+        """Whether statistics stay as they are."""
+
+    def fix(self, unit: float) -> None:
+        """Divide rewards by a number from now on."""
+        self.var, self.count, self.frozen = torch.full_like(self.var, unit**2 - self.EPSILON), 1.0, True
 
     def __call__(self, rewards: Tensor, ended: Tensor) -> Tensor:
         """Take up a step's rewards, and scale them.
@@ -182,12 +193,17 @@ class ReturnScale:
         :param ended: (N,) bool
         :return: (N,)
         """
+        if self.frozen:
+            return self._scaled(rewards)
         self.returns = self.returns * self.gamma + rewards
         mean, var, count = self.returns.mean(), self.returns.var(correction=0), len(rewards)
         total, delta = self.count + count, mean - self.mean
         squares = self.var * self.count + var * count + delta.square() * self.count * count / total
         self.mean, self.var, self.count = self.mean + delta * count / total, squares / total, total
         self.returns = self.returns.masked_fill(ended, 0.0)
+        return self._scaled(rewards)
+
+    def _scaled(self, rewards: Tensor) -> Tensor:
         return (rewards / (self.var + self.EPSILON).sqrt()).clamp(-self.CLIP, self.CLIP).to(rewards.dtype)
 
     @property
@@ -197,7 +213,8 @@ class ReturnScale:
 
     def state(self) -> dict[str, Any]:
         """:return: statistics and running returns."""
-        return {"returns": self.returns, "mean": self.mean, "var": self.var, "count": self.count}
+        statistics = {"returns": self.returns, "mean": self.mean, "var": self.var, "count": self.count}
+        return statistics | {"frozen": self.frozen}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state` returned.
@@ -206,7 +223,8 @@ class ReturnScale:
         """
         number = array((), "float64")
         fields = {"returns": array(tuple(self.returns.shape), "float64"), "mean": number}
-        fields |= {"var": array((), "float64", low=0), "count": real(0, above=True)}
-        group(fields)(state, "the reward scale")
+        fields |= {"var": array((), "float64", low=0), "count": real(0, above=True), "frozen": flag}
+        group(fields, optional=("frozen",))(state, "the reward scale")
+        self.frozen = state.get("frozen", False)
         self.returns, self.mean, self.var = (state[k].to(self.returns.device) for k in ("returns", "mean", "var"))
         self.count = state["count"]

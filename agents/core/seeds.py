@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["environments", "evaluation", "restart", "generation"]
-_PURPOSES: dict[Purpose, int] = {"restart": 1, "evaluation": 2, "environments": 3, "generation": 4}
+Purpose = Literal["environments", "evaluation", "restart", "generation", "gate"]
+_PURPOSES: dict[Purpose, int] = {"restart": 1, "evaluation": 2, "environments": 3, "generation": 4, "gate": 5}
 
 
 def spawn_seed(seed: int, purpose: Purpose, *more: int) -> int:

@@ -114,8 +114,13 @@ class PopulationConfig(AgentConfig):
 
     @property
     def episodes(self) -> int:
-        """Of a generation, which can all be played at the same time: a row each."""
+        """Of a generation."""
         return self.population_size * self.member_episodes
+
+    @property
+    def default_envs(self) -> int:  # type: ignore[override]
+        """A row for each episode of a generation, which can all be played at the same time."""
+        return self.episodes
 
 
 C = TypeVar("C", bound=PopulationConfig)

@@ -208,6 +208,9 @@ def _described(policy: Any, outputs: Tensor) -> Tensor:
     """:return: what describes a distribution, from what a network says of it, as :class:`Guide` has it"""
     if hasattr(policy, "log_probs"):
         return policy.log_probs(outputs).squeeze(-2)  # type: ignore[no-any-return]
+    if hasattr(policy, "moments"):
+        mean, log_std = policy.moments(outputs)
+        return torch.cat((mean, log_std.exp()), -1)
     mean = policy.mode(outputs)
     return torch.cat((mean, policy.log_std.exp().expand_as(mean)), -1)
 

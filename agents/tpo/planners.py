@@ -68,7 +68,7 @@ class Planner(ABC):
         """
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Step the simulator by actions of the policy's (B, ·).
+        """Step the simulator by actions of the policy's (B, ·). What is not finite there is the end, and worth nothing.
 
         :return: rewards in the value's unit (B,) float64; what the guide says of where that led, outputs (B, ·) and
             values (B,) float64, 0 where the episode has terminated; where it has, and where it was truncated, (B,) bool
@@ -78,6 +78,8 @@ class Planner(ABC):
         rewards = outcome.rewards.to(guide.device).double() / guide.reward_unit
         terminated, truncated = outcome.terminated.to(guide.device), outcome.truncated.to(guide.device)
         outputs, values = guide.look(guide.encode(outcome.obs))
+        sound = rewards.isfinite() & values.isfinite()
+        rewards, terminated = torch.where(sound, rewards, 0.0), terminated | ~sound
         return rewards, outputs, values.double().masked_fill(terminated, 0.0), terminated, truncated
 
 
@@ -211,7 +213,7 @@ class TreePlanner(Planner):
         n = tree.n[tree.base]
         if not deterministic:
             share = uniforms(branches(words, torch.full_like(words, _CHOICE)), 1)[0]
-            sums = n.cumsum(1)
+            sums = n.pow(1 / self.cfg.visit_temperature).cumsum(1)
             return torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1).clamp(max=tree.candidates - 1)
         rank = tree.q[tree.base] if self.schedule is None else self._halved()
         among = n > 0 if self.cfg.decide == "value" else n == n.amax(1, keepdim=True)

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 from torch import Tensor
 
 from ...envs import BatchedEnv
@@ -71,11 +71,6 @@ def searched(env: AnyEnv) -> BatchedEnv:
     inner = env
     while isinstance(inner, (VecNormalize, VecMonitor)):
         inner = inner.venv
-    if isinstance(inner, VecEnvWrapper):
-        raise TypeError(
-            f"the rows of a {type(inner).__name__} cannot be copied: a search looks through VecNormalize and "
-            "VecMonitor only; wrap each environment instead"
-        )
     batch = as_batched(inner)
     require(batch, RowSnapshots)
     return batch

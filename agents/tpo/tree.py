@@ -54,6 +54,9 @@ class TreeConfig(Config):
     decide: Literal["visits", "value"] = "visits"
     """What is done: the candidate with most visits, of several the best; or the one with the greatest Q."""
 
+    visit_temperature: Positive = 1.0
+    """Where what is done is drawn, candidates are by n^(1 / temperature)."""
+
     include_mean: bool = False
     """The first candidate is the policy's mean: to act, not to fit moments to, which it biases."""
 

@@ -210,7 +210,7 @@ def test_worlds_that_cannot_be_copied_are_refused() -> None:
         ValueError, match=r"cannot be searched, since what is tried would not be what happens: .*step 1 of"
     ):
         SearchPolicy(ppo(env), env)
-    with pytest.raises(TypeError, match="the rows of a VecFrameStack cannot be copied: a search looks through"):
+    with pytest.raises(TypeError, match="the rows of a VecFrameStack cannot be reached one by one"):
         searched(VecFrameStack(vec(), 2))
     with pytest.raises(ValueError, match=r"3 observations were given, and the environment that is searched has 2 rows"):
         SearchPolicy(ppo(vec(2)), vec(2)).predict(np.zeros((3, 1), np.float32))

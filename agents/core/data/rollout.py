@@ -34,6 +34,11 @@ class RolloutStore:
         sizes = {name: (self.n_steps, self.n_envs, *field.shape) for name, field in self.fields.items()}
         return {k: torch.zeros(sizes[k], dtype=f.dtype, device=self.device) for k, f in self.fields.items()}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its fields."""
+        return tuple(self._specs)
+
     def __len__(self) -> int:
         return self.steps * self.n_envs
 
