@@ -5,7 +5,8 @@ Stable-Baselines3's, each at its own best number of threads; DCAC, which has no 
 delayed observations; PPO, whose speed is that of data and updates together, by ``learn()`` alone, with 64 rows in one
 batch against 64 environments in turn, and against Stable-Baselines3's PPO on our batch. ``rollout`` is in
 :mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``offline`` in :mod:`.benchmark_offline`,
-``population`` in :mod:`.benchmark_population`, ``mbpo`` in :mod:`.benchmark_mbpo`, ``relabel`` in
+``population`` in :mod:`.benchmark_population`, ``mbpo`` in :mod:`.benchmark_mbpo`, ``search`` in
+:mod:`.benchmark_search`, ``relabel`` in
 :mod:`.benchmark_relabel`, ``learn`` in :mod:`.learning`.
 """
 
@@ -34,6 +35,7 @@ from .benchmark_offline import OfflineOptions, offline
 from .benchmark_population import PopulationOptions, population_speed
 from .benchmark_relabel import RelabelSpeedOptions, relabel_speed
 from .benchmark_rollout import RolloutOptions, rollout
+from .benchmark_search import SearchSpeedOptions, search_speed
 from .learning import LearnOptions, learn
 from .machine import origin
 from .options import Flags, check_device, run_flags
@@ -349,6 +351,7 @@ BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "offline": (OfflineOptions, offline),
     "population": (PopulationOptions, population_speed),
     "mbpo": (MBPOSpeedOptions, mbpo_speed),
+    "search": (SearchSpeedOptions, search_speed),
     "learn": (LearnOptions, learn),
 }
 """Flags, and what they are passed to."""

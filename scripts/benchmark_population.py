@@ -29,7 +29,7 @@ from ..envs import make_batched
 from ..wrappers import as_batched
 from .options import TurnOptions
 from .runs import check_outputs
-from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
+from .timing import Absent, Stopwatch, in_json, noted, print_conditions, spread, take_turns, write_json
 
 Part = Literal["evaluation", "screening", "generation"]
 
@@ -340,36 +340,6 @@ class Screening:
 
 
 # -- A generation ----------------------------------------------------------------------------------------------------
-
-
-class Stopwatch:
-    """Adds up the time spent in methods, each without what is in another that is watched."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
-
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Time each call from now on.
-
-        :param owner: an object
-        :param method: its
-        :param name: that its time is added under
-        """
-        plain, self.seconds[name] = getattr(owner, method), 0.0
-
-        @functools.wraps(plain)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.perf_counter()
-            try:
-                return plain(*args, **kwargs)
-            finally:
-                whole = time.perf_counter() - start
-                self.seconds[name] += whole - self._inner.pop()
-                self._inner[-1] += whole
-
-        setattr(owner, method, timed)
 
 
 def time_generations(options: PopulationOptions) -> dict[str, Any]:

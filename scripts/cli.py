@@ -21,7 +21,8 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway train AGENT --env ID [--flags]     train; --help lists every flag with default, range and unit
   headway train --resume RUN                 go on with an interrupted run
   headway check ENV… [--flags]               what to know of an environment before training in it; tables of several
-  headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV
+  headway evaluate POLICY|RUN [--flags]      returns of a saved policy, with intervals; video, CSV; what it gains by
+                                           looking ahead (--search)
   headway relabel DATASET --demos DEMOS --to ID   rewards for data, from as little as one demonstration
   headway benchmark speed [--flags]          updates/s and steps/s, side by side with Stable-Baselines3
   headway benchmark rollout [--flags]        steps/s of MuJoCo robots, side by side with every other way to step them
@@ -30,6 +31,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark offline [--flags]        updates/s of IQL and HDCR on data, side by side with eager code
   headway benchmark population [--flags]     evaluation and choice of policies, side by side with loops; parts of PGPS
   headway benchmark mbpo [--flags]           steps/s of MBPO's model and agents, side by side with plain code
+  headway benchmark search [--flags]         simulations/s of tree searches, side by side with the simulator alone
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent; or what a
                                            population (--population) or a model (--model) did

@@ -1,6 +1,7 @@
 """What benchmarks of speed share: sides that take turns, what they ran on, and how that is printed and written."""
 
 import contextlib
+import functools
 import os
 import statistics
 import sys
@@ -142,6 +143,40 @@ def _progress(what: str, total: int) -> Iterator["tqdm[Any]"]:
 
 def _say(bar: "tqdm[Any]", text: str) -> None:
     bar.set_postfix_str(text, refresh=sys.stderr.isatty())
+
+
+# -- Parts -------------------------------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Adds up the time spent in methods, each without what is in another that is watched."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = [0.0]
+
+    def watch(self, owner: Any, method: str, name: str) -> None:
+        """Time each call from now on.
+
+        :param owner: an object
+        :param method: its
+        :param name: that its time is added under
+        """
+        plain = getattr(owner, method)
+        self.seconds.setdefault(name, 0.0)
+
+        @functools.wraps(plain)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            start = time.perf_counter()
+            try:
+                return plain(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - start
+                self.seconds[name] += whole - self._inner.pop()
+                self._inner[-1] += whole
+
+        setattr(owner, method, timed)
 
 
 # -- Conditions ------------------------------------------------------------------------------------------------------

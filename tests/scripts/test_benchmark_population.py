@@ -15,10 +15,10 @@ from headway.scripts.benchmark_population import (
     Measurement,
     PopulationOptions,
     Screening,
-    Stopwatch,
     ratios,
     sequential,
 )
+from headway.scripts.timing import Stopwatch
 
 TINY = ("--rounds", 2, "--seconds", 0.001, "--net-arch", 8, "--steps", 3, "--population-size", 2, 3)
 TINY += ("--candidates", 20, "--states", 4, "--generations", 1, "--horizon", 5)
