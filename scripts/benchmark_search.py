@@ -33,6 +33,9 @@ from .timing import Stopwatch, in_json, noted, print_conditions, spread, take_tu
 HEADWAY, PHYSICS, NODES = "headway", "physics alone", "node by node"
 SIDES = (HEADWAY, PHYSICS, NODES)
 
+AHEAD = 4
+"""Steps that the physics alone goes from a start: about as far as trees of these sizes reach."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpeedOptions(TurnOptions):
@@ -123,13 +126,14 @@ def _physics(task: str, roots: int, options: SearchSpeedOptions) -> Turn:
     space: Any = env.single_action_space
     state = batch.state.copy()
 
-    def step() -> int:
-        batch.state[:] = state  # from where searches start, too: contacts cost time
-        controls[:] = rng.uniform(space.low, space.high, controls.shape)
-        batch.step(nstep=skip)
-        return roots
+    def steps() -> int:
+        batch.state[:] = state  # from where searches start, too, and as far as they go: contacts cost time
+        for _ in range(AHEAD):
+            controls[:] = rng.uniform(space.low, space.high, controls.shape)
+            batch.step(nstep=skip)
+        return AHEAD * roots
 
-    return Turn(step)
+    return Turn(steps)
 
 
 # -- node by node ------------------------------------------------------------------------------------------------------

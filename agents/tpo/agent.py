@@ -171,10 +171,9 @@ class TPO(OnPolicyAgent[TPOConfig]):
         decision = planner.plan(Roots(batch.state(rows), obs, words), deterministic=False)
         self.simulated += int(decision.simulated.sum())
         tree, outputs = planner.tree, planner.guide.look(obs)[0]
-        found = {"candidates": tree.actions[tree.base], "outputs": outputs, "before": outputs}
-        found |= {
-            name: part[tree.base].float() for name, part in (("visits", tree.n), ("q", tree.q), ("values", tree.value))
-        }
+        arrays = {"visits": tree.n, "q": tree.q, "values": tree.value}
+        found = {name: torch.from_numpy(part[tree.base]).float().to(self.device) for name, part in arrays.items()}
+        found |= {"candidates": tree.actions[torch.from_numpy(tree.base)], "outputs": outputs, "before": outputs}
         return found | {"actions": decision.actions, "log_probs": torch.zeros_like(found["values"])}
 
     def _searcher(self) -> TreePlanner:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..core.config import Config, Count, Positive
 from ..core.spaces import Obs
 from .guides import Guide
 from .simulator import Simulator
-from .tree import Tree, TreeConfig
+from .tree import Flags, Numbers, Tree, TreeConfig, Whole
 
 _GUMBEL, _CHOICE, _PARTICLES = 2**32, 2**33, 2**34
 """Branches of a root's random stream, beside those of its candidates."""
@@ -106,14 +107,14 @@ class TreePlanner(Planner):
         self.tree = Tree(cfg, roots, guide.most(cfg.candidates), candidate.to(guide.device), guide.gamma)
         self.states = RowStates(env, roots * (self.tree.nodes + 1))
         self.schedule = halving(self.tree.candidates, cfg.simulations) if cfg.root == "gumbel" else None
-        self._foreseen: Tensor | None = None
+        self._foreseen: Whole | None = None
 
     @torch.no_grad()
     def plan(self, roots: Roots, deterministic: bool = True) -> Decision:
         """See :meth:`Planner.plan`; the tree is there to be looked at until the next one."""
         tree = self.tree
         self._plant(roots)
-        had, simulated = tree.n[tree.base].sum(1), torch.zeros_like(tree.base)
+        had, simulated = tree.n[tree.base].sum(1), np.zeros_like(tree.base)
         for done in range(0, self.cfg.simulations, self.cfg.wave):
             turns = [had + done + turn < self.cfg.simulations for turn in range(self.cfg.wave)]
             if not turns[0].any():
@@ -121,7 +122,9 @@ class TreePlanner(Planner):
             simulated += self._simulate(turns, done)
         slots = self._choose(roots.words, deterministic)
         self._foreseen = tree.child[tree.base, slots]
-        return Decision(tree.actions[tree.base, slots], tree.q[tree.base, slots], simulated)
+        actions = tree.actions[_tensor(tree.base), _tensor(slots)]
+        values, steps = tree.q[tree.base, slots], _tensor(simulated)
+        return Decision(actions, _tensor(values).to(actions.device), steps.to(actions.device))
 
     def _plant(self, roots: Roots) -> None:
         """Make the roots' nodes, where the last trees do not have them."""
@@ -129,95 +132,109 @@ class TreePlanner(Planner):
         if self._foreseen is None or not self.reuse:
             tree.begin()
         else:
-            node = self._foreseen.clamp_min(0)
-            same = (self._foreseen >= 0) & ~tree.over[node] & self.states.equal(node, roots.state).to(tree.device)
-            before, after = tree.keep(torch.where(same, node, -1))
-            self.states.write(after, self.states.read(before))
+            node = np.maximum(self._foreseen, 0)
+            same = (self._foreseen >= 0) & ~tree.over[node] & _array(self.states.equal(_tensor(node), roots.state))
+            before, after = tree.keep(np.where(same, node, -1))
+            self.states.write(_tensor(after), self.states.read(_tensor(before)))
         nodes = tree.make_nodes(tree.used == 0)
-        tree.parent[nodes], tree.depth[nodes], tree.words[nodes] = nodes, 0, roots.words
+        tree.parent[nodes], tree.depth[nodes] = nodes, 0
         outputs, values = self.guide.look(roots.obs)
-        self._fill(nodes, outputs, values, torch.zeros_like(nodes, dtype=torch.bool))
-        self.states.write(nodes, roots.state)
+        self._fill(nodes, roots.words, outputs, values, np.zeros_like(nodes, np.bool_))
+        self.states.write(_tensor(nodes), roots.state)
         if self.schedule is not None:
-            shares = uniforms(branches(roots.words, torch.full_like(nodes, _GUMBEL)), tree.candidates)[0]
-            self.gumbel = -(-shares.clamp_min(1e-300).log()).log()
+            shares = uniforms(branches(roots.words, torch.full_like(roots.words, _GUMBEL)), tree.candidates)[0]
+            self.gumbel = _array(-(-shares.clamp_min(1e-300).log()).log())
 
-    def _fill(self, nodes: Tensor, outputs: Tensor, values: Tensor, over: Tensor) -> None:
+    def _fill(self, nodes: Whole, words: Tensor, outputs: Tensor, values: Tensor, over: Flags) -> None:
         tree, cfg = self.tree, self.cfg
-        actions, log_prior = self.guide.candidates(outputs, tree.words[nodes], tree.candidates, cfg.include_mean)
+        actions, log_prior = self.guide.candidates(outputs, words, tree.candidates, cfg.include_mean)
         dense = cfg.prior == "density" or self.guide.discrete
-        prior = log_prior.double().softmax(1) if dense else torch.full_like(log_prior, 1 / tree.candidates)
-        tree.fill(nodes, actions, prior, values, over)
+        prior = _array(log_prior.double().softmax(1)) if dense else 1 / tree.candidates
+        tree.words[nodes] = _array(words)
+        tree.fill(nodes, actions, prior, _array(values), over)
 
-    def _simulate(self, turns: list[Tensor], done: int) -> Tensor:
+    def _simulate(self, turns: list[Flags], done: int) -> Whole:
         """Do one wave.
 
-        :param turns: which roots take part in each of its simulations, (R,) bool each
+        :param turns: which roots take part in each of its simulations, (R,) each
         :param done: simulations before it
         :return: steps of the simulator, (R,)
         """
         tree = self.tree
         descents = [tree.descend(active, self._first(done + turn)) for turn, active in enumerate(turns)]
-        node, slot, known = (torch.stack(parts) for parts in zip(*(descent[:3] for descent in descents), strict=True))
-        new, made = known < 0, known
-        if new.any():
-            # of simulations that came to the same edge the first makes the step, and the node
-            order = torch.arange(len(turns), device=tree.device).unsqueeze(1)
-            edge = torch.where(new, node * tree.candidates + slot, -1 - order)
-            owner = (edge.unsqueeze(0) == edge.unsqueeze(1)).to(torch.uint8).argmax(1)
-            makes = new & (owner == order)
-            numbers = torch.stack([tree.make_nodes(mask) for mask in makes])
-            made = torch.where(new, numbers.gather(0, owner), known)
-            self._expand(numbers.flatten(), node.flatten(), slot.flatten(), makes.flatten())
-            known, new = torch.where(makes, -1, made), makes
+        node, slot, known = (np.stack(parts) for parts in zip(*(descent[:3] for descent in descents), strict=True))
+        makes, made = known < 0, known
+        if makes.any():
+            if len(turns) > 1:  # of simulations that came to the same edge the first makes the step, and the node
+                order = np.arange(len(turns))[:, None]
+                edge = np.where(makes, node * tree.candidates + slot, -1 - order)
+                owner = (edge[None] == edge[:, None]).argmax(1)
+                new, makes = makes, makes & (owner == order)
+            numbers = np.stack([tree.make_nodes(mask) for mask in makes])
+            self._expand(numbers.ravel(), node.ravel(), slot.ravel(), makes.ravel())
+            made = np.where(known < 0, numbers, known)
+            if len(turns) > 1:
+                made = np.where(new, np.take_along_axis(numbers, owner, 0), known)
+                known = np.where(makes, -1, made)
         for descent, before, arrived in zip(descents, known, made, strict=True):
             tree.back_up(descent._replace(known=before), arrived)
-        return new.sum(0)
+        steps: Whole = makes.sum(0)
+        return steps
 
-    def _expand(self, nodes: Tensor, parents: Tensor, slots: Tensor, makes: Tensor) -> None:
+    def _expand(self, nodes: Whole, parents: Whole, slots: Whole, makes: Flags) -> None:
         """Step from nodes by their candidates, and write down what comes where that is wanted, (B,) each."""
-        tree = self.tree
-        self.simulator.load(self.states.read(parents))
-        rewards, outputs, values, terminated, truncated = self.step(tree.actions[parents, slots])
-        words = branches(tree.words[parents], slots)
-        parents = torch.where(makes, parents, nodes)  # nobody's
-        tree.words[nodes] = words
-        tree.link(nodes, parents, slots, rewards)
-        self._fill(nodes, outputs, values, terminated | truncated)
-        self.states.write(nodes, self.simulator.state())
+        tree, above, chosen = self.tree, _tensor(parents), _tensor(slots)
+        self.simulator.load(self.states.read(above))
+        rewards, outputs, values, terminated, truncated = self.step(tree.actions[above, chosen])
+        words = branches(_tensor(tree.words[parents]), chosen).to(outputs.device)
+        tree.link(nodes, np.where(makes, parents, nodes), slots, _array(rewards))  # others hang at nobody's
+        self._fill(nodes, words, outputs, values, _array(terminated | truncated))
+        self.states.write(_tensor(nodes), self.simulator.state())
 
     # -- at the root -------------------------------------------------------------------------------------------------
 
-    def _first(self, simulation: int) -> Tensor | None:
+    def _first(self, simulation: int) -> Whole | None:
         """:return: the candidates of the roots that sequential halving tries next, (R,)"""
         if self.schedule is None:
             return None
         n = self.tree.n[self.tree.base] + self.tree.pending[self.tree.base]
-        return self._halved().masked_fill(n != self.schedule[simulation], -torch.inf).argmax(1)
+        first: Whole = np.where(n == self.schedule[simulation], self._halved(), -np.inf).argmax(1)
+        return first
 
-    def _halved(self) -> Tensor:
+    def _halved(self) -> Numbers:
         """g + log P + (50 + max n) Q / 10, Q scaled to [0, 1] of the root's candidates.
 
         :return: what sequential halving goes by, (R, K)
         """
         tree = self.tree
         n = tree.n[tree.base]
-        q = torch.where(n > 0, tree.q[tree.base], tree.value[tree.base].unsqueeze(1))
-        low, high = q.amin(1, keepdim=True), q.amax(1, keepdim=True)
-        scaled = (q - low) / (high - low).clamp_min(1e-8)
-        return self.gumbel + tree.prior[tree.base].log() + (50.0 + n.amax(1, keepdim=True)) * 0.1 * scaled
+        q = np.where(n > 0, tree.q[tree.base], tree.value[tree.base][:, None])
+        low, high = q.min(1, keepdims=True), q.max(1, keepdims=True)
+        scaled = (q - low) / np.maximum(high - low, 1e-8)
+        scores: Numbers = self.gumbel + np.log(tree.prior[tree.base]) + (50.0 + n.max(1, keepdims=True)) * 0.1 * scaled
+        return scores
 
-    def _choose(self, words: Tensor, deterministic: bool) -> Tensor:
+    def _choose(self, words: Tensor, deterministic: bool) -> Whole:
         """:return: of each root the candidate that is decided on, or one drawn by visits, (R,)"""
         tree = self.tree
         n = tree.n[tree.base]
         if not deterministic:
-            share = uniforms(branches(words, torch.full_like(words, _CHOICE)), 1)[0]
-            sums = n.pow(1 / self.cfg.visit_temperature).cumsum(1)
-            return torch.searchsorted(sums, share * sums[:, -1:], right=True).squeeze(1).clamp(max=tree.candidates - 1)
+            share = _array(uniforms(branches(words, torch.full_like(words, _CHOICE)), 1)[0])
+            sums = (n ** (1 / self.cfg.visit_temperature)).cumsum(1)
+            drawn: Whole = (sums <= share * sums[:, -1:]).sum(1)
+            return np.minimum(drawn, tree.candidates - 1)
         rank = tree.q[tree.base] if self.schedule is None else self._halved()
-        among = n > 0 if self.cfg.decide == "value" else n == n.amax(1, keepdim=True)
-        return torch.where(among, rank, -torch.inf).argmax(1)
+        among = n > 0 if self.cfg.decide == "value" else n == n.max(1, keepdims=True)
+        best: Whole = np.where(among, rank, -np.inf).argmax(1)
+        return best
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(array)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy()
 
 
 def halving(candidates: int, simulations: int) -> list[int]:

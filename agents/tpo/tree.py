@@ -12,10 +12,16 @@ Shapes: R roots, M nodes of each, K candidates, A action, L levels of the deepes
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.config import Config, Count, Positive, Range
+
+Numbers = NDArray[np.float64]
+Whole = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,82 +70,71 @@ class TreeConfig(Config):
 class Descent(NamedTuple):
     """Where each root's descent has ended."""
 
-    node: Tensor
+    node: Whole
     """What is stepped from, (R,)"""
-    slot: Tensor
+    slot: Whole
     """The candidate that is tried there, (R,)"""
-    known: Tensor
+    known: Whole
     """The node that this leads to, if there is one already: an end, or one as deep as is searched. Else -1, (R,)"""
-    path: Tensor
+    path: Whole
     """Edges from the root down, -1 below the end, (L, R)"""
 
 
 class Tree:
-    """The trees of R roots.
+    """The trees of R roots, on the host, whatever guides them: a descent asks at every level whether all are through.
 
     :param cfg: how they are searched
     :param roots: R
     :param candidates: K
-    :param action: a candidate, as an example of shape and type
+    :param action: a candidate, as an example of shape, type and device
     :param gamma: discount per step
     """
 
     def __init__(self, cfg: TreeConfig, roots: int, candidates: int, action: Tensor, gamma: float) -> None:
         self.cfg, self.candidates, self.gamma = cfg, candidates, gamma
         self.nodes = cfg.simulations + 1
-        self.device = action.device
-        whole, each, count = torch.int64, (candidates,), roots * (self.nodes + 1)
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=self.device)
-
-        self.base = torch.arange(roots, device=self.device) * (self.nodes + 1)
+        count = roots * (self.nodes + 1)
+        self.base = np.arange(roots) * (self.nodes + 1)
         """The root nodes, (R,)."""
         self.spare = self.base + self.nodes
-        self.used = zeros(roots, dtype=whole)
+        self.used = np.zeros(roots, np.int64)
         """Nodes of each root that there are, (R,)."""
-        self.parent, self.depth, self.words = (zeros(count, dtype=whole) for _ in range(3))
-        self.visits, self.value, self.raw = (zeros(count) for _ in range(3))
+        self.parent, self.depth, self.words = (np.zeros(count, np.int64) for _ in range(3))
+        self.visits, self.value, self.raw = (np.zeros(count) for _ in range(3))
         """Of nodes: visits; the mean of V and all that came back, or the best Q; V itself, 0 where all has ended."""
-        self.over = zeros(count, dtype=torch.bool)
-        self.actions = torch.zeros(count, *each, *action.shape, dtype=action.dtype, device=self.device)
-        self.prior, self.n, self.q, self.reward, self.pending = (zeros(count, *each) for _ in range(5))
-        self.child = zeros(count, *each, dtype=whole)
-        self.low, self.high = zeros(roots), zeros(roots)
+        self.over = np.zeros(count, np.bool_)
+        self.actions = torch.zeros(count, candidates, *action.shape, dtype=action.dtype, device=action.device)
+        self.prior, self.n, self.q, self.reward, self.pending = (np.zeros((count, candidates)) for _ in range(5))
+        self.child = np.zeros((count, candidates), np.int64)
+        self.low, self.high = np.zeros(roots), np.zeros(roots)
         """Between which the Qs of each root's edges have been, (R,)."""
-        self.slots = torch.arange(candidates, device=self.device)
         self.begin()
 
     def begin(self) -> None:
         """Forget all nodes."""
-        self.used.zero_()
-        self.low.fill_(torch.inf)
-        self.high.fill_(-torch.inf)
-        for part in (self.n, self.pending):
-            part.zero_()
-        self.child.fill_(-1)
+        self.used[:], self.low[:], self.high[:] = 0, np.inf, -np.inf
+        self.n[:], self.pending[:], self.child[:] = 0.0, 0.0, -1
 
-    def make_nodes(self, where: Tensor) -> Tensor:
-        """:return: the number of a new node of each root where one is wanted (R,) bool, elsewhere of nobody's"""
-        nodes = torch.where(where, self.base + self.used, self.spare)
+    def make_nodes(self, where: Flags) -> Whole:
+        """:return: the number of a new node of each root where one is wanted (R,), elsewhere of nobody's"""
+        nodes: Whole = np.where(where, self.base + self.used, self.spare)
         self.used += where
         return nodes
 
-    def fill(self, nodes: Tensor, actions: Tensor, prior: Tensor, values: Tensor, over: Tensor) -> None:
+    def fill(self, nodes: Whole, actions: Tensor, prior: Numbers | float, values: Numbers, over: Flags) -> None:
         """Write what nodes are.
 
         :param nodes: (B,)
         :param actions: their candidates, (B, K, ·)
-        :param prior: P, (B, K)
+        :param prior: P, (B, K), or that of all
         :param values: V, 0 where the episode has terminated, (B,)
-        :param over: where nothing is searched for, (B,) bool
+        :param over: where nothing is searched for, (B,)
         """
-        self.actions[nodes], self.prior[nodes] = actions, prior.double()
-        values = values.double()
-        self.raw[nodes], self.value[nodes], self.over[nodes] = values, values, over
-        self.visits[nodes] = 1.0
+        self.actions[torch.from_numpy(nodes)] = actions
+        self.prior[nodes], self.over[nodes], self.visits[nodes] = prior, over, 1.0
+        self.raw[nodes] = self.value[nodes] = values
 
-    def link(self, nodes: Tensor, parents: Tensor, slots: Tensor, rewards: Tensor) -> None:
+    def link(self, nodes: Whole, parents: Whole, slots: Whole, rewards: Numbers) -> None:
         """Hang new nodes below those that they were reached from.
 
         :param nodes: (B,)
@@ -148,128 +143,139 @@ class Tree:
         :param rewards: on the way, in the value's unit, (B,)
         """
         self.parent[nodes], self.depth[nodes] = parents, self.depth[parents] + 1
-        edges = parents * self.candidates + slots
-        self.child.view(-1)[edges], self.reward.view(-1)[edges] = nodes, rewards.double()
+        self.child[parents, slots], self.reward[parents, slots] = nodes, rewards
 
     # -- down --------------------------------------------------------------------------------------------------------
 
-    def descend(self, active: Tensor, first: Tensor | None = None) -> Descent:
+    def descend(self, active: Flags, first: Whole | None = None) -> Descent:
         """Follow the candidates that look best from each root to one that has not been tried.
 
-        :param active: of which roots, (R,) bool; the others' descents are at nobody's node
+        :param active: of which roots, (R,); the others' descents are at nobody's node
         :param first: the candidates of the roots to follow, (R,); None: those that look best there too
         :return: where that ends; its edges are pending until :meth:`back_up`
         """
+        span = self.high - self.low
+        seen = span > 0
+        scale = np.divide(1.0, span, out=np.zeros_like(span), where=seen)[:, None]
+        low = np.where(seen, self.low, 0.0)[:, None]
         node = end = self.base
-        slot, known = torch.zeros_like(node), torch.where(active, -1, self.spare)
-        path: list[Tensor] = []
+        slot, known = np.zeros_like(node), np.where(active, -1, self.spare)
+        path: list[Whole] = []
+        children = self.child.ravel()
         while True:
-            choice = self._scores(node).argmax(1) if first is None or path else first
+            choice = self._scores(node, low, scale).argmax(1) if first is None or path else first
             edge = node * self.candidates + choice
-            path.append(torch.where(active, edge, -1))
-            end, slot = torch.where(active, node, end), torch.where(active, choice, slot)
-            child = self.child.view(-1)[edge]
+            path.append(np.where(active, edge, -1))
+            end, slot = np.where(active, node, end), np.where(active, choice, slot)
+            child = children[edge]
             stops = (child < 0) | self.over[child]
             if self.cfg.max_depth is not None:
                 stops |= self.depth[child] >= self.cfg.max_depth
-            known = torch.where(active, child, known)  # that of an inner node is overwritten one level below
+            known = np.where(active, child, known)  # that of an inner node is overwritten one level below
             active = active & ~stops
             if not active.any():
                 break
-            node = torch.where(active, child, node)
-        edges = torch.stack(path)
+            node = np.where(active, child, node)
+        edges = np.stack(path)
         self._pend(edges, 1.0)
         return Descent(end, slot, known, edges)
 
-    def _scores(self, node: Tensor) -> Tensor:
+    def _scores(self, node: Whole, low: Numbers, scale: Numbers) -> Numbers:
         """Q + c P_k sqrt(max(1, sum_j n_j)) / (1 + n_k), Q scaled to [0, 1] of all that the root's tree has seen.
 
         Q of an edge that was not tried is its node's value, as far as that is among what was seen. A pending simulation
         counts as one that brought nothing.
 
+        :param node: (R,)
+        :param low: the least that was seen, (R, 1)
+        :param scale: what makes 1 of the greatest, 0 where all was alike, (R, 1)
         :return: (R, K)
         """
-        n = self.n[node]
-        q = torch.where(n > 0, self.q[node], self.value[node].unsqueeze(1))
-        span = self.high - self.low
-        seen = span > 0
-        scale, low = torch.where(seen, 1 / span, 0.0), torch.where(seen, self.low, 0.0)
-        q = ((q - low.unsqueeze(1)) * scale.unsqueeze(1)).clamp(0.0, 1.0)
+        n = self.n.take(node, 0)
+        q = np.where(n > 0, self.q.take(node, 0), self.value.take(node)[:, None])
+        q -= low
+        q *= scale
+        np.minimum(np.maximum(q, 0.0, out=q), 1.0, out=q)
         if self.cfg.wave > 1:
-            counted = n + self.pending[node]
-            q, n = q * torch.where(counted > 0, n / counted, 1.0), counted
-        total = n.sum(1, keepdim=True)
-        scores = q + self.cfg.exploration * total.clamp_min(1.0).sqrt() * self.prior[node] / (1.0 + n)
+            counted = n + self.pending.take(node, 0)
+            q *= np.divide(n, counted, out=np.ones_like(n), where=counted > 0)
+            n = counted
+        total = n.sum(1, keepdims=True)
+        n += 1.0
+        bonus = self.prior.take(node, 0)
+        bonus *= self.cfg.exploration * np.sqrt(np.maximum(total, 1.0))
+        bonus /= n
+        q += bonus
         if self.cfg.widening is not None:
             factor, power = self.cfg.widening
-            allowed = (factor * (1.0 + total) ** power).ceil().clamp_min(2.0)
-            scores = scores.masked_fill(self.slots >= allowed, -torch.inf)
-        return scores
+            allowed = np.maximum(np.ceil(factor * (1.0 + total) ** power), 2.0)
+            q[np.arange(self.candidates) >= allowed] = -np.inf
+        return q
 
-    def _pend(self, path: Tensor, amount: float) -> None:
+    def _pend(self, path: Whole, amount: float) -> None:
         if self.cfg.wave > 1:
-            edges = torch.where(path >= 0, path, self.spare * self.candidates).flatten()
-            self.pending.view(-1).index_add_(0, edges, torch.full_like(edges, amount, dtype=torch.float64))
+            np.add.at(self.pending.ravel(), np.where(path >= 0, path, self.spare * self.candidates), amount)
 
     # -- up ----------------------------------------------------------------------------------------------------------
 
-    def back_up(self, descent: Descent, arrived: Tensor) -> None:
+    def back_up(self, descent: Descent, arrived: Whole) -> None:
         """G <- r + gamma G, n <- n + 1, Q <- Q + (G - Q) / n on the way from where each descent arrived to its root.
 
         :param descent: which way
         :param arrived: nodes, (R,)
         """
-        self.visits[arrived] += (descent.known >= 0).double()  # a new one has its first
+        self.visits[arrived] += descent.known >= 0  # a new one has its first
         back = self.raw[arrived]
-        n, q, reward = (part.view(-1) for part in (self.n, self.q, self.reward))
-        for edges in descent.path.flip(0):
+        n, q, reward = self.n.ravel(), self.q.ravel(), self.reward.ravel()  # views: what is written is written there
+        nobody = self.spare * self.candidates
+        for edges in descent.path[::-1]:
             on = edges >= 0
-            edge = torch.where(on, edges, self.spare * self.candidates)
+            edge = np.where(on, edges, nobody)
             node = edge // self.candidates
-            back = torch.where(on, reward[edge] + self.gamma * back, back)
-            n[edge] += 1.0
-            self.visits[node] += 1.0
+            back = np.where(on, reward[edge] + self.gamma * back, back)
+            count = n[edge] + 1.0
+            visits = self.visits[node] + 1.0
+            n[edge], self.visits[node] = count, visits
             if self.cfg.backup == "max":
                 q[edge] = back
-                best = torch.where(self.n[node] > 0, self.q[node], -torch.inf).amax(1)
-                self.value[node], back = best, torch.where(on, best, back)
+                best = np.where(self.n[node] > 0, self.q[node], -np.inf).max(1)
+                self.value[node], back = best, np.where(on, best, back)
             else:
-                q[edge] += (back - q[edge]) / n[edge]
-                self.value[node] += (back - self.value[node]) / self.visits[node]
-        on, met = descent.path >= 0, q[descent.path.clamp_min(0)]
-        self.low = torch.minimum(self.low, torch.where(on, met, torch.inf).amin(0))
-        self.high = torch.maximum(self.high, torch.where(on, met, -torch.inf).amax(0))
+                before, value = q[edge], self.value[node]
+                q[edge], self.value[node] = before + (back - before) / count, value + (back - value) / visits
+            met = q[edge]
+            self.low = np.where(on, np.minimum(self.low, met), self.low)
+            self.high = np.where(on, np.maximum(self.high, met), self.high)
         self._pend(descent.path, -1.0)
 
     # -- another root ------------------------------------------------------------------------------------------------
 
-    def keep(self, below: Tensor) -> tuple[Tensor, Tensor]:
+    def keep(self, below: Whole) -> tuple[Whole, Whole]:
         """Make nodes the roots, and forget all but what hangs below them.
 
         :param below: a node of each root's, (R,); where it is negative all is forgotten
         :return: the nodes that are left, as they were numbered and as they are, (·,) each
         """
         roots, width = len(self.base), self.nodes + 1
-        parents = (self.parent.view(roots, width) - self.base.unsqueeze(1)).clamp_min(0)
-        numbers = torch.arange(width, device=self.device)
-        kept = (self.base.unsqueeze(1) + numbers == below.unsqueeze(1)) & (numbers < self.used.unsqueeze(1))
+        parents, rows = np.maximum(self.parent.reshape(roots, width) - self.base[:, None], 0), np.arange(roots)
+        numbers = np.arange(width)
+        kept = (self.base[:, None] + numbers == below[:, None]) & (numbers < self.used[:, None])
         for node in range(1, self.nodes):  # whose number is above its parent's
-            hangs = kept.gather(1, parents[:, node : node + 1]).squeeze(1) & (node < self.used)
-            kept[:, node] |= hangs
-        row, old = kept.nonzero(as_tuple=True)
-        before, after = self.base[row] + old, self.base[row] + (kept.long().cumsum(1) - 1)[row, old]
-        moved = torch.full_like(self.parent, -1)
+            kept[:, node] |= kept[rows, parents[:, node]] & (node < self.used)
+        row, old = kept.nonzero()
+        before, after = self.base[row] + old, self.base[row] + (kept.cumsum(1) - 1)[row, old]
+        moved = np.full_like(self.parent, -1)
         moved[before] = after
-        self.child = torch.where(self.child >= 0, moved[self.child], -1)
-        self.parent = moved[self.parent].clamp_min(0)
-        self.depth = self.depth - self.depth[below.clamp_min(0)].repeat_interleave(width)
-        nodes = (self.parent, self.depth, self.words, self.visits, self.value, self.raw, self.over, self.actions)
+        self.child = np.where(self.child >= 0, moved[self.child], -1)
+        self.parent = np.maximum(moved[self.parent], 0)
+        self.depth = self.depth - np.repeat(self.depth[np.maximum(below, 0)], width)
+        nodes = (self.parent, self.depth, self.words, self.visits, self.value, self.raw, self.over)
         for part in (*nodes, self.prior, self.child, self.n, self.q, self.reward):
             part[after] = part[before]
+        self.actions[torch.from_numpy(after)] = self.actions[torch.from_numpy(before)]
         self.used = kept.sum(1)
-        gone = (numbers >= self.used.unsqueeze(1)).flatten()
+        gone = (numbers >= self.used[:, None]).ravel()
         self.n[gone], self.child[gone] = 0.0, -1
-        tried, q = (self.n > 0).view(roots, -1), self.q.view(roots, -1)
-        self.low = torch.where(tried, q, torch.inf).amin(1)
-        self.high = torch.where(tried, q, -torch.inf).amax(1)
+        tried, q = (self.n > 0).reshape(roots, -1), self.q.reshape(roots, -1)
+        self.low, self.high = np.where(tried, q, np.inf).min(1), np.where(tried, q, -np.inf).max(1)
         return before, after
