@@ -52,6 +52,10 @@ class EvaluateOptions(Flags):
     mppi:32,4 or smc:32,4 (simulator steps, steps ahead), with further settings by name (tree:32,8,exploration=0.5);
     several are compared, with the policy alone before them. Of agents that have a policy and a value."""
 
+    explain: Annotated[int, Range(0)] | None = None
+    """Draw to --plot how this step of the first episode was decided by a --search tree:…: the tree with its visits and
+    values, the candidates, and pictures along the best line."""
+
     plot: Path | None = None
     """Draw the comparison of --delays or of --search to this file."""
 
@@ -102,15 +106,17 @@ class EvaluateOptions(Flags):
             raise ValueError("--search goes without --delays, --video and --reference; --delay names one law of delays")
         for search in self.search:
             Search.of(search)
+        if self.explain is not None and (len(self.search) != 1 or self.plot is None):
+            raise ValueError("--explain goes with one --search tree:… and with --plot FILE, which it draws to")
         if self.video is not None and self.video.suffix not in (".mp4", ".gif"):
             raise ValueError(f"--video must end in .mp4 or .gif, got {self.video.name}")
 
 
-def evaluate(options: EvaluateOptions) -> Summary:
+def evaluate(options: EvaluateOptions) -> Summary | None:
     """Run ``headway evaluate``.
 
     :param options: its arguments
-    :return: what was printed
+    :return: what was printed of the returns, if there were any
     """
     options.check()
     policy = read_policy(policy_file(options.path), options.agent, options.device)
@@ -180,9 +186,15 @@ def _evaluate_delays(options: EvaluateOptions, policy: Policy, world: World, sai
     return summaries[-1]
 
 
-def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World, said: str) -> Summary:
+def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World, said: str) -> Summary | None:
     """Evaluate one policy with several ways of looking ahead; :return: the summary with the last."""
     print(said)
+    if options.explain is not None:
+        assert options.plot is not None
+        from .explain import explain  # whose figures take a second to import
+
+        explain(policy, world, options.search[0], options.explain, options.plot, options.seed)
+        return None
     found = evaluate_searches(
         policy,
         world,

@@ -11,10 +11,13 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import stable_baselines3
+import torch
 from conftest import Command
 from headway import agents
 from headway.agents import DQN, PPO, SAC
+from headway.agents.tpo import Tree, TreeConfig
 from headway.scripts.episodes import evaluate_agent, evaluation_env, following_camera
+from headway.scripts.explain import best_line
 from headway.scripts.statistics import interquartile_mean, summarise
 from headway.scripts.worlds import World
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -356,6 +359,8 @@ def test_searches_are_compared_with_the_policy_alone(headway: Command, judge: Pa
         (["--search", "tree:0,4"], "TreeConfig.simulations must lie in [1, inf), got 0"),
         (["--search", "tree:4", "--video", "a.mp4"], "--search goes without --delays, --video and --reference"),
         (["--plot", "a.png"], "--plot draws the comparison of --delays or of --search, and there are none"),
+        (["--explain", "3"], "--explain goes with one --search tree:… and with --plot FILE, which it draws to"),
+        (["--explain", "3", "--search", "tree:4"], "--explain goes with one --search tree:… and with --plot FILE"),
     ],
 )
 def test_searches_that_are_not_begun(headway: Command, judge: Path, flags: list[str], message: str) -> None:
@@ -369,3 +374,27 @@ def test_who_has_no_value_cannot_search(headway: Command, tmp_path: Path) -> Non
     code, _, err = headway("evaluate", tmp_path / "q.zip", "--search", "tree:4")
     assert code == 1
     assert "DQN has no policy that candidates could be drawn from: a search needs both" in err
+
+
+def test_a_decision_is_drawn(headway: Command, judge: Path) -> None:
+    code, out, err = headway("evaluate", judge, "--search", "tree:12,3", "--explain", 4, "--plot", "figures/one.png")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "decision: figures/one.png"
+    picture = imageio.v3.imread("figures/one.png")
+    assert picture.shape[0] > 900  # with the strip of frames
+    for flags, message in (
+        (("--search", "tree:12,3", "--explain", 7), "--explain 7: the episode of seed 10000 ended after 7 steps"),
+        (("--search", "smc:12,3", "--explain", 2), "--explain shows how a tree decided, and smc:12,3 grows none"),
+    ):
+        code, _, err = headway("evaluate", judge, *flags, "--plot", "other.png")
+        assert code == 1
+        assert message in err
+
+
+def test_the_best_line_goes_where_most_visits_went() -> None:
+    tree = Tree(TreeConfig(simulations=4), 1, 2, torch.zeros(1), 0.9)
+    tree.begin()
+    tree.used[:] = 4
+    for child, parent, slot, n, q in ((1, 0, 0, 1, 9.0), (2, 0, 1, 3, 1.0), (3, 2, 0, 1, 5.0), (4, 2, 1, 1, 6.0)):
+        tree.child[parent, slot], tree.n[parent, slot], tree.q[parent, slot] = child, n, q
+    assert best_line(tree) == [0, 2, 4]
