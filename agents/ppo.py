@@ -8,88 +8,21 @@ configuration, so that a study can switch it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .core.compile import captured, compiled
-from .core.config import Count, Positive, Range
 from .core.nets import ActorValue, Adam, Categorical, Gaussian
-from .core.on_policy import OnPolicyAgent, OnPolicyConfig
+from .core.on_policy import Minibatch, OnPolicyAgent, ProximalConfig
 from .core.spaces import Obs, count_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(OnPolicyConfig):
+class PPOConfig(ProximalConfig):
     """Hyper-parameters of PPO. Names and defaults are Stable-Baselines3's."""
-
-    live = OnPolicyConfig.live | {
-        "clip_range",
-        "clip_range_schedule",
-        "clip_range_vf",
-        "normalize_advantage",
-        "ent_coef",
-        "vf_coef",
-        "target_kl",
-    }
-
-    net_arch: tuple[Count, ...] = (64, 64)
-    """Hidden layer widths of actor and value."""
-
-    activation: Literal["relu", "tanh", "elu"] = "tanh"
-    """Non-linearity between layers."""
-
-    clip_range: Positive = 0.2
-    """Bound on how far the probability ratio counts: to [1 - c, 1 + c]."""
-
-    clip_range_schedule: Literal["constant", "linear"] = "constant"
-    """Keep the clip range, or let it fall linearly to zero over total_timesteps."""
-
-    clip_range_vf: Positive | None = None
-    """Bound on how far a value counts that moves away from the old one, in the reward's unit; none does not clip."""
-
-    normalize_advantage: bool = True
-    """Shift and scale the advantages of every minibatch to mean 0 and standard deviation 1."""
-
-    ent_coef: Annotated[float, Range(0)] = 0.0
-    """Weight of the entropy bonus."""
-
-    vf_coef: Annotated[float, Range(0)] = 0.5
-    """Weight of the value loss."""
-
-    max_grad_norm: Positive | None = 0.5
-    """Clip the gradient of actor and value together to this Euclidean norm; none does not clip."""
-
-    target_kl: Positive | None = None
-    """Leave out the rest of a round's updates once the policy has moved 1.5 times as far, in nats; none does not."""
-
-    ortho_init: bool = True
-    """Begin with orthogonal weights: gain sqrt(2), at the actor's end 0.01, at the value's 1; else as torch does."""
-
-    log_std_init: float = 0.0
-    """Logarithm of the standard deviation that actions of a Box begin with, in their own unit."""
-
-    adam_eps: Positive = 1e-5
-    """Adam's epsilon (torch's default is 1e-8)."""
-
-
-class Minibatch(NamedTuple):
-    """Rows of a round."""
-
-    obs: Any
-    """(B, *O)"""
-    actions: Tensor
-    """(B, A), or (B,) int64"""
-    log_probs: Tensor
-    """log pi_old(a|s), (B,)"""
-    values: Tensor
-    """V_old(s), (B,)"""
-    advantages: Tensor
-    """A, (B,)"""
-    returns: Tensor
-    """R = A + V_old(s), (B,)"""
 
 
 class Losses(NamedTuple):
@@ -151,7 +84,7 @@ class _ClippedLosses(torch.autograd.Function):
         return policy_grad * (policy / -rows), value_grad * (value * (2 / rows)), None, None, None, None
 
 
-def ppo_losses(nets: ActorValue, batch: Minibatch, clip_range: float | Tensor, cfg: PPOConfig) -> Losses:
+def ppo_losses(nets: ActorValue, batch: Minibatch, clip_range: float | Tensor, cfg: ProximalConfig) -> Losses:
     """L = -E[min(rho A, clip(rho, 1 - c, 1 + c) A)] + c_v E[(V(s) - R)^2] - c_e E[H(pi(.|s))], eq. 7 and 9.
 
     rho = pi(a|s) / pi_old(a|s) and R = A + V_old(s). The distance from the old policy is watched by

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...envs.schema import array, flag, group, real, whole
 from .agent import ActorCriticAgent
-from .config import AgentConfig, Count, Fraction, Range
+from .config import AgentConfig, Count, Fraction, Positive, Range
 from .data import RolloutStore, Step, StepCollector, generalised_advantages
 from .loop import Part
 from .spaces import Fields, FieldSpec, map_obs
@@ -39,6 +39,77 @@ class OnPolicyConfig(AgentConfig):
     reward_scaling: Literal["off", "returns"] = "off"
     """returns: divide rewards by the running standard deviation of discounted returns, and clip them to [-10, 10], as
     VecNormalize does (arXiv 2005.12729 finds it to matter more than the clipped loss)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProximalConfig(OnPolicyConfig):
+    """What agents have that take PPO's steps (arXiv 1707.06347). Names and defaults are Stable-Baselines3's."""
+
+    live = OnPolicyConfig.live | {
+        "clip_range",
+        "clip_range_schedule",
+        "clip_range_vf",
+        "normalize_advantage",
+        "ent_coef",
+        "vf_coef",
+        "target_kl",
+    }
+
+    net_arch: tuple[Count, ...] = (64, 64)
+    """Hidden layer widths of actor and value."""
+
+    activation: Literal["relu", "tanh", "elu"] = "tanh"
+    """Non-linearity between layers."""
+
+    clip_range: Positive = 0.2
+    """Bound on how far the probability ratio counts: to [1 - c, 1 + c]."""
+
+    clip_range_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the clip range, or let it fall linearly to zero over total_timesteps."""
+
+    clip_range_vf: Positive | None = None
+    """Bound on how far a value counts that moves away from the old one, in the reward's unit; none does not clip."""
+
+    normalize_advantage: bool = True
+    """Shift and scale the advantages of every minibatch to mean 0 and standard deviation 1."""
+
+    ent_coef: Annotated[float, Range(0)] = 0.0
+    """Weight of the entropy bonus."""
+
+    vf_coef: Annotated[float, Range(0)] = 0.5
+    """Weight of the value loss."""
+
+    max_grad_norm: Positive | None = 0.5
+    """Clip the gradient of actor and value together to this Euclidean norm; none does not clip."""
+
+    target_kl: Positive | None = None
+    """Leave out the rest of a round's updates once the policy has moved 1.5 times as far, in nats; none does not."""
+
+    ortho_init: bool = True
+    """Begin with orthogonal weights: gain sqrt(2), at the actor's end 0.01, at the value's 1; else as torch does."""
+
+    log_std_init: float = 0.0
+    """Logarithm of the standard deviation that actions of a Box begin with, in their own unit."""
+
+    adam_eps: Positive = 1e-5
+    """Adam's epsilon (torch's default is 1e-8)."""
+
+
+class Minibatch(NamedTuple):
+    """Rows of a round."""
+
+    obs: Any
+    """(B, *O)"""
+    actions: Tensor
+    """(B, A), or (B,) int64"""
+    log_probs: Tensor
+    """log pi_old(a|s), (B,)"""
+    values: Tensor
+    """V_old(s), (B,)"""
+    advantages: Tensor
+    """A, (B,)"""
+    returns: Tensor
+    """R = A + V_old(s), (B,)"""
 
 
 C = TypeVar("C", bound=OnPolicyConfig)

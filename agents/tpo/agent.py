@@ -25,10 +25,11 @@ from ..core.config import describe
 from ..core.data import RolloutStore
 from ..core.loop import Part
 from ..core.nets import ActorValue, Adam, Categorical, Gaussian
-from ..core.on_policy import FLAG, SCALAR, OnPolicyAgent
+from ..core.on_policy import FLAG, SCALAR, Minibatch, OnPolicyAgent
+from ..core.registry import AGENTS
 from ..core.seeds import spawn_seed
 from ..core.spaces import Fields, FieldSpec, Obs, count_rows, map_obs
-from ..ppo import PPO, Minibatch, ppo_losses
+from ..ppo import ppo_losses
 from .config import TPOConfig
 from .distil import Record, distil_losses
 from .gate import SearchDoesNotHelpError, judge
@@ -94,7 +95,7 @@ class TPO(OnPolicyAgent[TPOConfig]):
 
     def _begin_from(self, nets: ActorValue, source: Any) -> float:
         """Take over a bootstrap; :return: what 1 of its values is in rewards"""
-        model = PPO.load(source, device=self.device) if isinstance(source, (str, Path)) else source
+        model = AGENTS["PPO"].load(source, device=self.device) if isinstance(source, (str, Path)) else source
         adopt(nets, model)
         unit, training = guide_of(model).reward_unit, self.get_vec_normalize_env()
         scales = self.config.reward_scaling != "off" or (training is not None and training.norm_reward)

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..core.config import Count, Fraction, Positive, Range
-from ..ppo import PPOConfig
+from ..core.on_policy import ProximalConfig
 from .moments import Correction
 from .tree import TreeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TPOConfig(TreeConfig, PPOConfig):
+class TPOConfig(TreeConfig, ProximalConfig):
     """Hyper-parameters of TPO: those of PPO, of the trees, and of what is learned from them.
 
     Of the paper's only its abstract could be read: defaults of PPO are PPO's, all others are ours.
@@ -19,7 +19,7 @@ class TPOConfig(TreeConfig, PPOConfig):
     unused = frozenset(
         {"decide", "include_mean", "root"}
     )  # what is learned from draws by visits, of unbiased candidates
-    live = PPOConfig.live | {
+    live = ProximalConfig.live | {
         "policy_loss",
         "std_coef",
         "value_mix",
