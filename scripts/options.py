@@ -20,6 +20,7 @@ from ..agents.core.data.dataset_files import env_of
 from ..agents.core.plain_yaml import read_yaml
 from ..agents.core.sb3_names import as_fields
 from ..agents.presets import preset, preset_for
+from ..agents.tpo import Search
 from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
@@ -87,7 +88,7 @@ class TrainOptions(Flags):
     """What is observed behind delays: dict (with the actions on their way and the ages of what is seen), the same as
     one flat vector, or bare (the observation alone)."""
 
-    bootstrap: Path | None = None
+    start_from: Path | None = None
     """Begin with this trained policy and value, of an agent that takes one (TPO: of PPO): a policy file, or a run
     folder."""
 
@@ -146,6 +147,10 @@ class TrainOptions(Flags):
     eval_every: Annotated[int, Range(0, unit="environment steps")] = 5_000
     """Distance between evaluations; the best policy is kept as best.zip. 0 evaluates only before and after."""
 
+    eval_search: str | None = None
+    """Look ahead in evaluations, which training knows nothing of: tree:32,8 and the like, see headway evaluate
+    --search."""
+
     eval_episodes: Annotated[int, Range(1)] = 5
     """Episodes per evaluation (before and after training: twice as many)."""
 
@@ -169,6 +174,8 @@ class TrainOptions(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_search is not None:
+            Search.of(self.eval_search)
         if self.delay is not None:
             parse_pair(self.delay)
         elif self.delay_form != "dict":
@@ -334,8 +341,8 @@ def _check_source(run: Run) -> None:
             raise ValueError(f"{flag_of(name)} is about the environment to learn in, and this run learns from data")
     if options.seeds is not None and options.seed != describe(TrainOptions)["seed"].default:
         raise ValueError(f"--seed {options.seed} beside --seeds {options.seeds}: name all seeds in --seeds")
-    if options.bootstrap is not None and "bootstrap" not in getattr(run.agent_class, "arguments", ()):
-        raise ValueError(f"{run.name} begins with nothing: it takes no --bootstrap")
+    if options.start_from is not None and "start_from" not in getattr(run.agent_class, "arguments", ()):
+        raise ValueError(f"{run.name} begins with nothing: it takes no --start-from")
 
 
 def _check_workers(run: Run) -> None:

@@ -126,7 +126,7 @@ def _trial(
 ) -> Trial:
     folder = out / folder_name(environment.label) / folder_name(arm.label) / f"s{seed}"
     command = [*suite.command(environment, arm), "--seed", str(seed), "--run-dir", str(folder)]
-    steps = suite.steps(environment)
+    steps = suite.steps(environment, arm)
     return Trial(environment.label, arm.label, seed, steps, folder, tuple(command), {**settings, "seed": seed})
 
 

@@ -36,6 +36,7 @@ from ..agents.core.files.contents import versions
 from ..agents.core.files.replacing import replacing
 from ..agents.core.logging import CSVFile, run_logger
 from ..agents.core.seeds import spawn_seed
+from ..agents.tpo import Search
 from ..wrappers import BatchedVecEnv, Snapshot, WholeEpisodes, verify_snapshot
 from ..wrappers.spaces_only import SpacesOnlyVecEnv
 from ..wrappers.specs import OURS
@@ -248,7 +249,8 @@ class Evaluator:
 
     def __init__(self, run: Run, folder: Path, keep_until: int) -> None:
         options = run.options
-        self.seed = spawn_seed(options.seed, "evaluation")
+        self.seed, self._unchecked = spawn_seed(options.seed, "evaluation"), True
+        self.search = None if options.eval_search is None else Search.of(options.eval_search)
         self.env = evaluation_env(options.world, min(options.eval_episodes, 8), threads=options.threads)
         self.file = CSVFile(folder / "evaluations.csv", key="step", keep_until=keep_until)
 
@@ -265,7 +267,11 @@ class Evaluator:
         :param episodes: how many
         :return: their summary, also written to the file
         """
-        returns, lengths = evaluate_agent(agent, self.env, episodes, self.seed)
+        actor: Any = agent
+        if self.search is not None:  # anew: statistics and units may have changed
+            actor = self.search.around(agent, self.env, seed=self.seed, check=self._unchecked)
+            self._unchecked = False
+        returns, lengths = evaluate_agent(actor, self.env, episodes, self.seed)
         summary = summarise(returns, lengths)
         row = {name: getattr(summary, name) for name in ("mean", "std", "iqm", "low", "high", "length", "episodes")}
         self.file.append({"step": agent.num_timesteps, **row})
@@ -525,8 +531,8 @@ def _make_agent(run: Run, folder: Path, env: VecEnv, data: Dataset | None = None
         agent = run.agent_class.resume(folder / "checkpoints", env, device=options.device, **given)
     else:
         policy = policy_for(env.observation_space)
-        if options.bootstrap is not None:
-            given["bootstrap"] = policy_file(options.bootstrap)
+        if options.start_from is not None:
+            given["start_from"] = policy_file(options.start_from)
         agent = run.agent_class(policy, env, config=run.config, seed=options.seed, device=options.device, **given)
     return agent, resumed
 

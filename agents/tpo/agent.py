@@ -63,7 +63,7 @@ class TPO(OnPolicyAgent[TPOConfig]):
 
     Parameters as :class:`~headway.agents.core.agent.ActorCriticAgent`, hyper-parameters as :class:`TPOConfig`.
 
-    :param bootstrap: a trained PPO, Headway's or Stable-Baselines3's, to begin with, or the file of one of Headway's
+    :param start_from: a trained PPO, Headway's or Stable-Baselines3's, to begin with, or the file of one of Headway's
     """
 
     config_class = TPOConfig
@@ -71,8 +71,8 @@ class TPO(OnPolicyAgent[TPOConfig]):
     only_initial = ("log_std_init", "ortho_init")
     config: TPOConfig
     action_kinds = ("Box", "Discrete")
-    arguments = ("bootstrap",)
-    bootstrap: Any
+    arguments = ("start_from",)
+    start_from: Any
 
     def _build(self) -> None:
         cfg, choices = self.config, self.actions.choices
@@ -86,8 +86,8 @@ class TPO(OnPolicyAgent[TPOConfig]):
         self.searching, self.simulated, self.rounds, self._lines = False, 0, 0, 0
         self.starts_search_at = cfg.bootstrap_steps
         self._unit: float | None = None
-        if self.bootstrap is not None:
-            self.starts_search_at, self._unit = 0, self._begin_from(nets, self.bootstrap)
+        if self.start_from is not None:
+            self.starts_search_at, self._unit = 0, self._begin_from(nets, self.start_from)
         self.nets = self.track("policy", nets, optimiser=Adam(eps=cfg.adam_eps), joint_norm=True)
         self.register("search", Part(self._search_state, self._load_search_state))
         self._ppo_losses = compiled(ppo_losses, cfg.compile, self.device)

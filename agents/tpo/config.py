@@ -33,7 +33,7 @@ class TPOConfig(TreeConfig, ProximalConfig):
     """Length of a round, of every environment. With 16 of them a round has 2,048 steps, PPO's own number."""
 
     bootstrap_steps: Annotated[int, Range(0, unit="environment steps")] = 300_000
-    """Steps of PPO before the first search; none where a policy is given as ``bootstrap``. The round in which they are
+    """Steps of PPO before the first search; none where a policy is given as ``start_from``. The round in which they are
     reached is finished."""
 
     gate: Literal["stop", "warn", "off"] = "stop"

@@ -72,6 +72,9 @@ class Arm:
     flags: Mapping[str, Any] = _NO_FLAGS
     """Flags of headway train: hyper-parameters, and whatever this arm wants of its environment."""
 
+    total_timesteps: Count | None = None
+    """Length of its runs in every environment, where it is not that of the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -159,19 +162,20 @@ class Suite:
             content["seeds"] = list(seeds)
         if total_timesteps is not None:
             content["total_timesteps"] = total_timesteps
-            for environment in content["environments"]:
-                environment.pop("total_timesteps", None)
+            for part in (*content["environments"], *content["arms"]):
+                part.pop("total_timesteps", None)
         return self.from_dict(content, self.name)
 
-    def steps(self, environment: Environment) -> int:
-        """:return: length of a run in an environment."""
-        return environment.total_timesteps or self.total_timesteps
+    def steps(self, environment: Environment, arm: Arm | None = None) -> int:
+        """:return: length of an arm's run in an environment; of the arms that do not say, without one"""
+        own = None if arm is None else arm.total_timesteps
+        return own or environment.total_timesteps or self.total_timesteps
 
     def command(self, environment: Environment, arm: Arm) -> list[str]:
         """:return: what follows ``headway`` to train an arm in an environment, without seed and folder."""
         options = {
             "env": environment.id,
-            "total_timesteps": self.steps(environment),
+            "total_timesteps": self.steps(environment, arm),
             "eval_every": self.eval_every,
             "eval_episodes": self.eval_episodes,
         }

@@ -153,7 +153,7 @@ def test_statistics_are_frozen_by_the_first_search() -> None:
 def test_the_gate_stops_where_search_does_not_help(caplog: pytest.LogCaptureFixture) -> None:
     good = PPO("MlpPolicy", vec(4), **SMALL | {"gamma": 0.5, "learning_rate": 3e-3, "log_std_init": -1.0}).learn(4000)
     hopeless = {"simulations": 2, "candidates": 1, "gate_episodes": 6}
-    agent = tpo(bootstrap=good, gate="stop", **hopeless)
+    agent = tpo(start_from=good, gate="stop", **hopeless)
     match = (
         r"with search, -0\.\d+? ± [\d.]+ without \(6 episodes each, ± standard errors\): there is nothing to learn from"
     )
@@ -162,7 +162,7 @@ def test_the_gate_stops_where_search_does_not_help(caplog: pytest.LogCaptureFixt
     assert agent.num_timesteps == 0
     assert not agent.searching
     with caplog.at_level(logging.INFO, "headway"):
-        tpo(bootstrap=good, gate="warn", **hopeless).learn(32)
+        tpo(start_from=good, gate="warn", **hopeless).learn(32)
         assert "there is little to learn from it" in caplog.text
         caplog.clear()
         agent = tpo(bootstrap_steps=0, gate="stop", simulations=32, candidates=8, gamma=0.5, log_std_init=-1.0)
@@ -189,7 +189,7 @@ def test_a_trained_policy_is_taken_over(std: Any, moves: str, tmp_path: Path) ->
     ours.save(tmp_path / "ours.zip")
     for given in (ours, tmp_path / "ours.zip", str(tmp_path / "ours.zip"), theirs):
         source = guide_of(ours if isinstance(given, (str, Path)) else given)
-        agent = tpo(env, bootstrap=given, std=std)
+        agent = tpo(env, start_from=given, std=std)
         with torch.no_grad():
             for found, expected in zip(guide_of(agent).look(obs), source.look(obs), strict=True):
                 torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -200,16 +200,16 @@ def test_a_trained_policy_is_taken_over(std: Any, moves: str, tmp_path: Path) ->
 
 def test_bootstraps_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"layers of another size \(\(4, 1\) for \(8, 1\)\): take its net_arch"):
-        tpo(bootstrap=PPO("MlpPolicy", vec(2), **SMALL | {"net_arch": (4,)}))
+        tpo(start_from=PPO("MlpPolicy", vec(2), **SMALL | {"net_arch": (4,)}))
     with pytest.raises(ValueError, match="the bootstrap has 3 layers, for 2: take its net_arch"):
-        tpo(bootstrap=PPO("MlpPolicy", vec(2), **SMALL | {"net_arch": (8, 8)}))
+        tpo(start_from=PPO("MlpPolicy", vec(2), **SMALL | {"net_arch": (8, 8)}))
     for other in (SAC("MlpPolicy", vec(2), net_arch=(8,)), sb3.SAC("MlpPolicy", vec(2))):
         with pytest.raises(TypeError, match="SAC cannot be a bootstrap: PPO can, and Stable-Baselines3's PPO and A2C"):
-            tpo(bootstrap=other)
+            tpo(start_from=other)
     scaled = PPO("MlpPolicy", vec(2), **SMALL, reward_scaling="returns").learn(64)
     with pytest.raises(ValueError, match=r"1 of the bootstrap's values is [\d.]+ of reward, and rewards are not"):
-        tpo(bootstrap=scaled)
-    agent = tpo(bootstrap=scaled, reward_scaling="returns")
+        tpo(start_from=scaled)
+    agent = tpo(start_from=scaled, reward_scaling="returns")
     assert agent.reward_unit == pytest.approx(scaled.reward_unit)
     agent.learn(32)
     assert agent.reward_unit == pytest.approx(scaled.reward_unit)

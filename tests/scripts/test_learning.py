@@ -788,3 +788,14 @@ def test_published_commands_hold_no_paths_of_the_machine(tmp_path: Path, monkeyp
     given = ["x", "plot", str(tmp_path / "runs" / "a"), "--out=/elsewhere/b c", "--json", "/elsewhere/d.json", "-1"]
     monkeypatch.setattr("sys.argv", given)
     assert command_line() == "headway plot runs/a '--out=b c' --json d.json -1"
+
+
+def test_an_arm_may_be_longer_than_the_others(tmp_path: Path) -> None:
+    arms = [{"label": "short", "agent": "sac"}, {"label": "long", "agent": "sac", "total_timesteps": 200}]
+    suite = suite_of(arms=arms)
+    commands = {arm.label: suite.command(suite.environments[0], arm) for arm in suite.arms}
+    lengths = {label: command[command.index("--total-timesteps") + 1] for label, command in commands.items()}
+    assert lengths == {"short": "60", "long": "200"}
+    assert {trial.arm: trial.steps for trial in list_trials(suite, tmp_path)} == {"short": 60, "long": 200}
+    assert Suite.from_dict(suite.to_dict(), "again") == suite
+    assert {trial.steps for trial in list_trials(suite.changed(total_timesteps=90), tmp_path)} == {90}
