@@ -442,6 +442,7 @@ def train(run: Run) -> int:
     options, signals = run.options, Signals()
     check_device(options.device)
     logging.basicConfig(format="headway: %(message)s", level=logging.WARNING)
+    logging.getLogger("headway").setLevel(logging.INFO)
     with signals.installed(), contextlib.ExitStack() as stack:
         try:
             folder = run_folder(run)

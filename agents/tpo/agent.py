@@ -214,6 +214,7 @@ class TPO(OnPolicyAgent[TPOConfig]):
         cfg, count = self.config, self.config.gate_episodes
         env: Any = searched(self.env).like(count)  # type: ignore[arg-type, attr-defined]
         planner = self._planner_in(env, count)
+        log.info("gate: playing %s episodes without search and with it", count)
         found = judge(planner, env, spawn_seed(self.seed or 0, "gate"), lambda step: self._words(count, -step * count))
         env.close()
         self.simulated += found.simulated
