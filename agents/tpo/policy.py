@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from ..core.nets import ActorValue, Gaussian
-from ..core.nets.distributions import gaussian_log_prob
+from ..core.nets.distributions import HALF_LOG_2PI, gaussian_log_prob
 
 
 class StateGaussian(Gaussian):
@@ -47,8 +47,7 @@ class StateGaussian(Gaussian):
     def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Gaussian.evaluate`."""
         mean, log_std = self.moments(outputs)
-        entropy = (log_std + 0.5 + 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(-1)
-        return gaussian_log_prob(mean, log_std, actions), entropy
+        return gaussian_log_prob(mean, log_std, actions), (log_std + 0.5 + HALF_LOG_2PI).sum(-1)
 
     def mode(self, outputs: Tensor) -> Tensor:
         """:return: the mean, (B, A)"""

@@ -319,3 +319,25 @@ def test_states_are_read_where_they_were_written() -> None:
     env.load_state(states.read(torch.tensor([5, 2])), torch.tensor([0, 1]))
     assert env.state(rows)["game"].tolist()[:2] == [before["game"][2], before["game"][1]]
     assert env.state(rows)["place"].tolist() == [0, 0, 2]
+
+
+class InCommon(Branching):
+    """Games that share a number."""
+
+    def _in_common(self) -> dict[str, Tensor]:
+        return {"shared": torch.tensor([0.5, 2.0])}
+
+    def like(self, num_envs: int) -> "InCommon":
+        return InCommon(num_envs, self.horizon, self.ways)
+
+
+def test_what_rows_have_in_common_stays_as_it_is() -> None:
+    env = InCommon(2, 4, 2)  # as many rows as numbers in common
+    env.reset(seed=0)
+    rows, states = torch.arange(2), RowStates(env, 5)
+    states.write(rows + 2, env.state(rows))
+    read = states.read(torch.tensor([3]))
+    assert read["shared"].tolist() == [0.5, 2.0]
+    assert read["game"].tolist() == env.state(rows)["game"].tolist()[1:]
+    assert states.equal(rows + 2, env.state(rows)).all()
+    env.load_state(states.read(torch.tensor([3, 2])), rows)
