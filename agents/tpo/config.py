@@ -63,11 +63,11 @@ class TPOConfig(TreeConfig, ProximalConfig):
     kl_coef: Annotated[float, Range(0)] = 0.0
     """Weight of the divergence from the policy of the round before, in nats."""
 
-    kl_stop: Positive | None = 0.03
+    kl_stop: Positive | None = 0.1
     """Leave out the rest of a round's updates once the policy has moved so far, in nats; none does not."""
 
-    bound_coef: Annotated[float, Range(0)] = 10.0
-    """Weight of means beyond the actions' bounds (AWR's code has 10)."""
+    bound_coef: Annotated[float, Range(0)] = 0.1
+    """Weight of means beyond the actions' bounds. AWR's code has 10, which here was all that a round's updates did."""
 
     a0c_temperature: Positive = 0.1
     """tau of a0c (alphazero-gym's)."""

@@ -306,6 +306,29 @@ def test_losses_against_loops(loss: Any, discrete: bool) -> None:
     assert float(found.loss.detach()) == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize(("coefficient", "least", "most"), [(0.0, 2.5, 3.5), (0.1, -1.5, 2.1)])
+def test_means_beyond_the_bounds_come_back(coefficient: float, least: float, most: float) -> None:
+    """Out there all candidates act alike, so that the search finds none better than another."""
+    nets, batch = record(discrete=False)
+    with torch.no_grad():
+        nets.mlp.biases[-1][0, ..., :2] = 3.0
+        nets.mlp.weights[-1][0] = 0.0
+    optimiser, generator = torch.optim.Adam(nets.parameters(), 0.01), torch.Generator().manual_seed(0)
+    cfg, bounds = TPOConfig(bound_coef=coefficient, vf_coef=0.0), (torch.full((2,), -1.0), torch.full((2,), 1.0))
+    for step in range(1500):
+        if step % 10 == 0:
+            with torch.no_grad():
+                mean, log_std = nets.policy.moments(nets(batch.obs)[0])  # type: ignore[operator, union-attr]
+            old = torch.cat((mean, log_std.exp()), 1)
+            candidates = mean.unsqueeze(1) + log_std.exp().unsqueeze(1) * torch.randn(5, 3, 2, generator=generator)
+        alike = batch._replace(candidates=candidates, outputs=old, before=old, visits=torch.ones(5, 3))
+        optimiser.zero_grad()
+        distil_losses(nets, alike, bounds, cfg).loss.backward()
+        optimiser.step()
+    mean = nets.policy.moments(nets(batch.obs)[0])[0].detach()  # type: ignore[operator, union-attr]
+    assert least < float(mean.mean()) < most
+
+
 def test_one_candidate_by_its_advantage_is_ppo() -> None:
     from headway.agents.ppo import Minibatch, PPOConfig, ppo_losses
 
