@@ -442,8 +442,10 @@ def train(run: Run) -> int:
     options, signals = run.options, Signals()
     check_device(options.device)
     logging.basicConfig(format="headway: %(message)s", level=logging.WARNING)
-    logging.getLogger("headway").setLevel(logging.INFO)
+    logger = logging.getLogger("headway")
     with signals.installed(), contextlib.ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.INFO)
         try:
             folder = run_folder(run)
             if options.resume is not None:

@@ -25,7 +25,6 @@ class TPOConfig(TreeConfig, ProximalConfig):
         "value_mix",
         "kl_coef",
         "kl_stop",
-        "bound_coef",
         "a0c_temperature",
     }
 

@@ -212,6 +212,9 @@ def other_value(config: Any, field: str) -> Any:
         "max_grad_norm": 1e-3,
         "actor_bc_coef": 0.7,
         "critic_bc_coef": 0.7,
+        "policy_loss": "nll",
+        "kl_coef": 0.7,
+        "kl_stop": 1e-9,
     }
     value = getattr(config, field)
     if field in special:
@@ -241,6 +244,19 @@ COUNTS_WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("MBPO", "real_ratio"): {"real_ratio": 0.5},
     ("MBPO", "spread_weight"): {"variant": "sombrl"},
     ("PGPS", "policy_delay"): {"update_order": "delayed"},
+    ("TPO", "a0c_temperature"): {"policy_loss": "a0c"},
+    ("TPO", "kl_stop"): {"kl_stop": None},
+    **{
+        ("TPO", field): {"bootstrap_steps": 1_000}
+        for field in (
+            "batch_size",
+            "clip_range",
+            "clip_range_schedule",
+            "clip_range_vf",
+            "normalize_advantage",
+            "target_kl",
+        )
+    },
 }
 """What a live field counts with only."""
 
@@ -264,7 +280,7 @@ def test_setting_a_live_field_counts(name: str, field: str) -> None:
     setattr(changed, field, value)
     assert getattr(changed, field) == getattr(changed.config, field) == value
     for agent in (changed, same):
-        agent.learn(40 if name == "PPO" else 24, reset_num_timesteps=False)
+        agent.learn(40 if name in ("PPO", "TPO") else 24, reset_num_timesteps=False)
     with pytest.raises(AssertionError):
         equal(changed, same)
 
@@ -277,6 +293,8 @@ def test_setting_any_other_field_is_refused(name: str) -> None:
     other |= {"reward_scaling": "returns", "max_steps": 1, "weight": "linear", "normaliser": "batch", "keep_best": 0.5}
     other |= {"variant": "ops", "model_target": "absolute", "bootstrap": "kept", "rollout_schedule": (0, 3, 1, 3)}
     other |= {"model_net_arch": (3,), "acts": "elite", "rules": "released", "learner": "sac", "update_order": "delayed"}
+    other |= {"std": "shared", "gate": "warn", "correction": "raw", "prior": "density", "backup": "max"}
+    other |= {"max_depth": 2, "widening": (1.0, 0.5)}
     other |= {
         "n_parents": 2,
         "actor_learning_rate": 0.1,

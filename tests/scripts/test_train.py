@@ -318,7 +318,7 @@ def test_every_option_has_its_effect(headway: Command, monkeypatch: pytest.Monke
 def test_every_flag_is_in_a_test() -> None:
     # Those that have tests of their own, and the others.
     elsewhere = "verify_resume resume run_dir progress vec env_device preset config compile precision delay delay_form"
-    elsewhere += " max_episode_steps trust_env dataset seeds workers ray_address"
+    elsewhere += " max_episode_steps trust_env dataset seeds workers ray_address start_from eval_search"
     options = "env total_timesteps seed n_envs device threads eval_every eval_episodes checkpoint_every"
     options += " keep_checkpoints log_every video"
     for agent in ("sac", "ppo", "dqn"):  # DQN's others are those of every off-policy agent
@@ -798,7 +798,7 @@ def test_a_batched_environment_is_one_batch(headway: Command, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr("headway.scripts.worlds.make_batched", count)
-        for module in ("train", "evaluate"):
+        for module in ("train", "episodes"):
             patch.delattr(f"headway.scripts.{module}.DummyVecEnv")
         code, out, err = headway("train", "sac", *TINY, *SIXTEEN, "--run-dir", "run", "--progress")
     assert code == 0
