@@ -73,7 +73,9 @@ def evaluate_searches(
     """
     env = policy.in_(evaluation_env(world, min(n_envs, episodes)))
     names = [ALONE, *searches]
-    actors: list[Any] = [policy.agent, *(Search.of(text).around(policy.agent, env, seed=seed) for text in searches)]
+    actors: list[Any] = [policy.agent]
+    for number, text in enumerate(searches):  # that copies are exact is found out once
+        actors.append(Search.of(text).around(policy.agent, env, seed=seed, check=number == 0))
     spec, width = spec_of(env), max(map(len, names))
     rounds = -(-episodes // env.num_envs)
     limit = world.max_episode_steps or (None if spec is None else spec.max_episode_steps)

@@ -4,7 +4,8 @@ from .agent import TPO
 from .config import TPOConfig
 from .gate import SearchDoesNotHelpError
 from .guides import Guide, guide_of
-from .planners import MPPIConfig, Planner, ShootingConfig, SMCConfig, TreePlanner
+from .lines import MPPIConfig, ShootingConfig, SMCConfig
+from .planners import Planner, TreePlanner
 from .search_policy import Search, SearchPolicy
 from .tree import Tree, TreeConfig
 

@@ -66,7 +66,7 @@ class TPOConfig(TreeConfig, ProximalConfig):
     """Leave out the rest of a round's updates once the policy has moved so far, in nats; none does not."""
 
     bound_coef: Annotated[float, Range(0)] = 0.1
-    """Weight of means beyond the actions' bounds. AWR's code has 10, which here was all that a round's updates did."""
+    """Weight of means beyond the actions' bounds. Ours, from a trial (docs/tpo.md): AWR's code has 10."""
 
     a0c_temperature: Positive = 0.1
     """tau of a0c (alphazero-gym's)."""

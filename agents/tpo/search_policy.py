@@ -12,20 +12,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from ...envs.splitmix import branches, stream_of
 from ...wrappers.batching import AnyEnv
+from ..core.environment import read_alike
 from ..core.spaces import Obs
 from .guides import guide_of
-from .planners import (
-    LinePlanner,
-    MPPIConfig,
-    MPPIPlanner,
-    Planner,
-    Roots,
-    ShootingConfig,
-    ShootingPlanner,
-    SMCConfig,
-    SMCPlanner,
-    TreePlanner,
-)
+from .lines import LinePlanner, MPPIConfig, MPPIPlanner, ShootingConfig, ShootingPlanner, SMCConfig, SMCPlanner
+from .planners import Planner, Roots, TreePlanner
 from .simulator import check_exact, searched
 from .tree import TreeConfig
 
@@ -39,7 +30,6 @@ CONFIGS: Mapping[str, type[Any]] = MappingProxyType(
 _LINES: Mapping[str, type[LinePlanner]] = MappingProxyType(
     {"shooting": ShootingPlanner, "mppi": MPPIPlanner, "smc": SMCPlanner}
 )
-
 
 _SHORT: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"tree": ("simulations", "candidates"), **dict.fromkeys(_LINES, ("simulations", "horizon"))}
@@ -87,6 +77,8 @@ class Search:
                         f"{' and '.join(_SHORT[name])} go without"
                     )
                 key, value = _SHORT[name][place], word
+            if key in settings:
+                raise ValueError(f"search {text!r}: {key} is given twice")
             settings[key] = _plain(value)
         CONFIGS[name].from_dict(settings)
         return cls(name, settings, reuse)  # type: ignore[arg-type]
@@ -150,7 +142,7 @@ class SearchPolicy:
         self.batch, self.seed = searched(env), seed
         for kind in ("observation_space", "action_space"):
             here, there = getattr(self.batch, f"single_{kind}"), getattr(model, kind)
-            if here.shape != there.shape or type(here) is not type(there):
+            if not read_alike(here, there):
                 raise ValueError(f"the environment's {kind.replace('_', ' ')} is {here}, the policy's {there}")
         if check:
             check_exact(self.batch)

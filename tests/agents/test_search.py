@@ -216,6 +216,18 @@ def test_worlds_that_cannot_be_copied_are_refused() -> None:
         SearchPolicy(ppo(vec(2)), vec(2)).predict(np.zeros((3, 1), np.float32))
     with pytest.raises(ValueError, match=r"the environment's observation space is .*, the policy's Box"):
         SearchPolicy(ppo(), make_batched(CHEETAH, 1))
+    fewer = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    with pytest.raises(ValueError, match=r"the environment's observation space is .*, the policy's Box"):
+        SearchPolicy(ppo(vec(moves="discrete")), fewer)
+    box, choices = vec(), vec(moves="discrete")
+    with pytest.raises(ValueError, match=r"the environment's action space is Discrete\(5\), the policy's Box"):
+        SearchPolicy(ppo(box), choices)
+    choices.envs[0].unwrapped.action_space = gym.spaces.Discrete(4)  # type: ignore[misc]
+    choices.action_space = gym.spaces.Discrete(4)
+    with pytest.raises(
+        ValueError, match=r"the environment's action space is Discrete\(4\), the policy's Discrete\(5\)"
+    ):
+        SearchPolicy(ppo(vec(moves="discrete")), choices)
 
 
 def test_one_environment_is_searched_without_its_axis() -> None:
@@ -274,7 +286,6 @@ def test_observations_are_seen_as_in_training(cls: Any) -> None:
     shown = torch.as_tensor(env.normalize_obs(raw.numpy()), dtype=torch.float32)
     torch.testing.assert_close(guide.encode(raw).float(), guide.read(shown))  # type: ignore[union-attr]
     assert guide.reward_unit == pytest.approx(math.sqrt(env.ret_rms.var + env.epsilon))
-    assert searched(env) is not None
     SearchPolicy(model, env, simulations=4, candidates=2).predict(env.reset())
 
 
@@ -326,6 +337,7 @@ def test_searches_are_read() -> None:
             ValueError,
             "'5' needs a name, as in exploration=0.5; only simulations and candidates go without",
         ),
+        ("tree:3,simulations=4", ValueError, "simulations is given twice"),
         ("tree:3,explore=1", TypeError, "TreeConfig has no field 'explore': .*exploration"),
         ("tree:three", TypeError, "TreeConfig.simulations must be int, got 'three'"),
         ("shooting:3,4", ValueError, "3 simulations make no line of 4 steps: take more of them, or a shorter horizon"),
