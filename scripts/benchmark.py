@@ -40,7 +40,7 @@ from .learning import LearnOptions, learn
 from .machine import origin
 from .options import Flags, check_device, run_flags
 from .runs import check_outputs, write_json
-from .timing import in_json, spread
+from .timing import finish, in_json, spread
 from .worlds import World
 
 
@@ -210,8 +210,7 @@ class _Side:
         try:
             start = time.perf_counter()
             work()
-            if self.model.device.type == "cuda":
-                torch.cuda.synchronize()
+            finish(self.model.device)
             return count / (time.perf_counter() - start)
         finally:
             torch.set_float32_matmul_precision(before)

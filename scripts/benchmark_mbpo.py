@@ -35,7 +35,7 @@ from ..agents.mbpo.imagination import by_any_elite, by_own_member
 from .benchmark_offline import perceptron
 from .options import TurnOptions, check_device
 from .runs import check_outputs
-from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
+from .timing import Absent, finish, in_json, noted, print_conditions, spread, take_turns, write_json
 
 Part = Literal["model", "update", "imagine", "learn"]
 
@@ -141,8 +141,7 @@ class Turn:
         begun = time.process_time()
         for _ in range(count):
             self.work()
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        finish(self.device)
         return time.process_time() - begun
 
 
@@ -192,7 +191,7 @@ def fitting(agent: MBPO) -> Turn:
     """:return: a pass over the rows as in ``learn``, the look at held-out rows included, in a call that does not end"""
     inputs, targets = real_rows(agent)
     settings = replace(agent.config.fitting, patience=10**9)
-    fit = Fit(agent.dynamics.module, agent.dynamics, settings, agent.generators["update"])
+    fit = Fit(agent.dynamics.module, agent.dynamics, settings, agent.generators["update"], agent._record)
     fit.begin(inputs, targets)
     return Turn(lambda: fit.advance(inputs, targets), str(agent.device), batches(len(inputs), settings.batch_size))
 

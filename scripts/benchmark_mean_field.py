@@ -20,6 +20,7 @@ from .options import TurnOptions
 from .runs import check_outputs
 from .timing import (
     Absent,
+    finish,
     in_json,
     need_cuda,
     noted,
@@ -169,8 +170,7 @@ def our_solver(game: MFGame, algorithm: str, at_once: int) -> Turn:
             part = min(count, at_once)
             solve(game, algorithm, part, evaluate_every=part)
             count -= part
-        if game.device.type == "cuda":
-            torch.cuda.synchronize()
+        finish(game.device)
 
     return Turn(run)
 
@@ -186,8 +186,7 @@ def our_members(side: str, name: str, num_envs: int) -> Turn:
     def run(count: int) -> None:
         for _ in range(count):
             env.step(next(actions))
-        if device == "cuda":
-            torch.cuda.synchronize()
+        finish(device)
 
     return Turn(run)
 

@@ -25,7 +25,7 @@ from ..agents import HDCR, IQL, Dataset
 from ..agents.core.config import Range
 from .options import TurnOptions, check_device
 from .runs import check_outputs
-from .timing import Absent, in_json, noted, print_conditions, spread, take_turns, write_json
+from .timing import Absent, finish, in_json, noted, print_conditions, spread, take_turns, write_json
 
 Step = Literal["iql", "hdcr value", "hdcr actor"]
 
@@ -112,8 +112,7 @@ class Turn:
         """Take so many steps."""
         for _ in range(count):
             self.update()
-        if self.device != "cpu":
-            torch.cuda.synchronize()
+        finish(self.device)
 
 
 def some_data(rows: int) -> Dataset:

@@ -11,6 +11,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
@@ -27,9 +28,9 @@ from ..agents.pgps import PGPS, CEMSearch, Population, evaluate, flatten
 from ..agents.pgps.agent import scores, screened
 from ..envs import make_batched
 from ..wrappers import as_batched
-from .options import TurnOptions
+from .options import TurnOptions, check_device
 from .runs import check_outputs
-from .timing import Absent, Stopwatch, in_json, noted, print_conditions, spread, take_turns, write_json
+from .timing import Absent, Stopwatch, finish, in_json, noted, print_conditions, spread, take_turns, write_json
 
 Part = Literal["evaluation", "screening", "generation"]
 
@@ -76,11 +77,15 @@ class PopulationOptions(TurnOptions):
     horizon: Annotated[int, Range(1, unit="steps")] = 400
     """Length of their episodes."""
 
+    device: str = "cpu"
+    """cpu; or cuda, for our members, their physics (MuJoCo Warp) and all critics. A loop's environment has the CPU."""
+
     threads: Annotated[int, Range(0)] = 1
     """Threads of torch; physics of ours has one per core. 0 leaves torch's own choice."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_device(self.device)
         if not self.parts or len({*self.parts}) < len(self.parts):
             raise ValueError(f"--parts: name some of {', '.join(get_args(Part))}, each once")
         if not self.population_size:
@@ -123,12 +128,14 @@ class Turn:
 
     work: Callable[[], Any]
     outcome: Callable[[], Tensor] | None = None
+    device: str = "cpu"
 
     def run(self, count: int) -> float:
         """:return: seconds of processors that doing it so many times took, those of all threads together"""
         start = time.process_time()
         for _ in range(count):
             self.work()
+        finish(self.device)
         return time.process_time() - start
 
 
@@ -193,13 +200,14 @@ class Evaluation:
 
     def ours(self) -> Turn:
         """:return: all members in one batch"""
-        env = make_batched(OURS, self.members)
+        env = make_batched(OURS, self.members, device=self.options.device)
         codec = ObservationCodec(env.single_observation_space)
-        actions = actions_of(env.single_action_space, torch.device("cpu"), True)
+        actions = actions_of(env.single_action_space, env.device, True)
+        single, weights = deepcopy(self.single).to(env.device), self.weights.to(env.device)
 
         def play(steps: int) -> Tensor:
-            population = Population(self.single, self.weights)
-            return evaluate(population, env, codec, actions, horizon=steps, seed=0)[0]
+            population = Population(single, weights)
+            return evaluate(population, env, codec, actions, horizon=steps, seed=0)[0].cpu()
 
         return self._turn(play)
 
@@ -251,15 +259,16 @@ class Evaluation:
 
     def physics(self) -> Turn:
         """:return: our batch alone, under actions that are there beforehand"""
-        env = make_batched(OURS, self.members)
+        env = make_batched(OURS, self.members, device=self.options.device)
         drawn = torch.rand(self.options.steps, self.members, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        drawn = drawn.to(env.device)
 
         def play() -> None:
             env.reset(seed=0)
             for actions in drawn:
                 env.step(actions)
 
-        return Turn(play)
+        return Turn(play, device=self.options.device)
 
     def _turn(self, play: Callable[[int], Tensor]) -> Turn:
         return Turn(partial(play, self.options.steps), partial(play, min(CHECKED, self.options.steps)))
@@ -276,10 +285,12 @@ class Screening:
 
     def __init__(self, options: PopulationOptions) -> None:
         self.count, self.best = options.candidates, min(4, options.candidates - 1)
-        self.actor: Actor = some_actor(17, 6, options.net_arch)
-        self.critics = Critics(self.actor.features, 6, options.net_arch, activation="elu")
-        self.obs = torch.randn(options.states, 17, generator=torch.Generator().manual_seed(0))
-        self.search = CEMSearch(flatten(self.actor), 10, torch.Generator().manual_seed(0), variance=SPREAD**2)
+        self.device = options.device
+        self.actor: Actor = some_actor(17, 6, options.net_arch).to(self.device)
+        self.critics = Critics(self.actor.features, 6, options.net_arch, activation="elu").to(self.device)
+        self.obs = torch.randn(options.states, 17, generator=torch.Generator().manual_seed(0)).to(self.device)
+        stream = torch.Generator(self.device).manual_seed(0)
+        self.search = CEMSearch(flatten(self.actor), 10, stream, variance=SPREAD**2)
         self.plain_actor = sequential(self.actor.mlp, squash=True)
         self.plain_critic = sequential(self.critics.mlp, squash=False)
         self.middle = nn.utils.parameters_to_vector(self.plain_actor.parameters()).detach()
@@ -298,7 +309,7 @@ class Screening:
             best=self.best,
             shared=shared,
         )
-        return Turn(choose, self._few)
+        return Turn(choose, self._few, self.device)
 
     @torch.no_grad()
     def _few(self) -> Tensor:
@@ -312,31 +323,32 @@ class Screening:
         """
         found = []
         for vector in candidates:
-            nn.utils.vector_to_parameters(torch.as_tensor(vector, dtype=torch.float32), self.plain_actor.parameters())
+            vector = torch.as_tensor(vector, dtype=torch.float32, device=self.device)
+            nn.utils.vector_to_parameters(vector, self.plain_actor.parameters())
             values = self.plain_critic(torch.cat((self.obs, self.plain_actor(self.obs)), 1))
             found.append(float(values.mean()))
-        return torch.tensor(found)
+        return torch.tensor(found, device=self.device)
 
     def loop(self) -> Turn:
         """:return: all drawn first, by torch in float32"""
 
         def choose() -> Tensor:
-            drawn = torch.randn(self.count, len(self.middle)).mul_(SPREAD).add_(self.middle)
+            drawn = torch.randn(self.count, len(self.middle), device=self.device).mul_(SPREAD).add_(self.middle)
             return drawn[self.judge(drawn).topk(self.best).indices]
 
-        return Turn(choose, lambda: self.judge([self.middle + SPREAD * k for k in range(3)]))
+        return Turn(choose, lambda: self.judge([self.middle + SPREAD * k for k in range(3)]), self.device)
 
     def loop_in_float64(self) -> Turn:
         """:return: all drawn first, by NumPy in float64, as in the released program"""
-        middle, stream = self.middle.double().numpy(), np.random.RandomState(0)
+        middle, stream = self.middle.double().cpu().numpy(), np.random.RandomState(0)
 
         def choose() -> Any:
             drawn = stream.randn(self.count, len(middle))
             drawn *= SPREAD
             drawn += middle
-            return drawn[self.judge(drawn).topk(self.best).indices.numpy()]
+            return drawn[self.judge(drawn).topk(self.best).indices.cpu().numpy()]
 
-        return Turn(choose, lambda: self.judge([middle + SPREAD * k for k in range(3)]))
+        return Turn(choose, lambda: self.judge([middle + SPREAD * k for k in range(3)]), self.device)
 
 
 # -- A generation ----------------------------------------------------------------------------------------------------
@@ -348,11 +360,12 @@ def time_generations(options: PopulationOptions) -> dict[str, Any]:
     :param options: how many generations, of which length
     :return: "generations", "steps", "updates" of the critics and of the actor together, and "seconds" by part
     """
-    env = make_batched(OURS, 10)
+    env = make_batched(OURS, 10, device=options.device)
     agent = PGPS(
         "MlpPolicy",
         as_batched(env),
         seed=0,
+        device=options.device,
         net_arch=options.net_arch,
         learning_starts=1000,
         surrogate_start=0,

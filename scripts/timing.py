@@ -63,6 +63,12 @@ def need_cuda() -> None:
         raise Absent("torch finds no CUDA device")
 
 
+def finish(device: torch.device | str) -> None:
+    """Wait for what was asked of a GPU; a CPU is never behind."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
 # -- Turns -----------------------------------------------------------------------------------------------------------
 
 

@@ -116,9 +116,9 @@ class Case:
             return {"env": SpacesOnlyVecEnv(env.observation_space, env.action_space)}
         return {"dataset": played(env.envs[0] if isinstance(env, DummyVecEnv) else env, 4)}
 
-    def resume(self, folder: Path, env: Any = None) -> Agent:
+    def resume(self, folder: Path, env: Any = None, device: str = "cpu") -> Agent:
         """Go on from a checkpoint, in the environment or with the data that were recorded in it."""
-        return self.agent.resume(folder, **self.source(env))
+        return self.agent.resume(folder, device=device, **self.source(env))
 
     def steps(self, asked: int, rows: int = 1) -> int:
         """How many steps ``learn(asked)`` makes: the round in which they are reached is finished."""
@@ -142,6 +142,7 @@ class Endless(Point):
         return obs, reward, False, truncated, info
 
 
+DEVICES = ("cuda", "cpu")
 TINY = {"net_arch": [16, 16], "batch_size": 16, "buffer_size": 200, "learning_starts": 12}
 QUICK = {"total_timesteps": 500, "net_arch": [32, 32], "learning_starts": 100, "batch_size": 64, "gamma": 0.5}
 QUICK |= {"learning_rate": 3e-3}
@@ -613,7 +614,7 @@ def holds_when_resumed(
         agent.save_checkpoint(folder)
         torch.rand(7), np.random.rand(3)  # noqa: NPY002 (disturb what a fresh process would have elsewhere)
         agent.get_env().close()  # type: ignore[union-attr]
-        agent = case.resume(folder, env())
+        agent = case.resume(folder, env(), hyper.get("device", "cpu"))
         agent.set_logger(Logger(None, [broken_rows]))
         following = stops[index + 1 : index + 2]
         callback = Stop(following[0]) if following else None
@@ -629,6 +630,19 @@ def holds_when_resumed(
 def test_resumed_equals_uninterrupted(case: Case, tmp_path: Path) -> None:
     """Stops before the first update, right after it, at the end of an episode (14), of a round (32), inside both."""
     holds_when_resumed(case, case.vec, [3, 13, 14, 32, 62], tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@every_agent_that("exact_resume")
+def test_resumed_on_a_gpu(case: Case, tmp_path: Path) -> None:
+    """To the same bits, with the policy's file acting as the agent does on another device."""
+    agent = holds_when_resumed(case, case.vec, [14, 32], tmp_path / "run", device="cuda")
+    assert agent.device.type == "cuda"
+    agent.save(tmp_path / "policy")
+    obs = case.vec(3).reset()
+    there, here = (case.agent.load(tmp_path / "policy", device=d).predict(obs, deterministic=True)[0] for d in DEVICES)
+    assert np.allclose(there, here, atol=1e-4)
 
 
 @an_agent_that("exact_resume", "replay")

@@ -9,6 +9,7 @@ Shapes: ``K`` models, ``A`` agents (of each model, ``P``), ``N`` environments, `
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -100,7 +101,8 @@ class MBPO(EntropyAgent[MBPOConfig]):
         self._soft_target = compiled(soft_target, cfg.compile, self.device)
         self._critic_loss = compiled(critic_loss, cfg.compile, self.device)
         self._actor_loss = compiled(actor_loss, cfg.compile, self.device)
-        self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
+        self._record = partial(captured, mode=cfg.compile, modules=self.modules, generator=self.generators["update"])
+        self._step = self._record(self._take_step)
 
     def _fresh_agents(self) -> tuple[SquashedGaussianActor, Critics]:
         """:return: untrained networks of all agents"""
@@ -112,7 +114,8 @@ class MBPO(EntropyAgent[MBPOConfig]):
     def _setup_model(self) -> None:
         super()._setup_model()
         cfg, device = self.config, self.device
-        self.fit = Fit(self.dynamics.module, self.dynamics, cfg.fitting, self.generators["update"])
+        stream = self.generators["update"]
+        self.fit = Fit(self.dynamics.module, self.dynamics, cfg.fitting, stream, self._record)
         self.imagined = ImaginedStore(cfg.stacked, cfg.rows, self._width, self.actions.size, device)
         self.rollouts = Rollouts(cfg.stacked, cfg.rows, self._width, device)
         self.acting = Acting(cfg.n_agents, self.n_envs, self._width, device)

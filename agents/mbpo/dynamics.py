@@ -8,7 +8,7 @@ Shapes: ``E`` members, ``B`` rows, ``O`` observation, ``A`` action, ``d = 1 + O`
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,10 @@ BOUND_WEIGHT = 0.01
 
 IMPROVEMENT = 0.01
 """Share by which the error on held-out rows must fall to count (the program's)."""
+
+
+GradientStep = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Of a batch's inputs, (E, B, O + A), standardised targets, (E, B, d), and row weights, (E, B): the loss."""
 
 
 class Prediction(NamedTuple):
@@ -228,10 +232,17 @@ class Fit:
     :param tracked: with what
     :param settings: how
     :param generator: of all draws
+    :param record: makes of a gradient step what is called, as :func:`~headway.agents.core.compile.captured` does; None:
+        the step itself is called
     """
 
     def __init__(
-        self, model: Dynamics, tracked: Tracked[Dynamics], settings: FitSettings, generator: torch.Generator
+        self,
+        model: Dynamics,
+        tracked: Tracked[Dynamics],
+        settings: FitSettings,
+        generator: torch.Generator,
+        record: Callable[[GradientStep], GradientStep] | None = None,
     ) -> None:
         self.model, self.tracked, self.settings, self.generator = model, tracked, settings, generator
         self.errors = torch.full((len(model),), math.inf, device=generator.device)
@@ -245,6 +256,7 @@ class Fit:
         self.calls = 0
         """How many have ended."""
         self._best: dict[str, Tensor] = {}
+        self._step: GradientStep = self._take_step if record is None else record(self._take_step)
 
     @property
     def in_progress(self) -> bool:
@@ -297,17 +309,21 @@ class Fit:
         scaled = (targets - self.model.target_mean) / self.model.target_std
         kept, loss, steps = self._rows[self._held(len(inputs)) :], targets.new_zeros(()), 0
         for rows in self._minibatches(kept):
-            mean, log_var = self.model(inputs[rows])
-            share = None if weights is None else weights.T.gather(1, rows).to(mean.dtype)
-            data_loss = gaussian_loss(mean, log_var, scaled[rows], share)
-            self.tracked.minimise(data_loss + decay_loss(self.model))
-            loss, steps = loss + data_loss.detach(), steps + 1
+            share = None if weights is None else weights.T.gather(1, rows).to(inputs.dtype)
+            loss, steps = loss + self._step(inputs[rows], scaled[rows], share), steps + 1
         self.passes += 1
         self._judge(inputs, scaled)
         if self._stale > self.settings.patience:
             self._end(inputs, scaled)
             return True, loss / steps
         return False, loss / steps
+
+    def _take_step(self, inputs: Tensor, scaled: Tensor, weights: Tensor | None) -> Tensor:
+        """:return: the loss before it, without the decay, scalar"""
+        mean, log_var = self.model(inputs)
+        data_loss = gaussian_loss(mean, log_var, scaled, weights)
+        self.tracked.minimise(data_loss + decay_loss(self.model))
+        return data_loss.detach()
 
     def _held(self, count: int) -> int:
         return min(int(self.settings.holdout * count), self.settings.most_held_out)

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from headway.agents import ABM, BC, DCAC, DQN, HDCR, IQL, PPO, SAC, TD3, TD3BC
+from headway.agents import ABM, BC, DCAC, DQN, HDCR, IQL, MBPO, PGPS, PPO, SAC, TD3, TD3BC
 from headway.agents.core.compile import WARM_UP, Captured, captured, compiled
 from headway.agents.core.data import Transitions
 from headway.agents.core.nets import TrackedModules
@@ -176,6 +176,9 @@ def delayed() -> gym.Env[Any, Any]:
 
 
 DATA = {moves: played(Point(moves=moves), 10) for moves in ("box", "discrete")}
+SMALL_MODEL = {"model_net_arch": [32, 32], "n_models": 3, "n_elites": 2, "rollouts_per_step": 20, "learning_starts": 60}
+MBPO_LIKE = SMALL_MODEL | {"net_arch": [32, 32], "gradient_steps": 2, "model_train_freq": 50}
+POPULATION = {"net_arch": [32, 32], "population_size": 6, "learning_starts": 0, "surrogate_start": 60, "n_blocks": 2}
 REBRAC = {"layer_norm": True, "critic_bc_coef": 1.0, "actor_critic": "least"}
 
 AGENTS: dict[str, tuple[Callable[..., Any], int]] = {
@@ -201,6 +204,9 @@ AGENTS: dict[str, tuple[Callable[..., Any], int]] = {
         192,
     ),
     "PPO, watched": (lambda **k: PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, target_kl=0.01, **k), 192),
+    "MBPO": (lambda **k: MBPO("MlpPolicy", Point(), **MBPO_LIKE, **k), 160),
+    "PS": (lambda **k: MBPO("MlpPolicy", Point(), variant="ps", **MBPO_LIKE, **k), 160),
+    "PGPS": (lambda **k: PGPS("MlpPolicy", Point(), guided_margin=0.0, **POPULATION, **k), 160),
     "BC": (lambda **k: BC("MlpPolicy", dataset=DATA["box"], **k), 160),
     "IQL": (lambda **k: IQL("MlpPolicy", dataset=DATA["box"], **k), 160),
     "IQL, ascending": (lambda **k: IQL("MlpPolicy", dataset=DATA["box"], extraction="ddpg+bc", **k), 160),
@@ -210,6 +216,12 @@ AGENTS: dict[str, tuple[Callable[..., Any], int]] = {
     "HDCR": (lambda **k: HDCR("MlpPolicy", dataset=DATA["box"], value_steps=30, actor_steps=40, **k), 160),
     "ABM": (lambda **k: ABM("MlpPolicy", dataset=DATA["box"], target_update_interval=20, **k), 160),
 }
+
+
+def recorded_steps_of(agent: Any) -> list[Any]:
+    if isinstance(agent, PGPS):
+        return [agent.gradient_learner._critic_step, agent.gradient_learner._actor_step]
+    return [agent._step, agent.fit._step] if isinstance(agent, MBPO) else [agent._step]
 
 
 class Stop(BaseCallback):
@@ -229,11 +241,12 @@ def test_recorded_steps_compute_the_same_bits(name: str, tmp_path: Path) -> None
     )
     plain.learn(steps)
     recorded.learn(steps)
-    assert bool(recorded._step._recordings) is (name != "PPO, watched")
+    assert all(step._recordings for step in recorded_steps_of(recorded)) is (name != "PPO, watched")
     half.learn(steps, callback=Stop())
     assert half.num_timesteps < steps
     half.save_checkpoint(tmp_path)
-    source = {"dataset": plain.dataset} if hasattr(plain, "dataset") else {"env": delayed() if name == "DCAC" else None}
+    worlds = {"DCAC": delayed, "MBPO": Point, "PS": Point, "PGPS": Point}
+    source = {"dataset": plain.dataset} if hasattr(plain, "dataset") else {"env": worlds.get(name, lambda: None)()}
     rest = type(half).resume(tmp_path, device="cuda", **source)
     rest.learn(rest.remaining_timesteps, reset_num_timesteps=False)
     exact = name != "PPO, linear"  # clips by a float32 instead of a float64

@@ -12,6 +12,7 @@ from headway.agents.core.nets import DeterministicActor
 from headway.agents.core.spaces import ObservationCodec, actions_of
 from headway.agents.core.spaces.observations import ImageFeatures, NumberFeatures, VectorFeatures
 from headway.agents.pgps import CEMSearch, Population, evaluate, flatten, unflatten
+from headway.envs import make_batched
 from headway.wrappers import as_batched
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
@@ -116,6 +117,23 @@ def test_fitness_does_not_depend_on_rows(episodes: int) -> None:
         by_hand.append(np.mean(returns))
     for rows, fitness in found.items():
         np.testing.assert_allclose(fitness.numpy(), by_hand, atol=1e-5, err_msg=f"{rows} rows")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_members_on_a_gpu_are_worth_the_same() -> None:
+    found = {}
+    for device in ("cpu", "cuda"):
+        env: Any = make_batched("headway/ShallowTrap-v0", 12, device=device)
+        codec, actions = (
+            ObservationCodec(env.single_observation_space),
+            actions_of(env.single_action_space, env.device, True),
+        )
+        inputs, outputs = env.single_observation_space.shape[0], env.single_action_space.shape[0]
+        population = Population(actor(0, inputs, outputs).to(device), members(6, inputs, outputs).to(device))
+        found[device], played = evaluate(population, env, codec, actions, episodes=2, seed=3)
+        assert played.lengths.device.type == device
+    torch.testing.assert_close(found["cuda"].cpu(), found["cpu"], atol=1e-3, rtol=1e-4)
 
 
 def test_steps_of_all_members_can_be_kept_and_cut() -> None:

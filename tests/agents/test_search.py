@@ -153,11 +153,14 @@ def test_a_search_leaves_the_world_as_it_is() -> None:
         assert policy.simulated == 8 * 6 * env.num_envs
 
 
-def plans(rows: list[int], threads: int = 1, wave: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def plans(rows: list[int], threads: int = 1, wave: int = 1, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     """Search from eight states of a cheetah, in so many parts; :return: visits, and what is done."""
     env: Any = make_batched(CHEETAH, 8, num_threads=threads)
     obs, _ = env.reset(seed=5)
-    guide = guide_of(PPO("MlpPolicy", BatchedVecEnv(env), seed=0, n_steps=8, batch_size=8, net_arch=(8,)))
+    small: Any = {"seed": 0, "n_steps": 8, "batch_size": 8, "net_arch": (8,)}
+    agent, same = (PPO("MlpPolicy", BatchedVecEnv(env), device=d, **small) for d in (device, "cpu"))
+    agent.set_parameters(same.get_parameters())
+    guide = guide_of(agent)
     found, start = [], 0
     obs, _ = env.reset(seed=5)
     for count in rows:
@@ -175,6 +178,15 @@ def test_plans_depend_neither_on_company_nor_on_threads() -> None:
         assert torch.equal(other[0], visits)
         torch.testing.assert_close(other[1], actions, atol=1e-6, rtol=0)  # networks round by the number of rows
     assert (plans([8], wave=4)[0].sum(1) == 16).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_networks_on_a_gpu_find_the_same_plans() -> None:
+    visits, actions = plans([8])
+    found = plans([8], device="cuda")
+    assert torch.equal(found[0], visits)
+    torch.testing.assert_close(found[1].cpu(), actions, atol=1e-5, rtol=0)
 
 
 def test_searches_keep_what_came_true() -> None:
