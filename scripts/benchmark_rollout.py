@@ -14,9 +14,9 @@ from ..agents.core.config import Range
 from ..envs.naming import nearest
 from ..wrappers.delays import parse_pair
 from .contenders import MAKERS, WARM_UP, Scene, Side
+from .figures import rollout_speeds
 from .machine import cores
 from .options import Flags
-from .plot import rollout_speeds
 from .runs import check_outputs
 from .timing import in_json, noted, place, print_conditions, spread, take_turns, write_json
 

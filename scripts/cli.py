@@ -34,7 +34,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark search [--flags]         simulations/s of tree searches, side by side with the simulator alone
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent; or what a
-                                           population (--population) or a model (--model) did
+                                           population (--population), a model (--model) or searches (--search) did
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
   headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
   headway collect --policy P --dataset ID    record a data set of a policy, or of several

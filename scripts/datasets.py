@@ -249,7 +249,7 @@ def plot(options: PlotOptions) -> None:
     for name in options.names:
         data = load_dataset(name, extras=())
         panels.setdefault(data.env_id or "environment not said", {})[data.name] = data.returns.numpy()
-    from .plot import return_histograms  # takes a second to import
+    from .figures import return_histograms  # takes a second to import
 
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     return_histograms(options.plot, panels)

@@ -48,7 +48,7 @@ def show(options: DelayOptions) -> None:
             cells = "".join(f"{p:>7.3f}" for p in probs.tolist())
             print(f"{text if what == 'delay' else '':<{width}}  {what:<5} {mean:>6.3f}  {cells}")
     if options.plot is not None:
-        from .plot import delay_laws  # takes a second to import
+        from .figures import delay_laws  # takes a second to import
 
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         delay_laws(options.plot, {text: [p.tolist() for p in pair] for text, pair in tables.items()})

@@ -26,6 +26,10 @@ class EvaluateOptions(Flags):
     path: tyro.conf.Positional[Path]
     """A saved policy, or a run folder (its best policy, or else its final one)."""
 
+    others: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """With --search: more of them, of other seeds say, in the same environment. What search brings is then told of all
+    together."""
+
     agent: str | None = None
     """Class of the policy, for one that is not Headway's own: module:Class, which is imported; or sb3:PPO,
     sb3_contrib:TQC, … for a file of Stable-Baselines3's, whose loading runs whatever code it holds. Name a class only
@@ -106,6 +110,8 @@ class EvaluateOptions(Flags):
             raise ValueError("--search goes without --delays, --video and --reference; --delay names one law of delays")
         for search in self.search:
             Search.of(search)
+        if self.others and (not self.search or self.explain is not None):
+            raise ValueError("several policies are compared with --search tree:… and the like, without --explain")
         if self.explain is not None and (len(self.search) != 1 or self.plot is None):
             raise ValueError("--explain goes with one --search tree:… and with --plot FILE, which it draws to")
         if self.video is not None and self.video.suffix not in (".mp4", ".gif"):
@@ -129,7 +135,8 @@ def evaluate(options: EvaluateOptions) -> Summary | None:
     if options.delays:
         return _evaluate_delays(options, policy, world, said)
     if options.search:
-        return _evaluate_searches(options, policy, world, said)
+        print(said)
+        return _evaluate_searches(options, policy, world)
     reference = reference_of_run(path.parent)
     if options.reference is not None:
         reference = find_reference(options.reference, world.env_id)
@@ -186,17 +193,20 @@ def _evaluate_delays(options: EvaluateOptions, policy: Policy, world: World, sai
     return summaries[-1]
 
 
-def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World, said: str) -> Summary | None:
-    """Evaluate one policy with several ways of looking ahead; :return: the summary with the last."""
-    print(said)
+def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World) -> Summary | None:
+    """Evaluate policies with several ways of looking ahead; :return: the summary with the last."""
     if options.explain is not None:
         assert options.plot is not None
         from .explain import explain  # whose figures take a second to import
 
         explain(policy, world, options.search[0], options.explain, options.plot, options.seed)
         return None
+    others = [read_policy(policy_file(path), options.agent, options.device) for path in options.others]
+    for other in others:
+        if (found_in := _world(options, other)) != world:
+            raise ValueError(f"{other.path} is of {found_in}, {policy.path} of {world}: pass --env")
     found = evaluate_searches(
-        policy,
+        [policy, *others],
         world,
         options.search,
         episodes=options.episodes,
@@ -214,7 +224,7 @@ def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World, s
 
 
 def _plot(path: Path, title: str, what: str, names: Sequence[str], summaries: Sequence[Summary]) -> None:
-    from .plot import returns_by_name  # takes a second to import
+    from .figures import returns_by_name  # takes a second to import
 
     path.parent.mkdir(parents=True, exist_ok=True)
     returns_by_name(path, title, what, names, summaries)

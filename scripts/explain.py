@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from ..agents.tpo import Search, Tree, TreePlanner
 from .episodes import check_drawing, evaluation_env
-from .plot import plain_axes
+from .figures import plain_axes
 from .policies import Policy
 from .worlds import World
 

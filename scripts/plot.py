@@ -1,271 +1,18 @@
-"""Figures."""
+"""``headway plot``: figures of runs."""
 
-import itertools
-import json
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-import numpy as np
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ..agents.core.logging import read_csv
-from .options import EXECUTION, Flags, TrainOptions, run_flags
+from .draw_searches import read_sizes, tree_sizes
+from .figures import Curve, learning_curves
+from .grouping import find_runs, grouped, place_of
+from .inside import MODEL, POPULATION, Inside, inside_figure, read_inside
+from .options import Flags, TrainOptions, run_flags
 from .runs import check_outputs, read_run
-from .statistics import Summary, estimate_curve
-
-
-def read_columns(path: Path, *names: str) -> list[np.ndarray]:
-    """Read columns of a CSV file.
-
-    :param path: the file
-    :param names: columns; rows in which one is empty are left out, as is a last line that is still being written
-    :return: one float array per name
-    """
-    rows = [row for row in read_csv(path) if all(row.get(name) for name in names)]
-    return [np.array([float(row[name]) for row in rows]) for name in names]
-
-
-def plain_axes(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Give axes a faint grid and no frame but the two scales.
-
-    :param axes: the axes
-    :param grid: along which scale
-    """
-    axes.grid(axis=grid, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def decades(axis: Axis, low: float, high: float) -> None:
-    """Label a logarithmic axis by plain numbers: 1, 2 and 5 of each decade, or 1 alone where there are many."""
-    few = high / low < 3000
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=10))
-    axis.set_minor_formatter(NullFormatter())
-    if few:
-        axis.set_major_formatter("{x:g}")
-
-
-def panel_grid(
-    count: int, columns: int, size: tuple[float, float], room: float, x: str, y: str = ""
-) -> tuple[Figure, list[Axes]]:
-    """Make a figure with a grid of panels, of which the outer ones are labelled.
-
-    :param count: of panels
-    :param columns: of the grid
-    :param size: width and height of a panel, in inches
-    :param room: height for titles and legend
-    :param x: label of the axes at the lower end
-    :param y: label of the axes on the left
-    :return: the figure and its panels, line by line
-    """
-    lines = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * lines + room), dpi=130, layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat[count:]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(y)
-    for axes in grid.flat[max(0, count - columns) : count]:
-        axes.set_xlabel(x)
-    return figure, list(grid.flat[:count])
-
-
-def legend_below(
-    figure: Figure, handles: Mapping[str, Any], columns: int, title: str = "", size: float = 8, room: float = 0.6
-) -> None:
-    """Put a legend below a figure's panels, where no curve can be, in as many columns as its width has room for.
-
-    :param figure: with its panels drawn; it becomes higher where the legend is
-    :param handles: what is explained, by label
-    :param columns: at most
-    :param title: above the entries
-    :param size: of letters, in points
-    :param room: height that the figure has for it already, in inches
-    """
-    width = figure.get_figwidth()
-    labels = [
-        textwrap.fill(label, int(width * 110 / size)) for label in handles
-    ]  # a letter is about half as wide as high
-    for ncols in range(min(len(labels), columns), 0, -1):
-        legend = figure.legend(
-            list(handles.values()), labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=size,
-            title=textwrap.fill(title, int(width * 14)) or None, title_fontsize=8,
-        )  # fmt: skip
-        extent = legend.get_window_extent()
-        if extent.width < figure.bbox.width or ncols == 1:
-            break
-        legend.remove()
-    figure.set_figheight(figure.get_figheight() + max(0.0, extent.height / figure.dpi - room))
-
-
-def learning_curve(run: Path, title: str, steps_of: str = "environment steps") -> Path:
-    """Draw a run's returns against its steps.
-
-    :param run: folder with ``evaluations.csv`` and ``progress.csv``
-    :param title: above the figure
-    :param steps_of: below it: what is counted
-    :return: the PNG written, ``learning_curve.png`` in the folder
-    """
-    figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    steps, returns = read_columns(run / "progress.csv", "time/total_timesteps", "rollout/ep_rew_mean")
-    if len(steps):  # none while the first episode lasts
-        axes.plot(steps, returns, color="0.55", lw=1.2, label="training episodes (mean of the last 100)")
-    steps, means, stds = read_columns(run / "evaluations.csv", "step", "mean", "std")
-    axes.plot(steps, means, "o-", color="C0", ms=3.5, label="evaluation, deterministic (mean ± std)")
-    axes.fill_between(steps, means - stds, means + stds, color="C0", alpha=0.2, lw=0)
-    axes.set(xlabel=steps_of, ylabel="return", xlim=(0, None))
-    axes.set_title(textwrap.fill(title, 62), fontsize=11)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M: written out, long runs' labels would touch
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-    plain_axes(axes)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)  # where no curve can be
-    path = run / "learning_curve.png"
-    figure.savefig(path)
-    return path
-
-
-def delay_laws(path: Path, laws: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Draw laws of delays beside the ages that follow from them.
-
-    :param path: file to write
-    :param laws: by name, the probabilities of delays of 0, 1, … ticks, and those of ages
-    """
-    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
-    panels: Any = figure.subplots(1, 2, sharey=True)
-    width = 0.8 / len(laws)
-    for place, (name, pair) in enumerate(laws.items()):
-        for axes, probs in zip(panels, pair, strict=True):
-            ticks = np.arange(len(probs)) + (place - (len(laws) - 1) / 2) * width
-            label = name if axes is panels[0] else None
-            axes.bar(ticks, probs, width, color=COLOURS[place % len(COLOURS)], label=label)
-    for axes, what in zip(panels, ("delay of a packet", "age of the newest that has arrived"), strict=True):
-        axes.set(xlabel=f"{what}, ticks")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        plain_axes(axes, "y")
-    panels[0].set_ylabel("probability")
-    legend_below(figure, dict(zip(laws, panels[0].containers, strict=True)), 4, room=0.4)
-    figure.savefig(path)
-
-
-def returns_by_name(path: Path, title: str, what: str, names: Sequence[str], summaries: Sequence[Summary]) -> None:
-    """Draw what one policy returns under several conditions.
-
-    :param path: file to write
-    :param title: above the figure
-    :param what: the names are of
-    :param names: of the conditions
-    :param summaries: of the returns under each
-    """
-    figure = Figure(figsize=(7, 1.6 + 0.45 * len(names)), dpi=130, layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(names))
-    means, iqms = ([getattr(summary, name) for summary in summaries] for name in ("mean", "iqm"))
-    axes.errorbar(
-        means, places, xerr=[s.std for s in summaries], fmt="none", ecolor="0.7", capsize=3, label="mean ± std"
-    )
-    intervals = [[s.iqm - s.low for s in summaries], [s.high - s.iqm for s in summaries]]
-    axes.errorbar(iqms, places, xerr=intervals, fmt="o", color="C0", lw=3, label="IQM, 95 % interval")
-    axes.set(yticks=places, yticklabels=names, xlabel="return", ylabel=what)
-    axes.set_ylim(len(names) - 0.5, -0.5)  # in the order given, from the top
-    axes.set_title(textwrap.fill(title, 62), fontsize=11)
-    plain_axes(axes, "x")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(path)
-
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind people tell apart, less the yellow that white swallows."""
-
-LINES = ("-", "--", ":", "-.")
-"""One per round through the colours."""
-
-Curve = tuple[np.ndarray, np.ndarray]
-"""Steps (T) and returns (T) of one run."""
-
-
-def return_histograms(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Draw how the returns of data sets are distributed, as shares of their episodes.
-
-    :param path: file to write
-    :param panels: returns (E) of data sets by name, by environment
-    """
-    most = max(map(len, panels.values()))
-    figure, grid = panel_grid(len(panels), 2 if len(panels) > 1 else 1, (6, 3.2), 0.2 * most, "return", "% of episodes")
-    for axes, (env, sets) in zip(grid, panels.items(), strict=True):
-        low, high = (function(np.concatenate(list(sets.values()))) for function in (np.min, np.max))
-        edges = np.linspace(low, high, 41) if low < high else np.array([low - 0.5, high + 0.5])
-        for colour, (name, returns) in zip(itertools.cycle(COLOURS), sets.items(), strict=False):
-            shares = 100 * np.histogram(returns, edges)[0] / len(returns)
-            label = f"{name} ({len(returns):,}, mean {returns.mean():.4g})"
-            axes.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
-            axes.stairs(shares, edges, color=colour, label=label)
-            axes.axvline(returns.mean(), color=colour, lw=1, ls=":")
-        axes.set_title(env, fontsize=11)
-        axes.legend(frameon=False, fontsize=8)
-        plain_axes(axes)
-    figure.savefig(path)
-
-
-def learning_curves(
-    panels: Mapping[str, Mapping[str, Sequence[Curve]]], path: Path, steps_of: str = "environment steps"
-) -> None:
-    """Draw interquartile means over runs with pointwise 95 % bootstrap bands, a panel per environment.
-
-    :param panels: the runs' curves, by environment and by the label of their group
-    :param path: the PNG to write
-    :param steps_of: below the panels: what is counted
-    """
-    columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
-    size = (7, 3.9) if len(panels) == 1 else (4.5, 3.4)
-    figure, grid = panel_grid(len(panels), columns, size, 0.6, steps_of, "return of evaluations")
-    labels = list(dict.fromkeys(label for groups in panels.values() for label in groups))
-    handles: dict[str, Any] = {}
-    for axes, (title, groups) in zip(grid, panels.items(), strict=True):
-        for label, curves in groups.items():
-            if curves:
-                number = labels.index(label)
-                look = {"color": COLOURS[number % len(COLOURS)], "ls": LINES[number // len(COLOURS) % len(LINES)]}
-                handles[label] = _draw_group(axes, curves, look)
-        axes.set_title(textwrap.fill(title, 45), fontsize=11)
-        axes.margins(x=0.02)
-        axes.set(xlim=(0, None))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(map(abs, axes.get_ylim())) >= 10_000 else "{x:,g}")
-        plain_axes(axes)
-    counts = sorted({len(curves) for groups in panels.values() for curves in groups.values() if curves})
-    runs = f"{counts[0]} to {counts[-1]} runs" if len(counts) > 1 else f"{counts[0]} run{'s' * (counts[0] > 1)}"
-    band = "; band: 95 % bootstrap interval" if counts[-1] > 1 else ""
-    shown = {label: handles[label] for label in labels if label in handles}
-    legend_below(figure, shown, 3 + columns, f"interquartile mean of {runs} each{band}", 9)
-    figure.savefig(path)
-
-
-def _draw_group(axes: Axes, curves: Sequence[Curve], look: Mapping[str, Any]) -> Any:
-    steps, values = aligned(curves)
-    middle, low, high = estimate_curve(values)
-    (line,) = axes.plot(steps, middle, lw=1.8, marker="o" if len(steps) == 1 else "", **look)
-    axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, lw=0)
-    return line
-
-
-def aligned(curves: Sequence[Curve]) -> Curve:
-    """Bring runs that were evaluated at different steps together, by linear interpolation.
-
-    :param curves: of N runs
-    :return: steps (T) that all of them have reached, and returns (N, T)
-    """
-    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
-    start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
-    steps = steps[(steps >= start) & (steps <= end)]
-    return steps, np.stack([np.interp(steps, *curve) for curve in curves])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +23,7 @@ class PlotOptions(Flags):
     Runs of the same agent in the same environment are one group; where their settings differ, they are told apart."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or folders that hold some at any depth."""
+    """Run folders, or folders that hold some at any depth; with --search, tables."""
 
     population: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Draw instead what the generations of PGPS or CEM did, of one run or of several seeds of the same: returns, origin
@@ -286,21 +33,31 @@ class PlotOptions(Flags):
     """Draw instead how the model of MBPO fared, of one run or of several seeds of the same: error on held-out rows,
     what members disagree about, whether they know how far they err, passes of each training."""
 
+    search: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Draw instead what trees of several sizes bring, from tables that headway evaluate … --search tree:32,8 … --csv
+    wrote of policies in one environment: a panel for each length of training."""
+
     output: Path | None = None
-    """The figure to write: .png, .pdf or .svg; by default learning_curves.png, population.png or model.png."""
+    """The figure to write: .png, .pdf or .svg; by default learning_curves.png, population.png, model.png or
+    search.png."""
 
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a figure that exists."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.population and self.model:
-            raise ValueError("--population and --model are two figures: ask for one")
+        if self.population + self.model + self.search > 1:
+            raise ValueError("--population, --model and --search are different figures: ask for one")
 
     @property
     def inside(self) -> "Inside | None":
         """What is drawn of agents themselves; None: learning curves are."""
         return POPULATION if self.population else MODEL if self.model else None
+
+    @property
+    def default_output(self) -> str:
+        """The figure's name, unless another is asked for."""
+        return "search.png" if self.search else f"{self.inside.name if self.inside else 'learning_curves'}.png"
 
 
 def plot(options: PlotOptions) -> None:
@@ -311,12 +68,18 @@ def plot(options: PlotOptions) -> None:
     :raises ValueError: there is nothing to draw
     """
     inside = options.inside
-    output = options.output or Path(f"{inside.name}.png" if inside else "learning_curves.png")
+    output = options.output or Path(options.default_output)
     check_outputs(plot=output, flag="--output", overwrite=options.overwrite)
+    if options.search:
+        sizes = read_sizes(options.runs)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tree_sizes(sizes, "Looking ahead with trees of N simulations and K candidates", output)
+        print(f"written: {output}")
+        return
     runs = find_runs(options.runs)
     if inside is not None:
         records, first = read_inside(runs, inside), read_run(runs[0])
-        title = f"{first['agent']} in {_panel({**vars(TrainOptions()), **first['options']})}"
+        title = f"{first['agent']} in {place_of({**vars(TrainOptions()), **first['options']})}"
         print(f"{title}: {len(runs)} run{'s' * (len(runs) > 1)}")
         output.parent.mkdir(parents=True, exist_ok=True)
         inside_figure(records, inside, title, output, first["config"])
@@ -336,244 +99,6 @@ def _announce(panels: Mapping[str, Mapping[str, Sequence[Curve]]]) -> None:
             print(f"{title}: {label}, {len(curves)} run{'s' * (len(curves) > 1)}{short}")
 
 
-Record = Mapping[str, Curve]
-"""What an agent logged of itself, by name: at which steps, and values. A line of the log that covers several events, as
-generations or trainings of a model, has their means, of the steps too; one that covers none is not in it."""
-
-Drawer = Callable[[Axes, Sequence[Record], Mapping[str, Any]], None]
-"""Draws a panel from the records of runs and their hyper-parameters."""
-
-
-@dataclass(frozen=True)
-class Inside:
-    """A figure of what agents logged of themselves.
-
-    :param name: of the flag, of the figure, and what columns of ``progress.csv`` begin with
-    :param event: what is logged; the column of this name has its number
-    :param agents: whose runs have it
-    :param panels: by title, the column that a panel needs, and who draws it
-    """
-
-    name: str
-    event: str
-    agents: str
-    panels: Mapping[str, tuple[str, Drawer]]
-
-
-def read_inside(runs: Sequence[Path], inside: Inside) -> list[Record]:
-    """Read what runs logged of themselves.
-
-    :param runs: run folders, of one agent with one setting in one environment
-    :param inside: what is asked for
-    :return: one record per run
-    :raises ValueError: one has nothing of the kind, or they are of several kinds
-    """
-    kinds = [f"{label} in {env}" for env, groups in sort_runs(runs).items() for label in groups]
-    flag, prefix = f"--{inside.name}", f"{inside.name}/"
-    if len(kinds) > 1:
-        raise ValueError(f"{flag} draws runs of one kind, got {len(kinds)}: {'; '.join(kinds)}; name one's runs")
-    found: list[Record] = []
-    for run in runs:
-        path, time = run / "progress.csv", f"{prefix}timesteps"
-        names = next(iter(read_csv(path)), {}) if path.exists() else {}
-        if time not in names:
-            raise ValueError(
-                f"{run} has no {inside.event}s: it is a run of {read_run(run)['agent']}, or its first one has not been "
-                f"logged yet; name runs of {inside.agents}"
-            )
-        curves = {name: read_columns(path, time, name) for name in names if name.startswith(prefix)}
-        record = {name.removeprefix(prefix): (steps, values) for name, (steps, values) in curves.items()}
-        evaluations = read_columns(run / "evaluations.csv", "step", "mean")
-        record["evaluation"] = tuple(column[1:] for column in evaluations)  # type: ignore[assignment]
-        found.append({name: curve for name, curve in record.items() if len(curve[0])})
-    return found
-
-
-def count_events(record: Record, event: str) -> list[int]:
-    """:return: how many events each line of a log has the means of, found from the means of their numbers."""
-    last, counts = 0, []
-    for mean in record[event][1]:
-        before, last = last, round(2 * mean) - 1 - last  # from before + 1 to last
-        counts.append(last - before)
-    return counts
-
-
-def inside_figure(runs: Sequence[Record], inside: Inside, title: str, path: Path, config: Mapping[str, Any]) -> None:
-    """Draw what one run logged of itself, or several seeds of the same.
-
-    :param runs: their records
-    :param inside: which figure
-    :param title: above it
-    :param path: the figure to write
-    :param config: hyper-parameters of the runs
-    """
-    known = {name for run in runs for name in run} - (set() if config.get("guided") else {"guided"})
-    chosen = {title: draw for title, (need, draw) in inside.panels.items() if need in known}
-    figure, panels = panel_grid(len(chosen), 2, (5.4, 2.7), 0.6, "environment steps")
-    for axes, (name, draw) in zip(panels, chosen.items(), strict=True):
-        draw(axes, runs, config)
-        axes.set_title(name, fontsize=10, loc="left")
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(
-                loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=4, frameon=False, fontsize=8, borderpad=0.2,
-                handlelength=1.2, columnspacing=0.9, handletextpad=0.4,
-            )  # fmt: skip
-        axes.set_xlim(0, 1.03 * max(steps[-1] for run in runs for steps, _ in run.values()))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        plain_axes(axes)
-    counts = [count_events(run, inside.event) for run in runs]
-    totals, most = sorted(map(sum, counts)), max(map(max, counts))
-    span = f"{totals[0]:,} to " * (totals[0] < totals[-1]) + f"{totals[-1]:,} {inside.event}" + "s" * (totals[-1] > 1)
-    figure.suptitle(textwrap.fill(f"{title}, {span}", 80), fontsize=12)
-    means = "; shares: means" * (inside is POPULATION)
-    notes = [f"lines: median of {len(runs)} runs; bands: least to greatest{means}"] * (len(runs) > 1)
-    notes += [f"a point is the mean of up to {most} {inside.event}s, those since the last line of the log"] * (most > 1)
-    figure.supxlabel("; ".join(notes), fontsize=8)
-    figure.savefig(path)
-
-
-def _draw_curves(axes: Axes, runs: Sequence[Record], names: Mapping[str, str], **look: Any) -> None:
-    """Lines of a run; of several the median, and a band from the least to the greatest."""
-    for (name, label), colour in zip(names.items(), COLOURS, strict=False):
-        if not (curves := [run[name] for run in runs if name in run]):
-            continue
-        steps, values = aligned(curves)
-        marker = "." if len(steps) < 60 else ""
-        style: dict[str, Any] = {"color": colour, "label": label, "lw": 1.4, "marker": marker, "ms": 4} | look
-        axes.plot(steps, np.median(values, 0), **style)
-        if len(curves) > 1:
-            axes.fill_between(steps, values.min(0), values.max(0), color=style["color"], alpha=0.18, lw=0)
-
-
-def _blocks(runs: Sequence[Record], name: str) -> Curve:
-    """:return: a share, averaged over runs, as the outline of blocks: one around each time of a generation's end"""
-    steps, values = aligned([run[name] for run in runs if name in run])
-    edges = np.concatenate((steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]))
-    edges[0] -= edges[1] - edges[0] if len(steps) > 1 else steps[0] / 2
-    edges[-1] += edges[-1] - edges[-2] if len(steps) > 1 else steps[0] / 2
-    return np.repeat(edges, 2)[1:-1], np.repeat(values.mean(0), 2)
-
-
-def _draw_returns(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    names = {"best_return": "best", "mean_return": "mean", "learner_return": "learner", "evaluation": "evaluated"}
-    _draw_curves(axes, runs, names)
-
-
-def _draw_ranks(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"learner_rank": ""}, color=COLOURS[2])
-    axes.set_ylim(config.get("population_size", 10) + 0.5, 0.5)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _draw_parents(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    below: Any = 0.0
-    for colour, name in zip(("#000000", *COLOURS[:3]), ("elite", "screened", "random", "learner"), strict=True):
-        steps, shares = _blocks(runs, f"parents_{name}")
-        if shares.any():
-            axes.fill_between(steps, 100 * below, 100 * (below + shares), color=colour, alpha=0.75, lw=0, label=name)
-        below = below + shares
-    axes.set(ylim=(0, 100), ylabel="%")
-
-
-def _draw_foresight(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"rank_correlation": ""}, lw=0.8)
-    mean = np.nanmean(np.concatenate([run["rank_correlation"][1] for run in runs if "rank_correlation" in run]))
-    axes.axhline(mean, color=COLOURS[1], lw=1.4, label=f"mean {mean:+.2f}")
-    axes.axhline(0, color="0.4", lw=0.8)
-    axes.set_ylim(-1.05, 1.05)
-
-
-def _draw_guidance(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    steps, guided = _blocks(runs, "guided")
-    counts = np.concatenate([count_events(run, "generation") for run in runs])
-    share = np.average(np.concatenate([run["guided"][1] for run in runs]), weights=counts)
-    scale = axes.get_xaxis_transform()  # 1 is the panel's height
-    axes.fill_between(steps, 0, guided, transform=scale, color="0.85", lw=0, label=f"guided ({share:.0%})")
-    _draw_curves(axes, runs, {"beta": "beta"})
-    distances = [run["distance"] for run in runs if "distance" in run]
-    if distances:
-        axes.plot(*np.concatenate(distances, 1), ".", color=COLOURS[1], ms=4, label="distance")
-        axes.axhline(config["target_distance"], color=COLOURS[1], lw=0.9, ls="--", label="wanted")
-    axes.set_yscale("log")
-    decades(axes.yaxis, *axes.get_ylim())
-
-
-def _draw_width(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"width": ""})
-    axes.set(ylim=(0, None), ylabel="standard deviation of a weight")
-
-
-def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Find run folders.
-
-    :param folders: run folders, or folders that hold some at any depth
-    :return: the run folders, each once
-    :raises FileNotFoundError: one of them is none and holds none
-    """
-    found: dict[Path, None] = {}
-    for folder in folders:
-        configs = [folder / "config.json"] if (folder / "config.json").exists() else sorted(folder.rglob("config.json"))
-        if not configs:
-            raise FileNotFoundError(f"{folder} is no run folder and holds none: a run has a config.json")
-        found |= dict.fromkeys(config.parent for config in configs)
-    return list(found)
-
-
-ALIKE = {"env", "seed", "env_device", "preset", "config", "run_dir", "resume", *EXECUTION}
-ALIKE |= {"log_every", "checkpoint_every", "eval_every", "eval_episodes"}
-"""Options in which runs may differ and still be of one group."""
-
-
-def _panel(options: Mapping[str, Any]) -> str:
-    """:return: the environment of a run; returns behind other delays are those of another one"""
-    env, delay = str(options["env"]).rpartition(":")[2], options["delay"]
-    return env if delay is None else f"{env} behind {delay}"
-
-
-def grouped(runs: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
-    """Sort runs by environment, its delays included, and agent, and by settings where these differ.
-
-    :param runs: run folders
-    :return: their curves by environment and label; runs without an evaluation are left out
-    :raises ValueError: no run has been evaluated
-    """
-    curves: dict[Path, Curve] = {}
-    for folder in runs:
-        steps, returns = read_columns(folder / "evaluations.csv", "step", "mean")
-        if len(steps):
-            curves[folder] = steps, returns
-    if not curves:
-        raise ValueError("none of these runs has been evaluated yet")
-    panels = sort_runs(list(curves))
-    return {
-        env: {label: [curves[folder] for folder in folders] for label, folders in groups.items()}
-        for env, groups in panels.items()
-    }
-
-
-def sort_runs(runs: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
-    """Sort runs as :func:`grouped` does.
-
-    :param runs: run folders
-    :return: the folders, by environment and label
-    """
-    kinds: dict[tuple[str, str], list[tuple[dict[str, str], Path]]] = {}
-    for folder in runs:
-        content = read_run(folder)
-        options = {**vars(TrainOptions()), **content["options"]}  # a run of former times may lack some
-        settings = {k: v for k, v in {**options, **content["config"]}.items() if k not in ALIKE}
-        kind = (_panel(options), content["agent"])
-        kinds.setdefault(kind, []).append(({k: json.dumps(v) for k, v in settings.items()}, folder))
-    panels: dict[str, dict[str, list[Path]]] = {}
-    for (env, agent), members in kinds.items():
-        names = dict.fromkeys(name for settings, _ in members for name in settings)
-        differing = [name for name in names if len({settings.get(name) for settings, _ in members}) > 1]
-        for settings, folder in members:
-            label = " ".join([agent, *(f"{name}={settings.get(name)}" for name in differing)])
-            panels.setdefault(env, {}).setdefault(label, []).append(folder)
-    return panels
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run ``headway plot``.
 
@@ -581,106 +106,3 @@ def main(arguments: Sequence[str]) -> int:
     :return: exit code
     """
     return run_flags(PlotOptions, arguments, "headway plot", plot)
-
-
-STYLES: dict[str, tuple[str, str, str, str, float]] = {
-    "headway": ("Headway, CPU", "#0072B2", "o", "-", 1.0),
-    "headway-delayed": ("Headway behind delays, CPU", "#E69F00", "v", "-", 1.0),
-    "headway-gpu": ("Headway, GPU", "#D55E00", "D", "-", 1.0),
-    "mujoco.batch": ("mujoco.batch alone: the limit", "#7F7F7F", "_", "--", 1.0),
-    "envpool": ("EnvPool", "#009E73", "^", "", 1.0),
-    "gymnasium": ("one Gymnasium env", "#000000", "x", "", 1.0),
-    "gymnasium-sync": ("Gymnasium SyncVectorEnv", "#56B4E9", "s", "", 0.86),
-    "gymnasium-async": ("Gymnasium AsyncVectorEnv", "#56B4E9", "P", "", 0.86),
-    "sb3-dummy": ("SB3 DummyVecEnv", "#CC79A7", "s", "", 1.16),
-    "sb3-subproc": ("SB3 SubprocVecEnv", "#CC79A7", "P", "", 1.16),
-}
-"""Of what a rollout benchmark times: label, colour (Okabe and Ito's), marker, line, and how far beside its place it is
-drawn, so that none hides another."""
-
-
-def rollout_speeds(
-    rates: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], title: str, note: str, path: Path
-) -> None:
-    """Draw steps per second against the number of rows, a panel per robot, both axes logarithmic.
-
-    :param rates: rates of all rounds, by robot, side (a key of ``STYLES``) and number of rows
-    :param title: above the figure
-    :param note: small, below it
-    :param path: the PNG to write
-    """
-    columns = min(2, len(rates))
-    labels = ("rows stepped together", "environment steps per second")
-    figure, panels = panel_grid(len(rates), columns, (5.2, 3.6), 1.6, *labels)
-    handles: dict[str, Any] = {}
-    for axes, (robot, sides) in zip(panels, rates.items(), strict=True):
-        for side, by_rows in sides.items():
-            handles[STYLES[side][0]] = _draw_side(axes, side, by_rows)
-        axes.set(title=robot, xscale="log", yscale="log", xticks=sorted({n for side in sides.values() for n in side}))
-        axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        plain_axes(axes)
-    figure.suptitle(textwrap.fill(title, 40 * columns), fontsize=12)
-    legend_below(figure, handles, columns + 1, note, room=1.2)
-    figure.savefig(path)
-
-
-def _draw_side(axes: Axes, side: str, by_rows: Mapping[int, Sequence[float]]) -> Any:
-    """Medians, and bars from the least to the greatest."""
-    _, colour, marker, line, beside = STYLES[side]
-    rows = sorted(by_rows)
-    medians = np.array([np.median(by_rows[n]) for n in rows])
-    reach = np.abs([[min(by_rows[n]) for n in rows], [max(by_rows[n]) for n in rows]] - medians)
-    places = [n * beside for n in rows]
-    order = 3 if side.startswith("headway") else 2
-    return axes.errorbar(places, medians, reach, c=colour, marker=marker, ms=6, ls=line, elinewidth=1, zorder=order)
-
-
-def _draw_evaluations(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"evaluation": ""})
-
-
-def _draw_errors(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"error": "mean squared error", "spread": "spread of members"})
-    axes.set_yscale("log")
-    decades(axes.yaxis, *axes.get_ylim())
-
-
-def _draw_calibration(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"calibration": ""})
-    axes.axhline(1, color="0.4", lw=0.8)
-    axes.set_ylim(bottom=0)
-
-
-def _draw_passes(axes: Axes, runs: Sequence[Record], config: Mapping[str, Any]) -> None:
-    _draw_curves(axes, runs, {"passes": "passes", "rollout_length": "steps of a rollout"})
-    axes.set_ylim(bottom=0)
-
-
-POPULATION = Inside(
-    "population",
-    "generation",
-    "PGPS or CEM",
-    {
-        "return of an episode": ("mean_return", _draw_returns),
-        "learner's rank (1: the best)": ("learner_rank", _draw_ranks),
-        "parents, by origin": ("parents_elite", _draw_parents),
-        "critic's foresight: rank correlation": ("rank_correlation", _draw_foresight),
-        "guidance": ("guided", _draw_guidance),
-        "width of the search": ("width", _draw_width),
-    },
-)
-MODEL = Inside(
-    "model",
-    "training",
-    "MBPO",
-    {
-        "return of an episode, evaluated": ("evaluation", _draw_evaluations),
-        "on held-out rows": ("error", _draw_errors),
-        "squared error over expected variance (1: calibrated)": ("calibration", _draw_calibration),
-        "a training of the model": ("passes", _draw_passes),
-    },
-)

@@ -27,9 +27,9 @@ from ..agents.core.data.dataset import Dataset
 from ..agents.core.data.dataset_files import check_new_dataset, load_dataset, size_of, write_dataset
 from ..agents.core.files.replacing import replacing
 from ..agents.relabelling import EpisodeCosts, Matcher, Problem, RelabelConfig, best, compare, prepare, relabel
+from .figures import COLOURS, plain_axes
 from .machine import cores
 from .options import Flags, check_device, run_flags
-from .plot import COLOURS, plain_axes
 from .runs import alone, check_outputs, progress_bar
 
 SAVE_EVERY = 10.0

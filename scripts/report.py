@@ -12,9 +12,9 @@ from typing import Any
 
 from ..agents.core.files.replacing import replacing
 from .analysis import Analysis
+from .figures import learning_curves, read_columns
 from .machine import portable, without_folders
 from .peers import trainable
-from .plot import learning_curves, read_columns
 from .results import (
     SCORES,
     TOGETHER,

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .analysis import Analysis, analyse
+from .figures import read_columns
 from .options import EXECUTION, flag_of
-from .plot import read_columns
 from .runs import read_run
 from .statistics import Estimate, estimate_improvement, estimate_iqm
 from .suites import Arm, Environment, Suite, folder_name

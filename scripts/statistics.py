@@ -48,11 +48,13 @@ class Summary:
         broken = f", {self.broken} of them without a finite return" if self.broken else ""
         if self.episodes == 1:
             return f"return {self.mean:.1f}   length {self.length:.0f}   1 episode"
+        return f"{self.spread()}   length {self.length:.0f}   {self.episodes} episodes{broken}"
+
+    def spread(self) -> str:
+        """:return: mean, standard deviation, and IQM with its interval, and how much that holds, in words"""
         level = 0.95 if self.episodes >= max(COVERAGE) else coverage(self.episodes)
-        return (
-            f"return {self.mean:.1f} ± {self.std:.1f}   IQM {self.iqm:.1f} [{self.low:.1f}, {self.high:.1f}] "
-            f"({100 * level:.0f} %)   length {self.length:.0f}   {self.episodes} episodes{broken}"
-        )
+        middle = f"IQM {self.iqm:.1f} [{self.low:.1f}, {self.high:.1f}] ({100 * level:.0f} %)"
+        return f"return {self.mean:.1f} ± {self.std:.1f}   {middle}"
 
 
 @dataclass(frozen=True)

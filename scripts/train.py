@@ -653,7 +653,7 @@ def finish(agent: Trainee, run: Run, callback: TrainingCallback, seconds: float)
     :param callback: of the run
     :param seconds: that it took
     """
-    from .plot import learning_curve  # takes a second to import, which --help and a mistake need not wait for
+    from .figures import learning_curve  # takes a second to import, which --help and a mistake need not wait for
 
     options, folder = run.options, callback.folder
     agent.save(folder / "final.zip")  # first of all: it is what the run was for

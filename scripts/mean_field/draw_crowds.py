@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...envs.mean_field import MFGame
-from ..plot import COLOURS, plain_axes
+from ..figures import COLOURS, plain_axes
 
 BRIGHT, FADED = 99.0, 1e-3
 """The brightest colour is for masses from this percentile on, the darkest below this share of it (our choice)."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from ..plot import COLOURS, LINES, decades, legend_below, panel_grid, plain_axes
+from ..figures import COLOURS, LINES, decades, legend_below, panel_grid, plain_axes
 
 FLOOR = 1e-16
 """Exploitability below is drawn here: it is rounding, and may be negative, which a logarithmic axis cannot show."""

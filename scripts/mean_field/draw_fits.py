@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from ..plot import COLOURS, decades, legend_below, panel_grid, plain_axes
+from ..figures import COLOURS, decades, legend_below, panel_grid, plain_axes
 from .draw_crowds import colours, percent
 from .draw_curves import COMPARED, FLOOR, look_of
 

@@ -166,7 +166,9 @@ def plans(rows: list[int], threads: int = 1, wave: int = 1, device: str = "cpu")
     for count in rows:
         part = torch.arange(start, start + count)
         planner = TreePlanner(guide, env, count, TreeConfig(simulations=16, candidates=4, wave=wave))
-        decision = planner.plan(Roots(env.state(part), guide.encode(obs[part]), stream_of(0, obs[part]).to(guide.device)))
+        decision = planner.plan(
+            Roots(env.state(part), guide.encode(obs[part]), stream_of(0, obs[part]).to(guide.device))
+        )
         found.append((torch.from_numpy(planner.tree.n[planner.tree.base]), decision.actions))
         start += count
     return torch.cat([n for n, _ in found]), torch.cat([actions for _, actions in found])

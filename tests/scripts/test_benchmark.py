@@ -18,7 +18,7 @@ from headway.envs.mujoco import MujocoBatch
 from headway.scripts import contenders
 from headway.scripts.benchmark_rollout import Measurement, RolloutOptions, ratios
 from headway.scripts.contenders import MAKERS, WARM_UP, Act, Replay, Scene, Side, drawn_actions, period
-from headway.scripts.plot import STYLES
+from headway.scripts.figures import STYLES
 from headway.scripts.timing import Absent, take_turns
 
 TINY = ("--rounds", 3, "--seconds", 0.004, "--num-envs", 1, 8, "--peer-envs", 8)

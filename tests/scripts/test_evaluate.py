@@ -352,6 +352,41 @@ def test_searches_are_compared_with_the_policy_alone(headway: Command, judge: Pa
     assert imageio.v3.imread("figures/searches.png").ndim == 3
 
 
+def test_searches_of_several_policies(headway: Command, judge: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.zip"
+    PPO("MlpPolicy", "worlds:Point-v0", net_arch=(8,), n_steps=8, batch_size=8, seed=1).save(other)
+    asked = ("--episodes", 6, "--n-envs", 3, "--search", "tree:8,4")
+    code, out, err = headway("evaluate", judge, other, *asked, "--csv", "both.csv")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[1:3] == headway("evaluate", judge, *asked)[1].splitlines()[1:3]
+    assert lines[3] == f"{other}: PPO after 0 steps"
+    assert lines[4:6] == headway("evaluate", other, *asked)[1].splitlines()[1:3]
+    assert lines[6] == "2 policies, of each its mean return:"
+    with Path("both.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["policy"], row["search"]) for row in rows] == [
+        (str(path), name) for path in (judge, other) for name in ("policy alone", "tree:8,4")
+    ]
+    for line, name in zip(lines[7:9], ("policy alone", "tree:8,4"), strict=True):
+        means = [float(row["mean"]) for row in rows if row["search"] == name]
+        better = [float(row["better"]) for row in rows if row["search"] == name]
+        found = re.fullmatch(rf"{name} +[\d.]+ simulated   return (\S+) ± .* better (\d+)%", line)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(np.mean(means), abs=0.051)
+        assert float(found[2]) == pytest.approx(100 * np.mean(better), abs=0.51)
+
+
+def test_policies_of_other_environments_are_not_compared(headway: Command, judge: Path, tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1", net_arch=(8,), n_steps=8, batch_size=8, seed=1).save(tmp_path / "other.zip")
+    code, _, err = headway("evaluate", judge, tmp_path / "other.zip", "--search", "tree:4")
+    assert code == 1
+    assert f"other.zip is of CartPole-v1, {judge} of worlds:Point-v0: pass --env" in err
+    code, _, err = headway("evaluate", judge, judge)
+    assert code == 1
+    assert "several policies are compared with --search" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

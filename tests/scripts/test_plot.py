@@ -8,21 +8,19 @@ import matplotlib.image
 import numpy as np
 import pytest
 from headway.scripts import plot
-from headway.scripts.plot import (
+from headway.scripts.figures import (
     COLOURS,
-    POPULATION,
     aligned,
-    count_events,
-    find_runs,
-    grouped,
     learning_curve,
     learning_curves,
     legend_below,
     panel_grid,
     read_columns,
-    read_inside,
 )
+from headway.scripts.grouping import find_runs, grouped
+from headway.scripts.inside import POPULATION, count_events, read_inside
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 PROGRESS = """\
 rollout/ep_rew_mean,time/total_timesteps,eval/mean_reward
@@ -255,13 +253,13 @@ def test_generations_are_where_they_ended(tmp_path: Path) -> None:
 
 def test_population_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     figures: list[Any] = []
-    original = plot.Figure.savefig
+    original = Figure.savefig
 
     def savefig(self: Any, path: Path) -> None:
         figures.append(self)
         original(self, path)
 
-    monkeypatch.setattr(plot.Figure, "savefig", savefig)
+    monkeypatch.setattr(Figure, "savefig", savefig)
     monkeypatch.chdir(tmp_path)
     make_population(tmp_path / "runs" / "s0")
     assert plot.main(["--population", "runs/s0"]) == 0
@@ -308,8 +306,8 @@ model/calibration
 
 def test_model_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     figures: list[Any] = []
-    original = plot.Figure.savefig
-    monkeypatch.setattr(plot.Figure, "savefig", lambda self, path: (figures.append(self), original(self, path))[0])
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), original(self, path))[0])
     monkeypatch.chdir(tmp_path)
     run = make_population(tmp_path / "runs" / "s0", MODEL_LOG)
     assert plot.main(["--model", "runs/s0"]) == 0
@@ -320,7 +318,7 @@ def test_model_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     lines = {line.get_label(): line.get_ydata().tolist() for line in panels["on held-out rows"].lines}
     assert lines == {"mean squared error": [0.5, 0.3], "spread of members": [0.2, 0.1]}
     assert [line.get_xdata().tolist() for line in panels["a training of the model"].lines] == [[20, 50]] * 2
-    with pytest.raises(ValueError, match="are two figures: ask for one"):
+    with pytest.raises(ValueError, match="are different figures: ask for one"):
         plot.main(["--model", "--population", str(run)])
     with pytest.raises(ValueError, match=r"has no generations: .* name runs of PGPS or CEM"):
         plot.main(["--population", str(run)])
@@ -340,3 +338,43 @@ def test_runs_without_a_population(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             plot.main(["--population", *map(str, runs), "--output", str(tmp_path / "none.png")])
     assert not (tmp_path / "none.png").exists()
+
+
+# -- searches ----------------------------------------------------------------------------------------------------------
+
+
+def make_searches(path: Path, steps: int, *, policies: int = 3) -> None:
+    lines = ["policy,steps,search,simulator_steps_per_step,better,episodes,mean"]
+    for number in range(policies):
+        lines += [f"s{number},{steps},policy alone,0.0,0.5,5,{100 + number}"]
+        lines += [f's{number},{steps},"tree:{n},{k}",{n},0.6,5,{100 + n * k + number}' for k in (4, 8) for n in (8, 32)]
+        lines += [f's{number},{steps},"shooting:32,4",32,0.6,5,1', f's{number},{steps},"tree:32,8,reuse",32,0.6,5,1']
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_trees_of_several_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Figure] = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (made.append(self), original(self, path))[0])
+    monkeypatch.chdir(tmp_path)
+    for steps in (300_000, 0):
+        make_searches(Path(f"{steps}.csv"), steps)
+    assert plot.main(["--search", "300000.csv", "0.csv"]) == 0
+    assert matplotlib.image.imread("search.png").ndim == 3
+    (figure,) = made
+    assert [axes.get_title() for axes in figure.axes] == ["untrained", "after 300,000 steps of training"]
+    for axes in figure.axes:
+        alone, *trees = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linestyle() != "None"]  # type: ignore[arg-type]
+        assert alone.get_ydata() == pytest.approx([101, 101])  # the middle of three policies
+        assert [list(line.get_xdata()) for line in trees] == [[8, 32]] * 2  # type: ignore[arg-type]
+        assert [list(line.get_ydata()) for line in trees] == [[133, 229], [165, 357]]  # type: ignore[arg-type]
+
+
+def test_what_is_no_table_of_searches(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("episode,return\n0,1.0\n")
+    with pytest.raises(ValueError, match="has no columns policy, steps, search, mean: it is not of headway evaluate"):
+        plot.main(["--search", str(path), "--output", str(tmp_path / "a.png")])
+    path.write_text("policy,steps,search,mean\na,0,policy alone,1.0\n")
+    with pytest.raises(ValueError, match="there is no tree of so many simulations and candidates"):
+        plot.main(["--search", str(path), "--output", str(tmp_path / "a.png")])
