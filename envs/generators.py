@@ -54,6 +54,13 @@ def _check_bits(state: Any, kind: str, where: str, more: Mapping[str, Check]) ->
     group({"bit_generator": text(kind), **_BITS[kind], **more})(state, where)
 
 
+def read_numpy(generator: Generator) -> dict[str, Any]:
+    """:return: for :func:`write_numpy`; with what its seed sequence has spawned, which decides what ``spawn`` gives"""
+    held: Any = generator.bit_generator
+    bits, seeds = held.__getstate__()
+    return {"bits": bits, "seeds": seeds.state if type(seeds) is SeedSequence else None}
+
+
 def write_numpy(generator: Generator, state: Any, where: str = "the state of a generator") -> None:
     """Put a NumPy generator back, with what its seeds have spawned, which decides what it spawns next.
 

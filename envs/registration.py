@@ -78,6 +78,7 @@ def register_all() -> None:
     mazes.register_all()
     trap.register_all()
     sparse.register_all()
+    gym.register("headway/Frostbite-v0", entry_point="headway.envs.frostbite:FrostbiteEnv")
 
 
 def is_batched(env_id: str) -> bool:

@@ -1,6 +1,7 @@
 """What changes how an environment is met. Importing it registers ``headway/Delayed-v0`` with Gymnasium."""
 
 from .batching import VecEnvBatch, VectorEnvBatch, as_batched
+from .missions import Missions
 from .playback import Playback
 from .random_delay import BatchedRandomDelay, RandomDelay
 from .registration import register_all
@@ -13,6 +14,7 @@ from .whole_episodes import WholeEpisodes
 __all__ = [
     "BatchedRandomDelay",
     "BatchedVecEnv",
+    "Missions",
     "Playback",
     "RandomDelay",
     "Snapshot",

@@ -1,4 +1,4 @@
-"""``headway/Delayed-v0``: any environment behind random delays, by id."""
+"""Ids of what wrappers make: any environment behind random delays (``headway/Delayed-v0``), Frostbite with missions."""
 
 from functools import partial
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from ..envs import NumpyVectorEnv, is_batched, make, make_batched
 from .batching import VectorEnvBatch
+from .missions import GAMES
 from .random_delay import BatchedRandomDelay, DelayLike, Form, RandomDelay
 
 
@@ -79,7 +80,7 @@ def make_delayed_vector(
 
 
 def register_all() -> None:
-    """Register the id; importing ``headway.wrappers`` has done it."""
+    """Register the ids; importing ``headway.wrappers`` has done it."""
     gym.register(
         "headway/Delayed-v0",
         entry_point=f"{__name__}:make_delayed",
@@ -87,3 +88,10 @@ def register_all() -> None:
         order_enforce=False,  # the environment inside has its own
         disable_env_checker=True,
     )
+    for game in GAMES:
+        gym.register(
+            f"headway/Text{game.capitalize()}-v0",
+            entry_point=f"{__package__}.missions:make_text_game",
+            vector_entry_point=f"{__package__}.missions:make_text_game_vector",
+            kwargs={"game": game},
+        )

@@ -7,9 +7,16 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.random import MT19937, PCG64, PCG64DXSM, SFC64, Generator, Philox, RandomState, SeedSequence
+from numpy.random import MT19937, PCG64, PCG64DXSM, SFC64, Generator, Philox, RandomState
 
-from ...envs.generators import write_global_numpy, write_numpy, write_numpy_legacy, write_python, write_torch
+from ...envs.generators import (
+    read_numpy,
+    write_global_numpy,
+    write_numpy,
+    write_numpy_legacy,
+    write_python,
+    write_torch,
+)
 from ...envs.schema import group
 from .nodes import State, mismatch, plain_copy, refuse
 from .walking import Kind, Kinds, Loader, Saver, is_a
@@ -27,18 +34,12 @@ class _Stream(NamedTuple):
     write: Callable[[Any, Any, str], object]
 
 
-def _read_generator(generator: Any) -> State:
-    # What the seed sequence has spawned belongs to the stream: it decides what Generator.spawn() returns next.
-    bits, seeds = generator.bit_generator.__getstate__()
-    return {"bits": bits, "seeds": seeds.state if type(seeds) is SeedSequence else None}
-
-
 _STREAMS = {
     "numpy": _Stream(
         Generator,
         lambda generator: type(generator.bit_generator).__name__,
         lambda bits: Generator(_BIT_GENERATORS[bits]()),
-        _read_generator,
+        read_numpy,
         write_numpy,
     ),
     "numpy_legacy": _Stream(
