@@ -5,7 +5,7 @@ Putterman, Lu, Mordatch, Abbeel: "Pretraining for Language-Conditioned Imitation
 Louiealbp/TDT.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, final
@@ -24,7 +24,7 @@ from .config import TDTConfig
 from .networks import Cloner, FiLMCloner, MLPCloner, TextDecisionTransformer
 from .observations import ObservationParts, first_steps, missions_apart
 from .text import END, KNOWN, PAD, NoText, SentenceEncoder, TaskEncoder, WordEncoder
-from .windows import Steps, Windows, shifted, step_numbers, windows_at
+from .windows import Steps, Windows, shifted, step_numbers, trimmed, windows_at
 
 Scope = Literal["encoder", "all", "all_but_text"]
 SCOPES: dict[str, Callable[[str], bool]] = {
@@ -91,10 +91,12 @@ class TDT(OfflineAgent[TDTConfig]):
 
     def _load_data(self, dataset: Dataset) -> Any:
         rows = self._encode(dataset)
-        obs = self.observed.state(rows["obs"])
+        mission = self.observed.mission(rows["obs"])
+        if not self.observed.task_id:
+            mission = trimmed(mission)
         return Steps(
-            obs=map_obs(lambda part: part.to(self.device), obs),
-            mission=self.observed.mission(rows["obs"]).to(self.device),
+            obs=map_obs(lambda part: part.to(self.device), self.observed.state(rows["obs"])),
+            mission=mission.to(self.device),
             actions=self.actions.from_env(rows["actions"].to(self.device)).long(),
             steps=step_numbers((rows["terminated"] | rows["truncated"]).to(self.device)),
             rewards=rows["rewards"].to(self.device),
@@ -107,11 +109,7 @@ class TDT(OfflineAgent[TDTConfig]):
         :return: them
         """
         data = self.need_data()
-        return windows_at(data, self.draw_rows(len(data.steps), rows), self.config.window, self.actions.size)
-
-    def sample(self, rows: int | None = None) -> Windows:
-        """:return: a batch of windows, or so many"""
-        return self.draw(self.config.windows if rows is None else rows)
+        return windows_at(data, self.draw_rows(len(data.steps), rows), self.config.context, self.actions.size)
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -243,13 +241,13 @@ class TDT(OfflineAgent[TDTConfig]):
         """How much the text decides: the mean of KL(pi(.|right text) || pi(.|wrong text)) over real steps of windows.
 
         :param windows: as of :meth:`sample`
-        :param wrong_tokens: other instructions for them, (B, W) or (W,) int64; in the mode tdt_task_id numbers of other
-            tasks, (B, 1)
+        :param wrong_tokens: other instructions for them, of any length, (B, W) or (W,) int64; in the mode tdt_task_id
+            numbers of other tasks, (B, 1)
         :return: in nats per step; 0 where no text is read
         """
         network = self.network.module
         states = network.encode_windows(windows.obs)
-        wrong = wrong_tokens.to(self.device).expand_as(windows.mission)
+        wrong = wrong_tokens.to(self.device).expand(len(windows.mission), -1)
         right, other = (
             network(mission, states, windows.actions, windows.steps, windows.real).log_softmax(-1)
             for mission in (windows.mission, wrong)
@@ -289,13 +287,13 @@ class TDT(OfflineAgent[TDTConfig]):
         return {name: shifted(part, pixels, generator) if name in images else part for name, part in obs.items()}
 
     @torch.no_grad()
-    def _decay(self, weight_decay: float) -> tuple[list[Tensor], Sequence[Tensor]]:
+    def _decay(self, weight_decay: float) -> tuple[list[Tensor], list[Tensor]]:
         """:return: the weights that decay, and AdamW's part of the step, minus learning rate times decay times these"""
         linear = [part for part in self.network.module.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
         matrices: list[Tensor] = [part.weight for part in linear if part.weight.requires_grad]
         assert self.network.optimizer is not None
         rate = self.network.optimizer.param_groups[0]["lr"]
-        return matrices, torch._foreach_mul(matrices, -rate * weight_decay)
+        return matrices, list(torch._foreach_mul(matrices, -rate * weight_decay))
 
 
 def drawn(logits: Tensor, top_k: int | None, generator: torch.Generator) -> Tensor:

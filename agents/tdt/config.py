@@ -33,7 +33,8 @@ class TDTConfig(OfflineConfig):
     state and the mean of the words. The mode tdt_no_text is a lower bound."""
 
     context: Count = 10
-    """K: steps that are looked at, of one episode (the code: 20)."""
+    """K: steps of a window of one episode, each of which is imitated (the code: 20). Where one step is looked at, it is
+    each of them by itself, so that all modes learn from the same batches (our choice)."""
 
     width: Count = 64
     """d: numbers of a token (the code: 128)."""
@@ -74,8 +75,7 @@ class TDTConfig(OfflineConfig):
     """What is not trained: what reads states, or the vectors of words, for which transfer() brings weights."""
 
     batch_size: Count = 32
-    """Windows per gradient step (the code: 128). Where a window is one step, there are context times as many, so that
-    an update learns from as many steps in every mode (our choice)."""
+    """B: windows per gradient step (the code: 128)."""
 
     learning_rate: LearningRate = 6e-4
     """Step size of AdamW, whose betas are 0.9 and 0.95."""
@@ -117,10 +117,5 @@ class TDTConfig(OfflineConfig):
 
     @property
     def window(self) -> int:
-        """Steps that the mode looks at."""
+        """Steps that the mode looks at to choose an action."""
         return 1 if self.mode in ("tdt_k1", "bc_mlp") else self.context
-
-    @property
-    def windows(self) -> int:
-        """B: windows of a batch."""
-        return self.batch_size * self.context // self.window

@@ -138,19 +138,20 @@ class TextDecisionTransformer(Cloner):
     """A transformer over the words of the instruction, states and actions: w_1 … w_W, s_0, a_0, s_1, …, s_(K-1).
 
     Words attend to all words, states and actions to all words and to what is not after them; what an action depends on
-    is read at the token of its state. Neither rewards nor returns are tokens.
+    is read at the token of its state. Neither rewards nor returns are tokens. Where only one step is looked at, actions
+    are left out, and each state attends to the words and to itself.
 
     The parameters as :class:`Cloner`.
     """
 
     def __init__(self, features: nn.Module, text: nn.Module, n_actions: int, cfg: TDTConfig) -> None:
         super().__init__(features, text, n_actions, cfg)
-        words, tokens, width = int(text.slots), 2 * cfg.window - 1, cfg.width  # type: ignore[arg-type]
+        words, tokens, width = int(text.slots), 2 * cfg.context - 1, cfg.width  # type: ignore[arg-type]
+        self.window, self.causal_text = cfg.window, cfg.causal_text
         self.sites = (1 + 2 * cfg.layers, words * self.reads_text + tokens, width)
-        self.causal_text = cfg.causal_text
         self.actions = nn.Embedding(n_actions + 1, width)  # the last is "none"
         self.kinds = nn.Parameter(torch.zeros(2, width))  # of states and of actions
-        self.places = nn.Parameter(torch.zeros(tokens, width))
+        self.places = nn.Parameter(torch.zeros(2 * cfg.window - 1, width))
         self.text_places = nn.Parameter(torch.zeros(words, width))  # those of words are also their kind
         self.time = nn.Embedding(cfg.step_embedding, width) if cfg.step_embedding else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
@@ -161,29 +162,36 @@ class TextDecisionTransformer(Cloner):
         self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None
     ) -> Tensor:
         """See :meth:`Cloner.forward`."""
-        length = states.shape[1]
         text, words = self.read(mission)
-        states = states + self.kinds[0]
-        moves = self.actions(actions[:, : length - 1]).tanh() + self.kinds[1]  # (B, K - 1, d)
-        if self.time is not None:
-            time = self.time(steps.clamp(max=self.time.num_embeddings - 1))
-            states, moves = states + time, moves + time[:, :-1]
-        pairs = torch.stack((states, F.pad(moves, (0, 0, 0, 1))), 2).flatten(1, 2)[:, :-1]  # s_0, a_0, …, s_(K-1)
-        x = torch.cat((text + self.text_places[: text.shape[1]], pairs + self.places), 1)  # (B, T, d)
+        time = 0.0 if self.time is None else self.time(steps.clamp(max=self.time.num_embeddings - 1))
+        tokens, exist = states + self.kinds[0] + time, real
+        if self.window > 1:
+            moves = F.pad(self.actions(actions[:, : states.shape[1] - 1]).tanh(), (0, 0, 0, 1)) + self.kinds[1] + time
+            tokens = torch.stack((tokens, moves), 2).flatten(1, 2)[:, :-1]  # s_0, a_0, …, s_(K-1)
+            exist = real.repeat_interleave(2, 1)[:, :-1]
+        x = torch.cat((text + self.text_places[: text.shape[1]], tokens + self.places), 1)  # (B, T, d)
         x = dropped(x, keep, 0)
-        allowed = self.allowed(words, real)
+        allowed = self.allowed(words, exist)
         for index, block in enumerate(self.blocks):
             x = block(x, allowed, None if keep is None else keep[1 + 2 * index :])
-        return self.head(self.norm(x[:, text.shape[1] :: 2]))  # type: ignore[no-any-return]
+        return self.head(self.norm(x[:, text.shape[1] :: 2 if self.window > 1 else 1]))  # type: ignore[no-any-return]
 
-    def allowed(self, words: Tensor, real: Tensor) -> Tensor:
-        """:return: whether token i attends to j, (B, 1, T, T); padding, to which no other does, attends to itself"""
-        exists = torch.cat((words, real.repeat_interleave(2, 1)[:, :-1]), 1)  # (B, T)
-        at = torch.arange(exists.shape[1], device=exists.device)
-        earlier = at <= at.unsqueeze(1)  # (i, j)
+    def allowed(self, words: Tensor, exist: Tensor) -> Tensor:
+        """Which tokens attend to which.
+
+        :param words: that are no padding, (B, W)
+        :param exist: states and actions that are none, (B, T - W)
+        :return: whether token i attends to j, (B, 1, T, T); padding, to which no other does, attends to itself
+        """
+        keys = torch.cat((words, exist), 1).unsqueeze(1)  # (B, 1, T)
+        j = torch.arange(keys.shape[-1], device=keys.device)
+        i, count = j.unsqueeze(1), words.shape[1]
+        allowed = j <= i
         if not self.causal_text:
-            earlier = earlier | (torch.maximum(at, at.unsqueeze(1)) < words.shape[1])
-        return (exists.unsqueeze(1) & earlier | (at == at.unsqueeze(1))).unsqueeze(1)
+            allowed = allowed | ((i < count) & (j < count))
+        if self.window == 1:
+            allowed = allowed & (j < count)
+        return (keys & allowed | (i == j)).unsqueeze(1)
 
 
 class FiLMBlock(nn.Module):
@@ -218,10 +226,10 @@ class FiLMCloner(Cloner):
 
     def __init__(self, features: nn.Module, text: nn.Module, n_actions: int, cfg: TDTConfig) -> None:
         super().__init__(features, text, n_actions, cfg)
-        hidden = max(cfg.width, 3 * cfg.width - cfg.window * cfg.width // (4 * cfg.layers))
-        self.sites = (1 + cfg.layers, cfg.window, cfg.width)
-        self.window = cfg.window
-        self.mix = nn.Linear(cfg.window * cfg.width, cfg.width)
+        hidden = max(cfg.width, 3 * cfg.width - cfg.context * cfg.width // (4 * cfg.layers))
+        self.sites = (1 + cfg.layers, cfg.context, cfg.width)
+        self.context = cfg.context
+        self.mix = nn.Linear(cfg.context * cfg.width, cfg.width)
         self.blocks = nn.ModuleList(FiLMBlock(cfg, hidden) for _ in range(cfg.layers))
         self.norm, self.head = nn.LayerNorm(cfg.width), nn.Linear(cfg.width, n_actions)
         begin_small_(self)
@@ -230,8 +238,8 @@ class FiLMCloner(Cloner):
         self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None
     ) -> Tensor:
         """See :meth:`Cloner.forward`."""
-        padded = F.pad(states * real.unsqueeze(-1), (0, 0, self.window - 1, 0))
-        x = dropped(self.mix(padded.unfold(1, self.window, 1).flatten(2)), keep, 0)  # (B, K, d)
+        padded = F.pad(states * real.unsqueeze(-1), (0, 0, self.context - 1, 0))
+        x = dropped(self.mix(padded.unfold(1, self.context, 1).flatten(2)), keep, 0)  # (B, K, d)
         meaning = self.meaning(mission)
         for index, block in enumerate(self.blocks):
             x = block(x, meaning, keep, 1 + index)
@@ -239,7 +247,7 @@ class FiLMCloner(Cloner):
 
 
 class MLPCloner(Cloner):
-    """A perceptron over the state and the mean of the words, the code's baseline without its frozen BERT.
+    """A perceptron over each state and the mean of the words, the code's baseline without its frozen BERT.
 
     The parameters as :class:`Cloner`.
     """
@@ -247,7 +255,7 @@ class MLPCloner(Cloner):
     def __init__(self, features: nn.Module, text: nn.Module, n_actions: int, cfg: TDTConfig) -> None:
         super().__init__(features, text, n_actions, cfg)
         widths = (2 * cfg.width, *cfg.net_arch)
-        self.sites = (len(cfg.net_arch), 1, max(widths))
+        self.sites = (len(cfg.net_arch), cfg.context, max(widths))
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], n_actions)
         begin_small_(self.text, self.head)
@@ -257,7 +265,7 @@ class MLPCloner(Cloner):
     ) -> Tensor:
         """See :meth:`Cloner.forward`."""
         meaning = self.meaning(mission).unsqueeze(1).expand_as(states)
-        x = torch.cat((states, meaning), -1)  # (B, 1, 2 d)
+        x = torch.cat((states, meaning), -1)  # (B, K, 2 d)
         for site, layer in enumerate(self.layers):
             x = dropped(layer(x).relu(), keep, site)
         return self.head(x)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.spaces import Obs, map_obs
+from .text import PAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,12 @@ def step_numbers(ended: Tensor) -> Tensor:
     begins = ended.roll(1)
     begins[0] = True
     return at - at.masked_fill(~begins, 0).cummax(0).values
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """:return: sentences (R, W) without the last columns, where all are padding: nobody looks at it"""
+    used = (tokens != PAD).any(0).nonzero()
+    return tokens[:, : int(used.max()) + 1 if len(used) else 0]
 
 
 def windows_at(data: Steps, ends: Tensor, length: int, no_action: int) -> Windows:

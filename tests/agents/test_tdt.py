@@ -18,7 +18,7 @@ from headway.agents.presets import preset, preset_names
 from headway.agents.tdt import KNOWN, PAD, Windows
 from headway.agents.tdt.agent import cloning_loss
 from headway.agents.tdt.text import HashedTable, SentenceEncoder, WordEncoder
-from headway.agents.tdt.windows import shifted
+from headway.agents.tdt.windows import shifted, trimmed
 from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ERRANDS, Errand, Point, homewards_in_halves, played, recorded
@@ -46,7 +46,7 @@ def lively(**hyper: Any) -> Any:
 def some_windows(agent: Any, rows: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     """What a network takes: windows in which all steps are real, under one of the two sentences."""
     generator = torch.Generator().manual_seed(seed)
-    length = agent.config.window
+    length = agent.config.context
     at = torch.randint(2, (rows,), generator=generator)
     missions = at.unsqueeze(1) if agent.config.mode == "tdt_task_id" else torch.stack((STAY, RIGHT))[at]
     return {
@@ -95,9 +95,11 @@ def test_the_text_is_looked_at_by_all(mode: str) -> None:
 
 
 def test_words_attend_to_later_words_unless_told_otherwise() -> None:
-    mask = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
+    mask = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
     ones = [[1, 1, 1, 0, 0, 0]] * 3 + [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
     assert made().network.module.allowed(*mask)[0, 0].int().tolist() == ones
+    alone = made(mode="tdt_k1").network.module.allowed(*mask)[0, 0].int().tolist()
+    assert alone == [[1, 1, 1, 0, 0, 0]] * 3 + [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 0, 1]]
     causal = made(causal_text=True).network.module.allowed(*mask)[0, 0].int()
     assert torch.equal(causal, torch.ones(6, 6, dtype=torch.int32).tril())
     nothing = made().network.module.allowed(mask[0] & False, mask[1] & False)[0, 0].int()
@@ -283,6 +285,14 @@ def numbered(lengths: tuple[int, ...] = (6, 1, 3, 9)) -> Dataset:
     )
 
 
+def test_words_that_all_lack_are_left_out() -> None:
+    assert made().data.mission.shape[1] == 4  # of five
+    silent = numbered()
+    silent.obs["mission_tokens"][:] = PAD
+    assert made(silent).learn(2).data.mission.shape[1] == 0
+    assert trimmed(torch.tensor([[0, 3, 0, 0], [0, 0, 0, 0]])).tolist() == [[0, 3], [0, 0]]
+
+
 def test_windows_lie_in_one_episode_and_reach_its_end() -> None:
     agent = made(numbered())
     batch = agent.sample(500)
@@ -301,11 +311,14 @@ def test_windows_lie_in_one_episode_and_reach_its_end() -> None:
     assert len(ends) == 19  # of every step of every episode, its last one included
 
 
-def test_an_update_sees_as_many_steps_in_every_mode() -> None:
-    for mode in MODES:
-        batch = made(mode=mode).sample()
-        assert batch.real.numel() == 16 * 4
-        assert batch.real.shape[1] == (1 if mode in ("tdt_k1", "bc_mlp") else 4)
+@pytest.mark.parametrize("mode", ["tdt_k1", "bc_mlp"])
+def test_where_one_step_is_looked_at_each_is_by_itself(mode: str) -> None:
+    agent = lively(mode=mode)
+    given = some_windows(agent)
+    together = logits(agent, **given)
+    for step in range(4):
+        alone = {name: part if name == "mission" else part[:, step : step + 1] for name, part in given.items()}
+        assert torch.allclose(logits(agent, **alone)[:, 0], together[:, step], atol=1e-5)
 
 
 def test_images_are_shifted_by_windows() -> None:
@@ -391,15 +404,16 @@ def test_swapping_sentences_swaps_behaviour() -> None:
             chosen, state = agent.predict(obs, state, deterministic=True)
             assert (chosen == action).all()
     windows = agent.sample(40)
-    wrong = torch.where((windows.mission == STAY).all(1, keepdim=True), RIGHT, STAY)
+    wrong = torch.where(windows.mission[:, 1:2] == STAY[1], RIGHT, STAY)
     assert silent.text_sensitivity(silent.sample(40), STAY) == 0
     assert agent.text_sensitivity(windows, wrong) > 1
     assert agent.text_sensitivity(windows, windows.mission) == 0
 
 
 def test_text_sensitivity_is_a_mean_of_divergences() -> None:
-    agent = made(mode="bc_mlp").learn(30)
+    agent = lively(mode="bc_text")
     windows: Windows = agent.sample(6)
+    assert not windows.real.all()
     with torch.no_grad():
         states = agent.network.module.encode_windows(windows.obs)
         rest = (states, windows.actions, windows.steps, windows.real)
@@ -407,7 +421,7 @@ def test_text_sensitivity_is_a_mean_of_divergences() -> None:
             torch.distributions.Categorical(logits=agent.network.module(mission, *rest))
             for mission in (windows.mission, STAY.expand(6, 5))
         )
-        expected = torch.distributions.kl_divergence(right, wrong).mean()
+        expected = torch.distributions.kl_divergence(right, wrong)[windows.real].mean()
     assert agent.text_sensitivity(windows, STAY) == pytest.approx(float(expected), rel=1e-4)
 
 
