@@ -27,10 +27,10 @@ class TDTConfig(OfflineConfig):
 
     mode: Literal["tdt", "tdt_k1", "tdt_sentence_token", "tdt_no_text", "tdt_task_id", "bc_text", "bc_mlp"] = "tdt"
     """What reads the instruction. tdt: a transformer over words, states and actions. tdt_k1: the same over one step.
-    tdt_sentence_token: each sentence is one token. tdt_no_text: no word is read, also for pretraining. tdt_task_id: the
-    number of the task in the place of the text, an upper bound. bc_text: perceptrons over the last states, which the
-    mean of the words modulates (FiLM), of as many parameters as tdt (our choice). bc_mlp: a perceptron over the last
-    state and the mean of the words. The mode tdt_no_text is a lower bound."""
+    tdt_sentence_token: each sentence is one token. tdt_no_text: no word is read, a lower bound, and for pretraining.
+    tdt_task_id: the number of the task in the place of the text, an upper bound. bc_text: a perceptron over the last
+    states, which the mean of the words modulates (FiLM), of as many parameters as tdt (our choice). bc_mlp: a
+    perceptron over the last state and the mean of the words."""
 
     context: Count = 10
     """K: steps of a window of one episode, each of which is imitated (the code: 20). Where one step is looked at, it is
@@ -110,7 +110,7 @@ class TDTConfig(OfflineConfig):
             raise ValueError(f"{self._label('width')} must be a multiple of heads, {self.heads}, got {self.width}")
 
     def rate_left(self, remaining: float) -> float:
-        """See :meth:`AgentConfig.rate_left`."""
+        """See :meth:`AgentConfig.rate_left`; a cosine leaves a tenth in the end."""
         if self.learning_rate_schedule == "cosine":
             return LOWEST + (1 - LOWEST) * 0.5 * (1 - math.cos(math.pi * remaining))
         return super().rate_left(remaining)

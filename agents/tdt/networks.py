@@ -146,7 +146,8 @@ class TextDecisionTransformer(Cloner):
 
     def __init__(self, features: nn.Module, text: nn.Module, n_actions: int, cfg: TDTConfig) -> None:
         super().__init__(features, text, n_actions, cfg)
-        words, tokens, width = int(text.slots), 2 * cfg.context - 1, cfg.width  # type: ignore[arg-type]
+        words, width = int(text.slots), cfg.width  # type: ignore[arg-type]
+        tokens = 2 * cfg.context - 1 if cfg.window > 1 else cfg.context
         self.window, self.causal_text = cfg.window, cfg.causal_text
         self.sites = (1 + 2 * cfg.layers, words * self.reads_text + tokens, width)
         self.actions = nn.Embedding(n_actions + 1, width)  # the last is "none"
@@ -217,7 +218,7 @@ class FiLMBlock(nn.Module):
 class FiLMCloner(Cloner):
     """A residual perceptron over the last K states side by side, those before the window being zero.
 
-    Its hidden layers are as wide as makes their weights as many as those of the transformer's blocks::
+    Its L blocks have h hidden units each, so many that all weights are as many as those of the transformer's blocks::
 
         K d^2 + L (d h + h d + 2 d h) = 12 L d^2,   so h = 3 d - K d / (4 L)
 
@@ -258,7 +259,8 @@ class MLPCloner(Cloner):
         self.sites = (len(cfg.net_arch), cfg.context, max(widths))
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(widths))
         self.head = nn.Linear(widths[-1], n_actions)
-        begin_small_(self.text, self.head)
+        begin_small_(self.text)
+        begin_small_(self.head)
 
     def logits(
         self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None
@@ -271,12 +273,10 @@ class MLPCloner(Cloner):
         return self.head(x)  # type: ignore[no-any-return]
 
 
-def begin_small_(*modules: nn.Module) -> None:
+def begin_small_(module: nn.Module) -> None:
     """Draw the weights of linear layers and tables from N(0, 0.02^2), as minGPT; what reads states keeps its own."""
-    for module in modules:
-        own = {id(part) for part in module.encoder.modules()} if isinstance(module, Cloner) else set()
-        for part in module.modules():
-            if isinstance(part, nn.Linear | nn.Embedding) and id(part) not in own:
-                nn.init.normal_(part.weight, std=0.02)
-            if isinstance(part, nn.Linear) and id(part) not in own:
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear | nn.Embedding) and not name.startswith("encoder."):
+            nn.init.normal_(part.weight, std=0.02)
+            if isinstance(part, nn.Linear):
                 nn.init.zeros_(part.bias)
