@@ -24,6 +24,7 @@ from .ppo import PPO, PPOConfig
 from .sac import SAC, SACConfig
 from .td3 import TD3, TD3Config
 from .td3_bc import TD3BC, TD3BCConfig
+from .tdt import TDT, TDTConfig
 from .tpo import TPO, TPOConfig
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SAC",
     "TD3",
     "TD3BC",
+    "TDT",
     "TPO",
     "ABMConfig",
     "ActorCriticAgent",
@@ -60,6 +62,7 @@ __all__ = [
     "SACConfig",
     "TD3BCConfig",
     "TD3Config",
+    "TDTConfig",
     "TPOConfig",
     "load",
     "load_dataset",

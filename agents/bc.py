@@ -52,16 +52,22 @@ def cloning_loss(actor: DensityActor, batch: Demonstrations, weights: Tensor | N
     return -(log_prob if weights is None else weights * log_prob).mean(-1).sum()
 
 
-def best_episodes(dataset: Dataset, share: float) -> Dataset:
+def best_episodes(dataset: Dataset, share: float, groups: Tensor | None = None) -> Dataset:
     """Keep the episodes of the highest returns.
 
     :param dataset: with ``returns``, and ``select``
     :param share: of the episodes; at least one is kept
-    :return: a data set of these
+    :param groups: the number of the group that each episode competes in, (E,), for a share of each; None: one of all
+    :return: a data set of these, one group after the other
     """
     returns: Tensor = dataset.returns  # type: ignore[attr-defined]
-    count = max(1, int(round(share * len(returns), 6)))  # 0.29 of a hundred is 28.999999999999996
-    return dataset.select(returns.argsort(descending=True, stable=True)[:count])  # type: ignore[attr-defined, no-any-return]
+    groups = torch.zeros(len(returns), dtype=torch.int64) if groups is None else groups
+    kept = []
+    for group in torch.unique(groups):
+        members = (groups == group).nonzero().squeeze(1)
+        count = max(1, int(round(share * len(members), 6)))  # 0.29 of a hundred is 28.999999999999996
+        kept.append(members[returns[members].argsort(descending=True, stable=True)[:count]])
+    return dataset.select(torch.cat(kept))  # type: ignore[attr-defined, no-any-return]
 
 
 @final

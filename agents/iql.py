@@ -169,7 +169,7 @@ class IQL(OfflineToOnlineAgent[IQLConfig]):
         """:return: the share of the actor's learning rate that a cosine has left; online, what all others have"""
         if self.is_offline:
             return 0.5 * (1 - math.cos(math.pi * self.progress_remaining))
-        return self.progress_remaining if self.config.learning_rate_schedule == "linear" else 1.0
+        return self.config.rate_left(self.progress_remaining)
 
     def _update(self, phase: str) -> dict[str, Tensor]:
         if self.config.actor_schedule == "cosine":

@@ -60,7 +60,8 @@ class Case:
     :param can: "replay" (fills a replay buffer step by step and learns from it), "store" (has one), "on_policy" (learns
         from what it has just collected), "population" (its members play whole episodes), "offline" (learns from what
         was recorded, which it is given in the place of every environment), "delayed" (reads observations and actions
-        that are late), "normalised" (inside ``VecNormalize``), "gradients" (takes gradient steps), "exact_resume"
+        that are late), "normalised" (inside ``VecNormalize``), "gradients" (takes gradient steps), "exact_resume",
+        "memory" (``predict`` returns a state, which it wants back)
     :param solving: hyper-parameters, and ``total_timesteps``, with which it solves a point in seconds
     :param make_env: makes its world, with the keywords of :class:`~toys.Point`
     :param round: steps of each row between two rounds of updates: ``learn`` ends at a multiple of them
@@ -260,6 +261,14 @@ CASES = (
         | {"value_learning_rate": 1e-2, "temperature": 0.5},
         moves=("box", "discrete"),
         can=OFFLINE,
+    ),
+    Case(
+        name="TDT",
+        hyper={"context": 3, "width": 16, "layers": 1, "heads": 2, "batch_size": 8, "normalize_obs": False},
+        solving={"total_timesteps": 250, "context": 3, "width": 32, "layers": 1, "heads": 2, "learning_rate": 3e-3},
+        moves=("discrete",),
+        players={"discrete": homewards_in_halves},
+        can=OFFLINE | {"memory"},
     ),
     Case(
         name="ABM",
@@ -463,9 +472,9 @@ def test_evaluate_policy_agrees_with_a_loop(case: Case) -> None:
     expected = []
     for episode in range(3):
         obs, _ = single.reset(seed=3 if episode == 0 else None)
-        total, done = 0.0, False
+        total, done, state = 0.0, False, None
         while not done:
-            action, _ = agent.predict(obs, deterministic=True)
+            action, state = agent.predict(obs, state, deterministic=True)
             obs, reward, terminated, truncated, _ = single.step(action)
             total, done = total + float(reward), terminated or truncated
         expected.append(total)
@@ -482,7 +491,7 @@ def test_predict_takes_one_observation_or_many(case: Case, moves: str) -> None:
     many, _ = agent.predict(obs, deterministic=True)
     assert np.shape(one) == agent.action_space.shape
     assert many.shape == (5, *np.shape(one))
-    assert state is None
+    assert (state is not None) == ("memory" in case.can)
     assert np.allclose(many[0], one, atol=1e-6)  # batches of different size round differently
     assert all(agent.action_space.contains(action) for action in many)
 
@@ -910,7 +919,7 @@ MISTAKES = (
     ({"batch_size": 2.5}, "batch_size must be int, got 2.5"),
     ({"net_arch": [64, -1]}, "net_arch must lie in"),
     ({"learning_rate": lambda progress: progress}, "learning_rate_schedule='linear'"),
-    ({"activation": "gelu"}, "activation must be"),
+    ({"activation": "swish"}, "activation must be"),
     ({"policy_kwargs": {"net_arc": [3]}}, "did you mean net_arch"),
 )
 

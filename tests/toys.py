@@ -157,6 +157,67 @@ def recorded(
     return Dataset(**{**content, **changes})
 
 
+ERRANDS = {"stay": [1, 3, 2, 0, 0], "go right": [1, 4, 5, 2, 0]}
+"""Missions of the errands below as tokens: START, words, END, PAD."""
+
+
+class Errand(gym.Env[Any, Any]):
+    """A place on a line, and a mission in words: to stay (action 0), or to go right (action 1), by a half each step.
+
+    Each step pays 1 if it does what is asked. Episodes have three to nine steps.
+
+    :param keys: of the observation, in this order: "place" or "image", "mission_tokens", "mission_task" (a Discrete),
+        and "mission_number" for the task as an integer under the key "mission_task"
+    """
+
+    def __init__(self, keys: Iterable[str] = ("place", "mission_tokens", "mission_task")) -> None:
+        known: dict[str, spaces.Space[Any]] = {
+            "place": spaces.Box(-10.0, 10.0, (1,), np.float32),
+            "image": IMAGE,
+            "mission_tokens": spaces.Box(0, 2**24 + 4095, (5,), np.int64),
+            "mission_task": spaces.Discrete(2),
+            "mission_number": spaces.Box(0, 1, (), np.int64),
+        }
+        self.keys = list(keys)
+        self.observation_space = spaces.Dict({self._shown(key): deepcopy(known[key]) for key in self.keys})
+        self.action_space = spaces.Discrete(3)
+
+    @staticmethod
+    def _shown(key: str) -> str:
+        return key.replace("number", "task")
+
+    def _observe(self) -> Any:
+        image = np.zeros(IMAGE.shape, np.uint8)
+        image[:, int(np.clip(2 * self.x + 18, 0, 35))] = 255
+        parts = {
+            "place": np.array([self.x], np.float32),
+            "image": image,
+            "mission_tokens": np.array(list(ERRANDS.values())[self.task]),
+            "mission_task": np.int64(self.task),
+            "mission_number": np.array(self.task),
+        }
+        return {self._shown(key): parts[key] for key in self.keys}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.integers(-4, 5)) / 2, 0
+        self.task, self.length = int(self.np_random.integers(2)), int(self.np_random.integers(3, 10))
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.x += {0: 0.0, 1: 0.5, 2: -0.5}[int(action)]
+        self.t += 1
+        return self._observe(), float(int(action) == self.task), False, self.t >= self.length, {}
+
+    def asked(self, obs: Any, rng: np.random.Generator) -> Any:
+        """Do what is asked."""
+        return np.int64(self.task)
+
+    def seldom_asked(self, obs: Any, rng: np.random.Generator) -> Any:
+        """Do what is asked in half of the steps."""
+        return np.int64(self.task if rng.random() < 0.5 else rng.integers(3))
+
+
 class DelayedPoint(RandomDelay):
     """The same, seen at once, but with actions that act one to three ticks after they were chosen.
 

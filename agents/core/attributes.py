@@ -118,7 +118,7 @@ class _LearningRateSchedule:
         if agent is None:
             return self
         config = agent.config
-        return lambda left: config.learning_rate * (left if config.learning_rate_schedule == "linear" else 1.0)
+        return lambda left: config.learning_rate * config.rate_left(left)
 
     def __set__(self, agent: Any, value: Any) -> None:
         raise AttributeError(

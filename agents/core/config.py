@@ -285,6 +285,14 @@ class AgentConfig(Config):
     GPU). On a GPU reduce-overhead records whole gradient steps as CUDA graphs, to the same bits as off (but for PPO's
     linear clip range, a float32 there); max-autotune does both."""
 
+    def rate_left(self, remaining: float) -> float:
+        """What the schedule leaves of the learning rate.
+
+        :param remaining: share of the training that is still to come, from 1 to 0
+        :return: share of the learning rate
+        """
+        return remaining if self.learning_rate_schedule == "linear" else 1.0
+
     @property
     def perceptron(self) -> dict[str, Any]:
         """The keywords that networks take of it."""

@@ -169,8 +169,8 @@ class LearningLoop(BaseAlgorithm):
         while self._pending:
             if self.stop_requested:
                 return False
-            if self.config.learning_rate_schedule == "linear":
-                self.modules.scale_learning_rates(self.progress_remaining)
+            if self.config.learning_rate_schedule != "constant":
+                self.modules.scale_learning_rates(self.config.rate_left(self.progress_remaining))
             begun = time.perf_counter()
             self.metrics.add(self._update(self._pending[0][0]))
             self._n_updates += 1
@@ -198,9 +198,7 @@ class LearningLoop(BaseAlgorithm):
     @property
     def current_learning_rate(self) -> float:
         """The step size at this point of the schedule."""
-        if self.config.learning_rate_schedule == "constant":
-            return self.config.learning_rate
-        return self.config.learning_rate * self.progress_remaining
+        return self.config.learning_rate * self.config.rate_left(self.progress_remaining)
 
     @property
     def progress_remaining(self) -> float:

@@ -203,11 +203,7 @@ class OfflineAgent(ActorCriticAgent[C]):
             return features
         if list(self.codec.fields) != [self.codec.vector]:
             raise ValueError(f"normalize_obs scales vectors, and this is {self.observation_space}: leave it out")
-        if self.dataset is None:
-            dim = self.codec.fields[self.codec.vector].shape[0]
-            return Standardised(features, torch.zeros(dim), torch.ones(dim), torch.finfo(torch.float32).max)
-        obs = self._encode(self.dataset)["obs"].double()
-        return Standardised(features, obs.mean(0).float(), obs.std(0, correction=0).float())
+        return standardised(features, None if self.dataset is None else self._encode(self.dataset)["obs"])
 
     def attach_env(self, env: Any) -> None:
         """See :meth:`ActorCriticAgent.attach_env`; an environment of spaces alone is where the data come from."""
@@ -363,6 +359,20 @@ class Standardised(nn.Module):
         """:return: features of observations (…, B, D)"""
         scaled = ((obs - self.mean) / self.std).clamp(-self.limit, self.limit)
         return self.features(scaled)  # type: ignore[no-any-return]
+
+
+def standardised(features: nn.Module, obs: Tensor | None) -> Standardised:
+    """Standardise what is read by the statistics of the data.
+
+    :param features: what reads it
+    :param obs: all of the data, (R, D); None: there are none, and nothing is changed
+    :return: both
+    """
+    if obs is None:
+        dim = int(features.features_dim)  # type: ignore[arg-type]
+        return Standardised(features, torch.zeros(dim), torch.ones(dim), torch.finfo(torch.float32).max)
+    obs = obs.double()
+    return Standardised(features, obs.mean(0).float(), obs.std(0, correction=0).float())
 
 
 def in_chunks(function: Callable[..., Tensor], *rows: Obs) -> Tensor:

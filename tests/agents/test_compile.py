@@ -10,14 +10,14 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from headway.agents import ABM, BC, DCAC, DQN, HDCR, IQL, MBPO, PGPS, PPO, SAC, TD3, TD3BC
+from headway.agents import ABM, BC, DCAC, DQN, HDCR, IQL, MBPO, PGPS, PPO, SAC, TD3, TD3BC, TDT
 from headway.agents.core.compile import WARM_UP, Captured, captured, compiled
 from headway.agents.core.data import Transitions
 from headway.agents.core.nets import TrackedModules
 from headway.wrappers import RandomDelay
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
-from toys import Point, played
+from toys import Errand, Point, played
 
 CPU = torch.device("cpu")
 
@@ -215,6 +215,7 @@ AGENTS: dict[str, tuple[Callable[..., Any], int]] = {
     "ReBRAC": (lambda **k: TD3BC("MlpPolicy", dataset=DATA["box"], **REBRAC, **k), 160),
     "HDCR": (lambda **k: HDCR("MlpPolicy", dataset=DATA["box"], value_steps=30, actor_steps=40, **k), 160),
     "ABM": (lambda **k: ABM("MlpPolicy", dataset=DATA["box"], target_update_interval=20, **k), 160),
+    "TDT": (lambda **k: TDT("MultiInputPolicy", dataset=played(Errand(), 10), **k), 160),
 }
 
 

@@ -244,6 +244,7 @@ COUNTS_WITH: dict[tuple[str, str], dict[str, Any]] = {
     ("MBPO", "real_ratio"): {"real_ratio": 0.5},
     ("MBPO", "spread_weight"): {"variant": "sombrl"},
     ("PGPS", "policy_delay"): {"update_order": "delayed"},
+    ("TDT", "label_smoothing"): {"label_smoothing": 0.2},
     ("TPO", "a0c_temperature"): {"policy_loss": "a0c"},
     ("TPO", "kl_stop"): {"kl_stop": None},
     **{
@@ -295,6 +296,7 @@ def test_setting_any_other_field_is_refused(name: str) -> None:
     other |= {"model_net_arch": (3,), "acts": "elite", "rules": "released", "learner": "sac", "update_order": "delayed"}
     other |= {"std": "shared", "gate": "warn", "correction": "raw", "prior": "density", "backup": "max"}
     other |= {"max_depth": 2, "widening": (1.0, 0.5)}
+    other |= {"mode": "bc_mlp", "width": 32, "heads": 4, "vocabulary": 7, "freeze": "encoder"}
     other |= {
         "n_parents": 2,
         "actor_learning_rate": 0.1,
