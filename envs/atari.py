@@ -136,6 +136,8 @@ class AtariEnv(gym.Env[NDArray[Any], np.int64]):
             self.observation_space: spaces.Box = spaces.Box(0.0, 1.0, (game.size,), np.float32)
         else:
             self.observation_space = spaces.Box(0, 255, (stack, screen_size, screen_size), np.uint8)
+        self.watch: Callable[[Ram, int], object] | None = None
+        """Told the memory after each frame of a step, and the points that it brought."""
         self._screens: deque[NDArray[np.uint8]] = deque(maxlen=stack)
         self._executed = NOOP
 
@@ -177,7 +179,10 @@ class AtariEnv(gym.Env[NDArray[Any], np.int64]):
             points = self.ale.act(self._executed)
             reward += points
             executed.append(self._executed)
-            self.monitor.update(self.ram(), points)
+            ram = self.ram()
+            self.monitor.update(ram, points)
+            if self.watch is not None:
+                self.watch(ram, points)
             self.monitor.over |= self.ale.game_over()  # after which the emulator stands still
             if self.obs == "pixels" and left < 2:
                 screens.append(self.ale.getScreenGrayscale())

@@ -39,6 +39,7 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
   headway collect --policy P --dataset ID    record a data set of a policy, or of several
   headway datasets COMMAND [--flags]         data sets that are here: list, show, check, plot
+  headway frostbite collect [--flags]        a data set of Frostbite with a sentence for each episode
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
   headway --version                          versions of Headway and of what it stands on
@@ -203,6 +204,7 @@ MODULES = {
     "mfg": "mean_field",
     "collect": "collect",
     "datasets": "datasets",
+    "frostbite": "frostbite",
     "relabel": "relabel",
 }
 """Commands whose modules, each with a ``main``, are imported when they are called."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import combinations
-from typing import Any
+from typing import Any, Self
 
 from ..atari import Ram
 from ..schema import each, flag, group, row, text, whole
@@ -77,6 +77,16 @@ class FrostbiteMonitor:
 
     published: Published = field(default_factory=Published)
     """The counters of the published benchmark."""
+
+    @classmethod
+    def beginning(cls, ram: Ram) -> Self:
+        """:return: the counters of an episode that begins in the middle of a game, at this memory"""
+        monitor = cls()
+        monitor.update(ram, 0)
+        begun = {name: getattr(monitor, name) for name in ("level", "score", "spare_lives", "x", "y", "white", "over")}
+        begun |= {"phase": ram[m.PHASE], "jump": ram[m.JUMP], "blocks": m.blocks_of(ram)}
+        begun |= {"most_blocks": monitor.most_blocks, "progress": monitor.progress, "temperature": monitor.temperature}
+        return cls(**begun)
 
     def update(self, ram: Ram, reward: int) -> None:
         """See a frame.

@@ -1,0 +1,363 @@
+"""``headway frostbite collect``: a data set of Frostbite with a sentence for each episode, that anyone can make again.
+
+Players without learning play whole games: a random one that holds on to its actions for a while, and the look-ahead
+player with a task's goal. Each game is kept as a trace, memory by memory, from which the tasks that its stretches show
+are found out afterwards. All of it follows from the seed, with any number of workers. What was played is not played
+again.
+"""
+
+import multiprocessing
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from ..agents.core.config import Range
+from ..agents.core.data import Dataset, write_dataset
+from ..agents.core.data.dataset_files import check_new_dataset
+from ..agents.core.data.episode_files import needs
+from ..agents.core.files.contents import versions
+from ..agents.core.files.replacing import replacing
+from ..agents.core.seeds import spawn_seed
+from ..envs.frostbite import FROSTBITE, FrostbiteEnv
+from ..envs.frostbite.hindsight import Stretch, Trace, cuts, monitored, play, stretches, usual_shares
+from ..envs.frostbite.players import Player, Random, player_for
+from ..envs.missions import Task, find_task, tasks_of, vocabulary_of
+from ..envs.naming import nearest
+from ..wrappers.missions import Tokenizer
+from .machine import cores
+from .options import Flags, run_flags
+from .runs import alone, progress_bar
+
+GAME = FROSTBITE.name
+SIZES = {"tiny": 2_000, "small": 200_000, "medium": 1_000_000, "full": 5_000_000}
+"""Labelled steps."""
+
+LONGEST = 3_000
+"""Steps of a game, at most."""
+
+LOOKING_AHEAD = 4
+"""One game in so many is played by the look-ahead player; it is the slower the more of them there are (our choice)."""
+
+HELD = (1, 4, 8, 16)
+"""Steps that the random player holds an action, in turn."""
+
+CUTS = 2
+"""Random stretches of a game that are looked at, besides the whole."""
+
+BYTES = 400
+"""Of a step in a data set, about."""
+
+RANDOM_GAMES = 9
+"""First games of the random player, by which it is told what is unusual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions(Flags):
+    """Play Frostbite, find out which tasks were shown, and write a data set in Minari's layout."""
+
+    size: Literal["tiny", "small", "medium", "full"] = "small"
+    """Labelled steps: 2 thousand, 200 thousand, a million, 5 million."""
+
+    dataset: str | None = None
+    """Id of the new data set, by default frostbite/SIZE-v0. None is overwritten."""
+
+    traces: Path | None = None
+    """Folder of the games, by default runs/frostbite/traces-sSEED; those that are in it are not played again."""
+
+    workers: Annotated[int, Range(0)] = 0
+    """Processes that play; 0: one per core."""
+
+    seed: Annotated[int, Range(0)] = 0
+    """From which everything follows."""
+
+    progress: bool = True
+    """Show a progress bar."""
+
+    @property
+    def name(self) -> str:
+        """The data set's id."""
+        return self.dataset or f"frostbite/{self.size}-v0"
+
+    @property
+    def folder(self) -> Path:
+        """Of the games."""
+        return self.traces or Path("runs") / "frostbite" / f"traces-s{self.seed}"
+
+
+# -- games -------------------------------------------------------------------------------------------------------------
+
+
+def shown_tasks() -> list[Task]:
+    """:return: the tasks of training"""
+    return [task for task in tasks_of(GAME).values() if not task.held_out]
+
+
+def play_game(folder: Path, seed: int, number: int) -> tuple[int, int]:
+    """Play a game, unless it was played.
+
+    :param folder: of the games
+    :param seed: of the data set
+    :param number: of the game
+    :return: its number, and its steps
+    """
+    path = trace_file(folder, number)
+    if not path.exists():
+        env = FrostbiteEnv()
+        env.reset(seed=spawn_seed(seed, "environments", number))
+        rng = np.random.default_rng(spawn_seed(seed, "environments", number, 1))
+        player: Player = Random(rng, HELD[number // LOOKING_AHEAD % len(HELD)])
+        task = None
+        if number % LOOKING_AHEAD == LOOKING_AHEAD - 1:
+            tasks = shown_tasks()
+            task = tasks[number // LOOKING_AHEAD % len(tasks)]
+            player = player_for(env, task, rng)
+        trace = play(env, player, LONGEST, task)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, rams=trace.rams, rewards=trace.rewards, actions=trace.actions)
+    return number, len(read_trace(folder, number))
+
+
+def trace_file(folder: Path, number: int) -> Path:
+    """:return: where a game is"""
+    return folder / f"game-{number:06d}.npz"
+
+
+def read_trace(folder: Path, number: int) -> Trace:
+    """:return: a game that was played
+
+    :raises ValueError: its file is broken
+    """
+    path = trace_file(folder, number)
+    try:
+        with np.load(path, allow_pickle=False) as parts:
+            trace = Trace(parts["rams"], parts["rewards"], parts["actions"], FrostbiteEnv().frame_skip)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as cause:
+        raise ValueError(f"{path} is no game that was played ({' '.join(str(cause).split())}): delete it") from cause
+    fits = trace.rams.shape == (len(trace.rewards) + 1, 128) and trace.frames(len(trace)) == len(trace.rewards)
+    if not fits or trace.rams.dtype != np.uint8 or (trace.actions > 17).any():
+        raise ValueError(f"{path} is no game that was played (its parts do not fit each other): delete it")
+    return trace
+
+
+def games(options: CollectOptions) -> Iterator[int]:
+    """Play one game after the other, several at once.
+
+    :return: numbers of games that are there, in their order, without end
+    """
+    game = partial(play_game, options.folder, options.seed)
+    numbers = iter(range(10**9))
+    workers = options.workers or cores()
+    if workers == 1:
+        for number in numbers:
+            yield game(number)[0]
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_leave_signals) as pool:
+        pending = [pool.apply_async(game, (next(numbers),)) for _ in range(2 * workers)]
+        while True:
+            number, _ = pending.pop(0).get()
+            pending.append(pool.apply_async(game, (next(numbers),)))
+            yield number
+
+
+def _leave_signals() -> None:
+    """Have Ctrl-C reach the command alone, which then ends its workers."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A stretch of a game, and which game it is of."""
+
+    game: int
+    stretch: Stretch
+
+
+def label(trace: Trace, number: int, seed: int, usual: Any, seen: Counter[str]) -> Iterator[Labelled]:
+    """Choose a task for each cut of a game, the seldom ones more often.
+
+    :param trace: the game
+    :param number: of it
+    :param seed: of the data set
+    :param usual: see :func:`~headway.envs.frostbite.hindsight.usual_shares`
+    :param seen: how often each task was shown so far, which is counted on
+    """
+    rng = np.random.default_rng(spawn_seed(seed, "environments", number, 2))
+    for start, stop in cuts(trace, rng, CUTS):
+        shown = stretches(trace, start, stop, usual)
+        seen.update(one.task for one in shown)
+        if shown:
+            weights = np.array([1 / seen[one.task] for one in shown])
+            yield Labelled(number, shown[int(rng.choice(len(shown), p=weights / weights.sum()))])
+
+
+def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions) -> Dataset:
+    """Make a data set of stretches: each an episode, whose rewards add up to the score of its task.
+
+    :param parts: stretches and the games that they are of
+    :param options: of the command
+    :return: it
+    """
+    tokenizer, numbers = Tokenizer(vocabulary_of(GAME)), list(tasks_of(GAME))
+    obs: dict[str, list[np.ndarray]] = {"ram": [], "mission_task": [], "mission_tokens": []}
+    final: dict[str, list[np.ndarray]] = {name: [] for name in obs}
+    actions, rewards, games_, lengths, told = [], [], [], [], []
+    for index, (trace, labelled) in enumerate(parts):
+        start, stop, task = labelled.stretch.start, labelled.stretch.stop, find_task(GAME, labelled.stretch.task)
+        rng = np.random.default_rng(spawn_seed(options.seed, "environments", index, 3))
+        instruction = task.train[int(rng.integers(len(task.train)))]
+        memories = [FROSTBITE.observe(trace.rams[trace.frames(step)].tobytes()) for step in range(start, stop + 1)]
+        mission = {"mission_task": np.int64(numbers.index(task.id)), "mission_tokens": tokenizer.encode(instruction)}
+        for name, value in mission.items():
+            obs[name].append(np.repeat(np.asarray(value)[None], stop - start, 0))
+            final[name].append(np.asarray(value))
+        obs["ram"].append(np.stack(memories[:-1]))
+        final["ram"].append(memories[-1])
+        scores = [0.0, *(task.score(monitor) for monitor in monitored(trace, start, stop))]
+        rewards.append(np.diff(scores))
+        actions.append(trace.actions[start:stop].astype(np.int64))
+        games_.append(np.full(stop - start, labelled.game))
+        lengths.append(stop - start)
+        told.append({"task": task.id, "mission": instruction, "game": labelled.game, "start": start})
+    space = spaces.Dict(
+        {
+            "ram": spaces.Box(0.0, 1.0, (FROSTBITE.size,), np.float32),
+            "mission_tokens": tokenizer.space,
+            "mission_task": spaces.Discrete(len(numbers)),
+        }
+    )
+    about = {"versions": versions() | {"ale-py": _ale_version()}, "seed": options.seed, "size": options.size}
+    return Dataset(
+        observation_space=space,
+        action_space=spaces.Discrete(18),
+        obs={name: torch.from_numpy(np.concatenate(values)) for name, values in obs.items()},
+        final_obs={name: torch.from_numpy(np.stack(values)) for name, values in final.items()},
+        actions=torch.from_numpy(np.concatenate(actions)),
+        rewards=torch.from_numpy(np.concatenate(rewards)),
+        lengths=torch.tensor(lengths),
+        terminated=torch.zeros(len(lengths), dtype=torch.bool),
+        extras={"policy_id": torch.from_numpy(np.concatenate(games_))},
+        name=options.name,
+        about=about | {"episodes": told},
+    )
+
+
+def _ale_version() -> str:
+    from importlib.metadata import version
+
+    return version("ale-py")
+
+
+def labelled_games(options: CollectOptions) -> Iterator[tuple[Trace, Labelled]]:
+    """Play and label, game by game, without end.
+
+    :param options: of the command
+    :return: stretches, and the games that they are of
+    """
+    first: list[tuple[int, Trace]] = []
+    seen: Counter[str] = Counter()
+    usual: Any = None
+    for number in games(options):
+        waiting = [(number, read_trace(options.folder, number))]
+        if usual is None:  # until there are games enough to tell what is usual, none is labelled
+            first += waiting
+            by_chance = [trace for n, trace in first if n % LOOKING_AHEAD != LOOKING_AHEAD - 1]
+            if len(by_chance) < RANDOM_GAMES:
+                continue
+            rng = np.random.default_rng(spawn_seed(options.seed, "environments"))
+            usual, waiting = usual_shares(by_chance, rng), first
+        for game, trace in waiting:
+            for labelled in label(trace, game, options.seed, usual, seen):
+                yield trace, labelled
+
+
+def collect(options: CollectOptions) -> None:
+    """Run ``headway frostbite collect``.
+
+    :param options: its arguments
+    """
+    for module in ("ale_py", "minari", "h5py"):
+        needs(module)
+    goal = SIZES[options.size]
+    check_new_dataset(options.name, BYTES * goal)
+    print(f"games: {options.folder}   data set: {options.name}, {goal:,} steps")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    parts: list[tuple[Trace, Labelled]] = []
+    playing = alone(options.folder, "playing", leftovers=".*.tmp*")
+    with playing, progress_bar(goal, 0) if options.progress else nullcontext() as bar:
+        done = 0
+        for trace, labelled in labelled_games(options):
+            parts.append((trace, labelled))
+            new = min(goal - done, labelled.stretch.stop - labelled.stretch.start)
+            done += new
+            if bar is not None:
+                bar.set_description_str(f"game {labelled.game:,} · ", refresh=False)
+                bar.update(new)
+            if done >= goal:
+                break
+    data = as_dataset(parts, options)
+    place = write_dataset(data)
+    print_statistics(data, parts)
+    print(f"written to {place}")
+
+
+def print_statistics(data: Dataset, parts: Sequence[tuple[Trace, Labelled]]) -> None:
+    """Print which tasks a data set shows, how often and for how long.
+
+    :param data: it
+    :param parts: what it was made of
+    """
+    counts, steps = Counter(labelled.stretch.task for _, labelled in parts), Counter[str]()
+    scores: Counter[str] = Counter()
+    for (_, labelled), length, score in zip(parts, data.lengths.tolist(), data.returns.tolist(), strict=True):
+        steps[labelled.stretch.task] += length
+        scores[labelled.stretch.task] += score
+    print(f"\n{'task':<18} {'episodes':>8} {'steps':>9} {'mean length':>12} {'mean score':>11}")
+    for task in tasks_of(GAME):
+        if counts[task]:
+            mean, score = steps[task] / counts[task], scores[task] / counts[task]
+            print(f"{task:<18} {counts[task]:>8,} {steps[task]:>9,} {mean:>12.0f} {score:>11.2f}")
+    missing = [task.id for task in shown_tasks() if not counts[task.id]]
+    tokens: Any = data.obs["mission_tokens"]  # type: ignore[index]
+    words = set(tokens.flatten().tolist())
+    print(f"{data.episodes:,} episodes, {len(data):,} steps, {len(words) - 3} different words")
+    if missing:
+        print(f"not shown: {', '.join(missing)}")
+
+
+USAGE = """\
+usage: headway frostbite COMMAND [--flags]
+
+  collect   play Frostbite and find out which tasks were shown: a data set with instructions
+"""
+COMMANDS = {"collect": (CollectOptions, collect)}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``headway frostbite``.
+
+    :param arguments: the command line after "frostbite"
+    :return: exit code
+    :raises ValueError: an unknown command
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise ValueError(f"there is no command 'frostbite {command}': {nearest(command, COMMANDS)}")
+    flags, work = COMMANDS[command]
+    return run_flags(flags, rest, f"headway frostbite {command}", work)

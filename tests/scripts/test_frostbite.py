@@ -1,0 +1,87 @@
+"""``headway frostbite``: data with instructions, the same for everybody."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ale_py")
+pytest.importorskip("minari")
+
+from headway.agents import TDT, load_dataset
+from headway.envs.missions import find_task, tasks_of, vocabulary_of
+from headway.scripts import frostbite
+from headway.wrappers.missions import Tokenizer
+
+Command = Any
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
+    monkeypatch.setitem(frostbite.SIZES, "tiny", 400)
+    monkeypatch.setattr(frostbite, "RANDOM_GAMES", 3)
+
+
+def test_collecting(headway: Command) -> None:
+    code, out, err = headway("frostbite", "collect", "--size", "tiny", "--workers", 1, "--no-progress")
+    assert code == 0, err
+    assert "games: runs/frostbite/traces-s0   data set: frostbite/tiny-v0, 400 steps" in out
+    assert "not shown: " in out
+    data = load_dataset("frostbite/tiny-v0")
+    assert len(data) >= 400
+    assert f"{data.episodes:,} episodes, {len(data):,} steps" in out
+    tasks, tokenizer = list(tasks_of("frostbite")), Tokenizer(vocabulary_of("frostbite"))
+    first = data.lengths.cumsum(0) - data.lengths
+    for episode, start in enumerate(first.tolist()):
+        task = find_task("frostbite", tasks[int(data.obs["mission_task"][start])])  # type: ignore[call-overload,index]
+        told = tokenizer.decode(data.obs["mission_tokens"][start].tolist())  # type: ignore[call-overload,index]
+        assert told in [" ".join(sentence.replace(",", "").replace("'", "").split()) for sentence in task.train]
+        assert 0 <= float(data.returns[episode]) <= 1 + 1e-9
+        if task.ends:
+            assert float(data.returns[episode]) > 0.5
+        assert int(data.lengths[episode]) <= task.horizon // 4
+    games = sorted(Path("runs/frostbite/traces-s0").glob("game-*.npz"))
+    times = [path.stat().st_mtime_ns for path in games]
+    code, _, err = headway(
+        "frostbite", "collect", "--size", "tiny", "--workers", 2, "--dataset", "frostbite/again-v0", "--no-progress"
+    )
+    assert code == 0, err
+    assert [path.stat().st_mtime_ns for path in games] == times  # none was played again
+    assert load_dataset("frostbite/again-v0").digest() == data.digest()
+    agent = TDT("MultiInputPolicy", dataset=data, seed=0, width=16, layers=1, heads=2, context=3, device="cpu")
+    assert agent.learn(3).num_timesteps == 3
+
+
+def test_workers_play_the_same(headway: Command, tmp_path: Path) -> None:
+    digests = []
+    for workers in (1, 2):
+        name = f"frostbite/w{workers}-v0"
+        flags = ("--size", "tiny", "--workers", workers, "--dataset", name, "--traces", tmp_path / f"w{workers}")
+        code, _, err = headway("frostbite", "collect", *flags, "--no-progress", "--seed", 3)
+        assert code == 0, err
+        digests.append(load_dataset(name).digest())
+    assert digests[0] == digests[1]
+
+
+def test_broken_games_are_named(headway: Command) -> None:
+    folder = Path("runs/frostbite/traces-s0")
+    folder.mkdir(parents=True)
+    for content in (b"nothing", b""):
+        (folder / "game-000000.npz").write_bytes(content)
+        code, _, err = headway("frostbite", "collect", "--size", "tiny", "--workers", 1, "--no-progress")
+        assert code == 1
+        assert "game-000000.npz is no game that was played" in err
+    np.savez(folder / "game-000000.npz", rams=np.zeros((3, 128), np.uint8), rewards=np.zeros(9, np.int32), actions=[1])
+    code, _, err = headway("frostbite", "collect", "--size", "tiny", "--workers", 1, "--no-progress")
+    assert code == 1
+    assert "its parts do not fit each other" in err
+
+
+def test_commands(headway: Command) -> None:
+    assert "collect   play Frostbite" in headway("frostbite")[1]
+    code, _, err = headway("frostbite", "colect")
+    assert code == 1
+    assert "there is no command 'frostbite colect': did you mean collect?" in err
+    assert headway("frostbite", "collect", "--size", "huge")[0] != 0
