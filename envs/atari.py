@@ -21,7 +21,7 @@ Ram = bytes
 """The emulator's 128 bytes, whose items are plain integers."""
 
 NOOP, ACTIONS = 0, 18
-RESTING = ("noops", "start_state")
+RESET_OPTIONS = ("noops", "start_state")
 """What ``reset(options=…)`` takes."""
 
 
@@ -149,8 +149,8 @@ class AtariEnv(gym.Env[NDArray[Any], np.int64]):
         """Begin an episode; see the class for the options."""
         super().reset(seed=seed)
         options = dict(options or {})
-        if unknown := [name for name in options if name not in RESTING]:
-            raise ValueError(f"reset has no option {unknown[0]!r}: it takes {', '.join(RESTING)}")
+        if unknown := [name for name in options if name not in RESET_OPTIONS]:
+            raise ValueError(f"reset has no option {unknown[0]!r}: it takes {', '.join(RESET_OPTIONS)}")
         noops = options.get("noops")
         if noops is None:
             noops = int(self.np_random.integers(self.noop_max + 1))

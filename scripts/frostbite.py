@@ -41,11 +41,17 @@ GAME = FROSTBITE.name
 SIZES = {"tiny": 2_000, "small": 200_000, "medium": 1_000_000, "full": 5_000_000}
 """Labelled steps."""
 
+FRAME_SKIP = 4
+"""Frames of a step, of all that is recorded."""
+
 LONGEST = 3_000
 """Steps of a game, at most."""
 
 LOOKING_AHEAD = 4
 """One game in so many is played by the look-ahead player; it is the slower the more of them there are (our choice)."""
+
+PLAYERS = ("random, holding each action for some steps", "look-ahead, with a task's goal")
+"""By ``policy_id``."""
 
 HELD = (1, 4, 8, 16)
 """Steps that the random player holds an action, in turn."""
@@ -101,6 +107,11 @@ def shown_tasks() -> list[Task]:
     return [task for task in tasks_of(GAME).values() if not task.held_out]
 
 
+def looks_ahead(number: int) -> bool:
+    """:return: whether the look-ahead player plays a game"""
+    return number % LOOKING_AHEAD == LOOKING_AHEAD - 1
+
+
 def play_game(folder: Path, seed: int, number: int) -> tuple[int, int]:
     """Play a game, unless it was played.
 
@@ -111,12 +122,12 @@ def play_game(folder: Path, seed: int, number: int) -> tuple[int, int]:
     """
     path = trace_file(folder, number)
     if not path.exists():
-        env = FrostbiteEnv()
+        env = FrostbiteEnv(frame_skip=FRAME_SKIP)
         env.reset(seed=spawn_seed(seed, "environments", number))
         rng = np.random.default_rng(spawn_seed(seed, "environments", number, 1))
         player: Player = Random(rng, HELD[number // LOOKING_AHEAD % len(HELD)])
         task = None
-        if number % LOOKING_AHEAD == LOOKING_AHEAD - 1:
+        if looks_ahead(number):
             tasks = shown_tasks()
             task = tasks[number // LOOKING_AHEAD % len(tasks)]
             player = player_for(env, task, rng)
@@ -139,7 +150,7 @@ def read_trace(folder: Path, number: int) -> Trace:
     path = trace_file(folder, number)
     try:
         with np.load(path, allow_pickle=False) as parts:
-            trace = Trace(parts["rams"], parts["rewards"], parts["actions"], FrostbiteEnv().frame_skip)
+            trace = Trace(parts["rams"], parts["rewards"], parts["actions"], FRAME_SKIP)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as cause:
         raise ValueError(f"{path} is no game that was played ({' '.join(str(cause).split())}): delete it") from cause
     fits = trace.rams.shape == (len(trace.rewards) + 1, 128) and trace.frames(len(trace)) == len(trace.rewards)
@@ -214,7 +225,7 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
     tokenizer, numbers = Tokenizer(vocabulary_of(GAME)), list(tasks_of(GAME))
     obs: dict[str, list[np.ndarray]] = {"ram": [], "mission_task": [], "mission_tokens": []}
     final: dict[str, list[np.ndarray]] = {name: [] for name in obs}
-    actions, rewards, games_, lengths, told = [], [], [], [], []
+    actions, rewards, players, lengths, told = [], [], [], [], []
     for index, (trace, labelled) in enumerate(parts):
         start, stop, task = labelled.stretch.start, labelled.stretch.stop, find_task(GAME, labelled.stretch.task)
         rng = np.random.default_rng(spawn_seed(options.seed, "environments", index, 3))
@@ -229,7 +240,7 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
         scores = [0.0, *(task.score(monitor) for monitor in monitored(trace, start, stop))]
         rewards.append(np.diff(scores))
         actions.append(trace.actions[start:stop].astype(np.int64))
-        games_.append(np.full(stop - start, labelled.game))
+        players.append(np.full(stop - start, int(looks_ahead(labelled.game))))
         lengths.append(stop - start)
         told.append({"task": task.id, "mission": instruction, "game": labelled.game, "start": start})
     space = spaces.Dict(
@@ -249,9 +260,9 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
         rewards=torch.from_numpy(np.concatenate(rewards)),
         lengths=torch.tensor(lengths),
         terminated=torch.zeros(len(lengths), dtype=torch.bool),
-        extras={"policy_id": torch.from_numpy(np.concatenate(games_))},
+        extras={"policy_id": torch.from_numpy(np.concatenate(players))},
         name=options.name,
-        about=about | {"episodes": told},
+        about=about | {"policies": list(PLAYERS), "episodes": told},
     )
 
 
@@ -274,7 +285,7 @@ def labelled_games(options: CollectOptions) -> Iterator[tuple[Trace, Labelled]]:
         waiting = [(number, read_trace(options.folder, number))]
         if usual is None:  # until there are games enough to tell what is usual, none is labelled
             first += waiting
-            by_chance = [trace for n, trace in first if n % LOOKING_AHEAD != LOOKING_AHEAD - 1]
+            by_chance = [trace for n, trace in first if not looks_ahead(n)]
             if len(by_chance) < RANDOM_GAMES:
                 continue
             rng = np.random.default_rng(spawn_seed(options.seed, "environments"))

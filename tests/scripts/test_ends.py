@@ -35,7 +35,7 @@ TINY += shlex.split("--eval-every 0 --checkpoint-every 20 --threads 1 --no-progr
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figure, which takes longer than the tiny run itself."""
-    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
+    monkeypatch.setattr("headway.scripts.figures.learning_curve", lambda run, *_: run / "learning_curve.png")
 
 
 def train(headway: Command, env: str, *flags: object, agent: str = "sac") -> tuple[int, str, str]:

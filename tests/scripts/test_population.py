@@ -20,7 +20,7 @@ PGPS = shlex.split("--batch-size 8 --learning-starts 40 --surrogate-start 80 --s
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the learning curve, which takes longer than the tiny run itself."""
-    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
+    monkeypatch.setattr("headway.scripts.figures.learning_curve", lambda run, *_: run / "learning_curve.png")
 
 
 def rows() -> list[dict[str, str]]:

@@ -48,7 +48,7 @@ TINY += shlex.split("--eval-episodes 1 --eval-every 25 --log-every 10 --checkpoi
 def no_figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figure, which takes longer than the tiny run itself, where it is not what is tested."""
     if "with_figure" not in request.fixturenames:
-        monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
+        monkeypatch.setattr("headway.scripts.figures.learning_curve", lambda run, *_: run / "learning_curve.png")
 
 
 @pytest.fixture

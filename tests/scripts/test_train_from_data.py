@@ -52,7 +52,7 @@ def recorded(episodes: int = 20, steps: int = 5, name: str = "points/walks-v0") 
 @pytest.fixture(autouse=True)
 def walks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
+    monkeypatch.setattr("headway.scripts.figures.learning_curve", lambda run, *_: run / "learning_curve.png")
     write_dataset(recorded())
 
 

@@ -22,7 +22,7 @@ def networks(folder: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
+    monkeypatch.setattr("headway.scripts.figures.learning_curve", lambda run, *_: run / "learning_curve.png")
 
 
 def test_a_run_of_ppo_is_a_bootstrap(headway: Command) -> None:

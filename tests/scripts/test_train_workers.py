@@ -24,7 +24,7 @@ def networks(folder: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headway.scripts.plot.learning_curve", lambda run, *_: run / "learning_curve.png")
+    monkeypatch.setattr("headway.scripts.figures.learning_curve", lambda run, *_: run / "learning_curve.png")
 
 
 def test_a_run_is_the_same_with_workers(headway: Command) -> None:
