@@ -109,7 +109,7 @@ def test_an_unknown_id_names_the_nearest(wrong: str, named: str) -> None:
     assert named in complaint(make, wrong)
 
 
-@pytest.mark.parametrize("wrong", ["Qwqwqwqwqwqw-v0", "nowhere/Xyzzyx-v0"])
+@pytest.mark.parametrize("wrong", ["Qwqwqwqwqwqw-v0", "nowhere/Qwqwqwqwqwqw-v0"])
 def test_an_id_near_to_none_points_to_the_list(wrong: str) -> None:
     assert complaint(make, wrong) == f"there is no environment {wrong!r}: `headway envs` lists what is registered"
 
