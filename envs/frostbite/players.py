@@ -125,7 +125,7 @@ def _near(row: int, x: int | None = None) -> Goal:
 def goal_of(task: Task) -> Goal:
     """:return: a goal whose pursuit does a task, as far as that is known"""
     family, _, rest = task.id.partition("-")
-    numbers = [int(number) for number in rest.split("-") if number]
+    numbers = [int(number) for number in rest.split("-") if number.isdigit()]
     score: Goal = task.score
     if family in ("camp_row", "land_row"):
         return lambda s: 100 * score(s) + _near(numbers[0])(s)

@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -466,6 +466,7 @@ def test_every_task_has_a_goal() -> None:
     monitor = FrostbiteMonitor(last_row=2, white=0b1010)
     for task in tasks_of("frostbite").values():
         assert np.isfinite(goal_of(task)(monitor))
+        assert np.isfinite(goal_of(replace(task, id="one-of-somebodys-own"))(monitor))
 
 
 def test_simple_players() -> None:
