@@ -262,6 +262,7 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
         terminated=torch.zeros(len(lengths), dtype=torch.bool),
         extras={"policy_id": torch.from_numpy(np.concatenate(players))},
         name=options.name,
+        env_id="headway/NumberedFrostbite-v0",
         about=about | {"policies": list(PLAYERS), "episodes": told},
     )
 

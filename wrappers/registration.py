@@ -1,6 +1,7 @@
 """Ids of what wrappers make: any environment behind random delays (``headway/Delayed-v0``), Frostbite with missions."""
 
 from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -88,10 +89,10 @@ def register_all() -> None:
         order_enforce=False,  # the environment inside has its own
         disable_env_checker=True,
     )
-    for game in GAMES:
+    for game, (name, options) in product(GAMES, (("Text", {}), ("Numbered", {"include_task": True}))):
         gym.register(
-            f"headway/Text{game.capitalize()}-v0",
+            f"headway/{name}{game.capitalize()}-v0",
             entry_point=f"{__package__}.missions:make_text_game",
             vector_entry_point=f"{__package__}.missions:make_text_game_vector",
-            kwargs={"game": game},
+            kwargs={"game": game, **options},
         )

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 pytest.importorskip("ale_py")
 pytest.importorskip("minari")
 
-from headway.agents import TDT, load_dataset
+from headway.agents import load_dataset
 from headway.envs.missions import find_task, tasks_of, vocabulary_of
 from headway.scripts import frostbite
 from headway.wrappers.missions import Tokenizer
@@ -50,8 +51,12 @@ def test_collecting(headway: Command) -> None:
     assert code == 0, err
     assert [path.stat().st_mtime_ns for path in games] == times  # none was played again
     assert load_dataset("frostbite/again-v0").digest() == data.digest()
-    agent = TDT("MultiInputPolicy", dataset=data, seed=0, width=16, layers=1, heads=2, context=3, device="cpu")
-    assert agent.learn(3).num_timesteps == 3
+    assert data.observation_space == gym.make(data.env_id).observation_space  # type: ignore[arg-type]
+    sizes = ("--width", 16, "--layers", 1, "--heads", 2, "--context", 3)
+    run = ("--total-timesteps", 3, "--eval-episodes", 1, "--run-dir", "run", "--no-video", "--no-progress")
+    code, _, err = headway("train", "tdt", "--dataset", "frostbite/tiny-v0", *sizes, *run)
+    assert code == 0, err
+    assert Path("run/final.zip").exists()
 
 
 def test_workers_play_the_same(headway: Command, tmp_path: Path) -> None:
