@@ -14,8 +14,7 @@ from torch import Tensor
 from ..agents.core.data import Dataset, DatasetError, load_dataset
 from ..agents.core.data.dataset_files import datasets_root, episodes_of, find_datasets, read_metadata
 from ..agents.core.spaces import shown
-from ..envs.naming import nearest
-from .options import Flags, run_flags
+from .options import Flags, run_command
 from .runs import check_outputs
 
 USAGE = """\
@@ -37,14 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     :return: exit code
     :raises ValueError: an unknown command
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    command, *rest = arguments
-    if command not in COMMANDS:
-        raise ValueError(f"there is no command 'datasets {command}': {nearest(command, COMMANDS)}")
-    flags, work = COMMANDS[command]
-    return run_flags(flags, rest, f"headway datasets {command}", work)
+    return run_command("datasets", COMMANDS, arguments, USAGE)
 
 
 def _line(returns: Tensor, digits: int = 4) -> str:

@@ -31,10 +31,9 @@ from ..envs.frostbite import FROSTBITE, FrostbiteEnv
 from ..envs.frostbite.hindsight import Stretch, Trace, cuts, monitored, play, stretches, usual_shares
 from ..envs.frostbite.players import Player, Random, player_for
 from ..envs.missions import Task, find_task, tasks_of, vocabulary_of
-from ..envs.naming import nearest
 from ..wrappers.missions import Tokenizer
 from .machine import cores
-from .options import Flags, run_flags
+from .options import Flags, run_command
 from .runs import alone, progress_bar
 
 GAME = FROSTBITE.name
@@ -365,11 +364,4 @@ def main(arguments: Sequence[str]) -> int:
     :return: exit code
     :raises ValueError: an unknown command
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    command, *rest = arguments
-    if command not in COMMANDS:
-        raise ValueError(f"there is no command 'frostbite {command}': {nearest(command, COMMANDS)}")
-    flags, work = COMMANDS[command]
-    return run_flags(flags, rest, f"headway frostbite {command}", work)
+    return run_command("frostbite", COMMANDS, arguments, USAGE)

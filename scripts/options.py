@@ -549,6 +549,31 @@ def parse_flags(
     return parsed
 
 
+def run_command(
+    group: str,
+    commands: Mapping[str, tuple[type[Any], Callable[[Any], Any]]],
+    arguments: Sequence[str],
+    usage: str,
+) -> int:
+    """Run one of several commands that begin with the same word.
+
+    :param group: the word
+    :param commands: flags and work of each, by name
+    :param arguments: the command line after the word
+    :param usage: what ``--help`` prints
+    :return: exit code
+    :raises ValueError: an unknown command
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage, end="")
+        return 0
+    name, *rest = arguments
+    if name not in commands:
+        raise ValueError(f"there is no command '{group} {name}': {nearest(name, commands)}")
+    flags, work = commands[name]
+    return run_flags(flags, rest, f"headway {group} {name}", work)
+
+
 def run_flags(cls: type[T], arguments: Sequence[str], program: str, work: Callable[[T], Any]) -> int:
     """Parse a command's flags and do its work.
 
