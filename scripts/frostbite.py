@@ -6,6 +6,7 @@ are found out afterwards. All of it follows from the seed, with any number of wo
 again.
 """
 
+import importlib.util
 import multiprocessing
 import zipfile
 from collections import Counter
@@ -300,7 +301,9 @@ def collect(options: CollectOptions) -> None:
 
     :param options: its arguments
     """
-    for module in ("ale_py", "minari", "h5py"):
+    if importlib.util.find_spec("ale_py") is None:
+        raise ValueError("Frostbite needs ale-py: pip install 'headway-rl[atari]'")
+    for module in ("minari", "h5py"):
         needs(module)
     goal = SIZES[options.size]
     check_new_dataset(options.name, BYTES * goal)

@@ -105,8 +105,8 @@ class Missions(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs
 
     Observations are a dict: ``key``, what the environment shows; ``mission_tokens``, the sentence as numbers, (W,)
     int64; with ``include_text`` also ``mission``, the sentence itself, which Stable-Baselines3 and agents here cannot
-    read; with ``include_task`` also ``mission_task``, the task's number. The sentence stays the same for an episode.
-    An episode is cut at the task's horizon and, of tasks that can be finished, ends with success.
+    read; with ``include_task`` also ``mission_task``, the number of a registered task. The sentence stays the same for
+    an episode. An episode is cut at the task's horizon and, of tasks that can be finished, ends with success.
 
     ``reset(options=…)`` takes ``task`` (an id, or a :class:`~headway.envs.missions.Task`), ``mission`` (a sentence of
     one's own, which changes no rule), ``split``, and what the environment takes. Of what is not given, a task of the
@@ -214,8 +214,8 @@ class Missions(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs
         if self.include_text:
             self._told["mission"] = mission.instruction
         if self.include_task:
-            known = list(tasks_of(self.game))
-            self._told["mission_task"] = np.int64(known.index(mission.task.id) if mission.task.id in known else 0)
+            number = list(tasks_of(self.game)).index(find_task(self.game, mission.task.id).id)
+            self._told["mission_task"] = np.int64(number)
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Step the game; see the class for the reward, the end and ``info``."""

@@ -84,6 +84,13 @@ def test_broken_games_are_named(headway: Command) -> None:
     assert "its parts do not fit each other" in err
 
 
+def test_without_the_emulator(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    code, _, err = headway("frostbite", "collect", "--size", "tiny")
+    assert code == 1
+    assert "Frostbite needs ale-py: pip install 'headway-rl[atari]'" in err
+
+
 def test_commands(headway: Command) -> None:
     assert "collect   play Frostbite" in headway("frostbite")[1]
     code, _, err = headway("frostbite", "colect")

@@ -284,6 +284,8 @@ def test_a_state_with_an_unknown_task_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="frostbite has no task 'own'"):
         env.state()
+    with pytest.raises(ValueError, match="frostbite has no task 'own'"):  # it has no number either
+        missions(include_task=True).reset(options={"task": env.mission.task})
 
 
 @pytest.mark.parametrize(
