@@ -165,7 +165,7 @@ class AtariEnv(gym.Env[NDArray[Any], np.int64]):
         self._screens.clear()
         for _ in range(self._screens.maxlen or 1):
             self._screens.append(self._screen())
-        return self._observed(), self._info([])
+        return self.observed(), self._info([])
 
     def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         """Repeat an action for some frames; fewer where the game ends."""
@@ -191,7 +191,7 @@ class AtariEnv(gym.Env[NDArray[Any], np.int64]):
         self.monitor.end_step(self.ram())
         if self.obs == "pixels":
             self._screens.append(self._shrunk(screens or [self.ale.getScreenGrayscale()]))
-        return self._observed(), float(reward), self.monitor.over, False, self._info(executed)
+        return self.observed(), float(reward), self.monitor.over, False, self._info(executed)
 
     def ram(self) -> Ram:
         """:return: the emulator's memory"""
@@ -201,7 +201,8 @@ class AtariEnv(gym.Env[NDArray[Any], np.int64]):
     def _info(self, executed: list[int]) -> dict[str, Any]:
         return {"executed": np.array(executed, np.uint8), self.game.name: self.monitor.summary()}
 
-    def _observed(self) -> NDArray[Any]:
+    def observed(self) -> NDArray[Any]:
+        """:return: what it shows now, as :meth:`step` did"""
         return self.game.observe(self.ram()) if self.obs == "ram" else np.stack(self._screens)
 
     def _screen(self) -> NDArray[np.uint8]:

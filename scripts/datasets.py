@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from ..agents.core.data import Dataset, DatasetError, load_dataset
-from ..agents.core.data.dataset_files import datasets_root, episodes_of, find_datasets, read_metadata
+from ..agents.core.config import Range
+from ..agents.core.data import Dataset, DatasetError, load_dataset, write_dataset
+from ..agents.core.data.dataset_files import check_new_dataset, datasets_root, episodes_of, find_datasets, read_metadata
 from ..agents.core.spaces import shown
 from .options import Flags, run_command
 from .runs import check_outputs
@@ -24,6 +25,7 @@ usage: headway datasets COMMAND [--flags]
   show NAME                    spaces, returns, reference scores, and where it comes from
   check NAME…                  what is wrong, a line each; exit code 1 if anything is
   plot NAME… --plot FILE       histograms of returns
+  take NAME --dataset ID       some of its episodes, drawn at random, as a data set of their own
 
 NAME is an id of Minari's, the folder of a data set, or an .npz file of OGBench's.
 """
@@ -248,9 +250,60 @@ def plot(options: PlotOptions) -> None:
     print(f"plot: {options.plot}")
 
 
+# -- take ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakeOptions(Flags):
+    """Make a data set of some episodes of another one, drawn at random: to see what less data would do."""
+
+    name: tyro.conf.Positional[str]
+    """Its id, folder or file."""
+
+    dataset: str
+    """Id of the new one, ns/name-v0. None is overwritten."""
+
+    episodes: Annotated[int, Range(1)] | None = None
+    """So many."""
+
+    steps: Annotated[int, Range(1)] | None = None
+    """As few episodes as have so many steps."""
+
+    seed: Annotated[int, Range(0)] = 0
+    """Of the draw: of one seed, the smaller of two sets is part of the larger."""
+
+
+def take(options: TakeOptions) -> None:
+    """Run ``headway datasets take``.
+
+    :param options: its arguments
+    :raises ValueError: not one number of episodes or steps, or more than there are
+    """
+    if (options.episodes is None) == (options.steps is None):
+        raise ValueError("how much? pass --episodes or --steps, and not both")
+    data = load_dataset(options.name)
+    order = torch.randperm(data.episodes, generator=torch.Generator().manual_seed(options.seed))
+    if options.steps is not None:
+        most, asked, what = len(data), options.steps, "steps"
+        count = int((data.lengths[order].cumsum(0) < asked).sum()) + 1
+    else:
+        assert options.episodes is not None
+        most, asked, what = data.episodes, options.episodes, "episodes"
+        count = asked
+    if asked > most:
+        raise ValueError(f"{data.name} has {most:,} {what}, --{what} asks for {asked:,}")
+    chosen = order[:count].sort().values
+    about = {**data.about, "taken": {"from": data.name, "seed": options.seed, "episodes": count}}
+    part = replace(data.select(chosen), name=options.dataset, about=about)
+    check_new_dataset(options.dataset, 0)
+    place = write_dataset(part)
+    print(f"{part.episodes:,} of {data.episodes:,} episodes, {len(part):,} of {len(data):,} steps, written to {place}")
+
+
 COMMANDS: dict[str, tuple[type[Any], Any]] = {
     "list": (ListOptions, list_datasets),
     "show": (ShowOptions, show),
     "check": (CheckOptions, check),
     "plot": (PlotOptions, plot),
+    "take": (TakeOptions, take),
 }

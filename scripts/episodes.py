@@ -4,7 +4,7 @@ import csv
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,24 @@ from .worlds import World
 log = logging.getLogger("headway")
 
 
-def evaluation_env(world: World, n_envs: int, render: bool = False, threads: int = 0) -> VecEnv:
+def evaluation_env(
+    world: World, n_envs: int, render: bool = False, threads: int = 0, options: Mapping[str, Any] | None = None
+) -> VecEnv:
     """Build environments for evaluation, on the CPU; as one batch where there is that form, to the same returns.
 
     :param world: the environment
     :param n_envs: how many
     :param render: to frames
     :param threads: that step a batch; 0: one per core
+    :param options: with which each is made, of an environment that has no form as a batch
     :return: monitored environments
     """
     if world.is_batched and not render:
         return BatchedVecEnv(world.batch(n_envs, threads=threads))
 
-    options = {"render_mode": "rgb_array", **following_camera(world)} if render else {}
+    options = dict(options or {})
+    if render:
+        options |= {"render_mode": "rgb_array", **following_camera(world)}
 
     def build() -> Env[Any, Any]:
         return Monitor(world.single(**options))
@@ -71,6 +76,26 @@ LONG = 2_000
 """Steps of an episode before which it says nothing: a slow machine is no environment that never ends. Our choice."""
 
 
+class Acting:
+    """A policy that acts in a batch; one with a memory keeps it through an episode.
+
+    :param agent: ours, or any algorithm of Stable-Baselines3
+    :param device: of the batch
+    :param deterministic: the mode of the policy instead of samples
+    """
+
+    def __init__(self, agent: BaseAlgorithm, device: torch.device, deterministic: bool) -> None:
+        self.agent, self.device, self.deterministic = agent, device, deterministic
+        self.memory: Any = None
+        """What the policy remembers of the episodes under way."""
+
+    def __call__(self, obs: Obs, turn: Turn) -> Tensor:
+        """:return: actions, (N, *A)"""
+        starts = turn.starts.cpu().numpy()
+        actions, self.memory = self.agent.predict(to_numpy(obs), self.memory, starts, self.deterministic)
+        return torch.as_tensor(actions, device=self.device)
+
+
 def evaluate_agent(
     agent: BaseAlgorithm,
     env: VecEnv,
@@ -81,7 +106,7 @@ def evaluate_agent(
 ) -> tuple[list[float], list[int]]:
     """Run episodes from seeded starts.
 
-    :param agent: ours, or any algorithm of Stable-Baselines3; one with a memory keeps it through an episode
+    :param agent: as of :class:`Acting`
     :param env: environments, monitored if wrappers in them change rewards or ends; what their normaliser makes of
         observations is acted on, returns are as they were before it
     :param episodes: how many; episode ``i`` is that of an environment seeded ``seed + i``
@@ -90,12 +115,13 @@ def evaluate_agent(
     :param done: told the number, return and length of each episode, in their order, as soon as those before it are over
     :return: returns and lengths, in the order of the seeds
     """
-    batch, memory, taken = as_batched(env), None, 0
+    batch, taken = as_batched(env), 0
+    acting = Acting(agent, batch.device, deterministic)
     spec = spec_of(env)
     due = math.inf if spec is not None and spec.max_episode_steps else time.monotonic() + PATIENCE
 
     def act(obs: Obs, turn: Turn) -> Tensor:
-        nonlocal memory, taken, due
+        nonlocal taken, due
         taken = taken * (not turn.starts.any()) + 1
         if time.monotonic() > due and taken > LONG:
             due = math.inf
@@ -104,9 +130,7 @@ def evaluate_agent(
                 "--max-episode-steps, or by max_episode_steps where its environment is registered",
                 f"{taken:,}",
             )
-        starts = turn.starts.cpu().numpy()
-        actions, memory = agent.predict(to_numpy(obs), memory, starts, deterministic)
-        return torch.as_tensor(actions, device=batch.device)
+        return acting(obs, turn)
 
     returns: list[float] = []
     lengths: list[int] = []
@@ -138,7 +162,38 @@ def check_drawing(env_id: str) -> None:
         raise ValueError(f"--video: no film can be made of {env_id} here: {reason}")
 
 
-def record_video(agent: BaseAlgorithm, env: VecEnv, path: Path, seed: int, deterministic: bool = True) -> int:
+def steps_of_episode(
+    agent: BaseAlgorithm, env: VecEnv, seed: int, deterministic: bool = True, options: Mapping[str, Any] | None = None
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Run one episode step by step.
+
+    :param agent: the agent
+    :param env: one environment
+    :param seed: of the episode
+    :param deterministic: the mode of the policy instead of samples
+    :param options: of its reset
+    :return: ``info`` and whether the episode is over, once before the first step and then after each; when it is over,
+        the environment shows the next one already
+    """
+    env.seed(seed)
+    env.set_options(dict(options or {}))
+    obs, memory, starts, done = env.reset(), None, np.ones(1, bool), False
+    yield env.reset_infos[0], False
+    while not done:
+        actions, memory = agent.predict(obs, memory, starts, deterministic)  # type: ignore[arg-type]
+        obs, _, starts, infos = env.step(actions)
+        done = bool(starts[0])
+        yield infos[0], done
+
+
+def record_video(
+    agent: BaseAlgorithm,
+    env: VecEnv,
+    path: Path,
+    seed: int,
+    deterministic: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> int:
     """Record one episode.
 
     :param agent: the agent
@@ -146,21 +201,19 @@ def record_video(agent: BaseAlgorithm, env: VecEnv, path: Path, seed: int, deter
     :param path: .mp4 or .gif
     :param seed: of the episode
     :param deterministic: the mode of the policy instead of samples
+    :param options: of its reset
     :return: number of frames
     """
-    env.seed(seed)
     fps = env.get_attr("metadata")[0].get("render_fps", 30)
     # H.264 wants even sides; a GIF wants milliseconds per frame, and to be told to repeat.
     how = {"duration": 1000 / fps, "loop": 0} if path.suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
-    count, done, obs = 0, False, env.reset()
+    count = 0
     # frame by frame: a long episode would not fit into memory
     with replacing(path, suffix=path.suffix) as temporary, imageio.get_writer(temporary, **how) as video:
-        while not done:
-            video.append_data(np.asarray(env.get_images()[0]))  # type: ignore[attr-defined]
-            count += 1
-            actions, _ = agent.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]
-            obs, _, dones, _ = env.step(actions)
-            done = bool(dones[0])
+        for _, done in steps_of_episode(agent, env, seed, deterministic, options):
+            if not done:
+                video.append_data(np.asarray(env.get_images()[0]))  # type: ignore[attr-defined]
+                count += 1
     return count
 
 

@@ -10,6 +10,7 @@ import tyro
 from ..agents.core.config import Range
 from ..agents.tpo import Search
 from .episodes import check_drawing, evaluate_agent, evaluation_env, record_video, table
+from .missions import evaluate_missions
 from .options import Flags, check_device
 from .policies import Policy, policy_file, read_policy, world_of
 from .references import find_reference, reference_of_run, selected_among
@@ -27,8 +28,8 @@ class EvaluateOptions(Flags):
     """A saved policy, or a run folder (its best policy, or else its final one)."""
 
     others: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """With --search: more of them, of other seeds say, in the same environment. What search brings is then told of all
-    together."""
+    """With --search or --missions: more of them, of other seeds say, in the same environment. What comes of it is then
+    told of all together."""
 
     agent: str | None = None
     """Class of the policy, for one that is not Headway's own: module:Class, which is imported; or sb3:PPO,
@@ -56,12 +57,17 @@ class EvaluateOptions(Flags):
     mppi:32,4 or smc:32,4 (simulator steps, steps ahead), with further settings by name (tree:32,8,exploration=0.5);
     several are compared, with the policy alone before them. Of agents that have a policy and a value."""
 
+    missions: tuple[str, ...] = ()
+    """Tell it every task of these splits, train, text_known, text_new or task, in --episodes of each: scores, how often
+    it counts as done, scores between a random player's and one's that looks ahead, and how much the words decide. In
+    environments with missions, as headway/TextFrostbite-v0."""
+
     explain: Annotated[int, Range(0)] | None = None
     """Draw to --plot how this step of the first episode was decided by a --search tree:…: the tree with its visits and
     values, the candidates, and pictures along the best line."""
 
     plot: Path | None = None
-    """Draw the comparison of --delays or of --search to this file."""
+    """Draw the comparison of --delays, of --search or of --missions to this file."""
 
     max_episode_steps: Annotated[int, Range(1, unit="environment steps")] | None = None
     """Where episodes are cut, of an environment that does not end by itself; by default where they were in training."""
@@ -104,18 +110,26 @@ class EvaluateOptions(Flags):
             raise ValueError("--video shows one law of delays: choose it with --delay instead of --delays")
         if self.delays and self.reference is not None:
             raise ValueError("--reference goes with one law of delays: choose it with --delay instead of --delays")
-        if self.plot is not None and not (self.delays or self.search):
-            raise ValueError("--plot draws the comparison of --delays or of --search, and there are none")
-        if self.search and (self.delays or self.video is not None or self.reference is not None):
-            raise ValueError("--search goes without --delays, --video and --reference; --delay names one law of delays")
-        for search in self.search:
-            Search.of(search)
-        if self.others and (not self.search or self.explain is not None):
-            raise ValueError("several policies are compared with --search tree:… and the like, without --explain")
-        if self.explain is not None and (len(self.search) != 1 or self.plot is None):
-            raise ValueError("--explain goes with one --search tree:… and with --plot FILE, which it draws to")
+        if self.plot is not None and not (self.delays or self.search or self.missions):
+            raise ValueError("--plot draws the comparison of --delays, --search or --missions, and there are none")
+        for name in ("search", "missions"):
+            if getattr(self, name) and (self.delays or self.video is not None or self.reference is not None):
+                raise ValueError(
+                    f"--{name} goes without --delays, --video and --reference; --delay names one law of delays"
+                )
+        if self.search and self.missions:
+            raise ValueError("--search and --missions are two evaluations: leave one out")
+        self._check_search()
         if self.video is not None and self.video.suffix not in (".mp4", ".gif"):
             raise ValueError(f"--video must end in .mp4 or .gif, got {self.video.name}")
+
+    def _check_search(self) -> None:
+        for search in self.search:
+            Search.of(search)
+        if self.others and (not (self.search or self.missions) or self.explain is not None):
+            raise ValueError("several policies are compared with --search tree:… or --missions, without --explain")
+        if self.explain is not None and (len(self.search) != 1 or self.plot is None):
+            raise ValueError("--explain goes with one --search tree:… and with --plot FILE, which it draws to")
 
 
 def evaluate(options: EvaluateOptions) -> Summary | None:
@@ -134,9 +148,9 @@ def evaluate(options: EvaluateOptions) -> Summary | None:
     said = f"{path}: {policy.name} after {agent.num_timesteps:,} steps, in {world}"
     if options.delays:
         return _evaluate_delays(options, policy, world, said)
-    if options.search:
+    if options.search or options.missions:
         print(said)
-        return _evaluate_searches(options, policy, world)
+        return (_evaluate_searches if options.search else _evaluate_missions)(options, policy, world)
     reference = reference_of_run(path.parent)
     if options.reference is not None:
         reference = find_reference(options.reference, world.env_id)
@@ -201,12 +215,8 @@ def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World) -
 
         explain(policy, world, options.search[0], options.explain, options.plot, options.seed)
         return None
-    others = [read_policy(policy_file(path), options.agent, options.device) for path in options.others]
-    for other in others:
-        if (found_in := _world(options, other)) != world:
-            raise ValueError(f"{other.path} is of {found_in}, {policy.path} of {world}: pass --env")
     found = evaluate_searches(
-        [policy, *others],
+        _policies(options, policy, world),
         world,
         options.search,
         episodes=options.episodes,
@@ -221,6 +231,37 @@ def _evaluate_searches(options: EvaluateOptions, policy: Policy, world: World) -
         title = f"{policy.name} looking ahead, in {world.env_id}"
         _plot(options.plot, title, "search", [one.search for one in found], [one.summary for one in found])
     return found[-1].summary
+
+
+def _evaluate_missions(options: EvaluateOptions, policy: Policy, world: World) -> None:
+    """Evaluate policies that are told every task of some splits."""
+    found = evaluate_missions(
+        _policies(options, policy, world),
+        world,
+        options.missions,
+        episodes=options.episodes,
+        n_envs=options.n_envs,
+        seed=options.seed,
+        deterministic=not options.stochastic,
+        csv=options.csv,
+    )
+    if options.csv is not None:
+        print(f"scores written to {options.csv}")
+    if options.plot is not None:
+        from .draw_missions import draw_missions  # takes a second to import
+
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+        draw_missions(found, f"{policy.name} after {policy.agent.num_timesteps:,} steps, in {world}", options.plot)
+        print(f"plot: {options.plot}")
+
+
+def _policies(options: EvaluateOptions, policy: Policy, world: World) -> list[Policy]:
+    """:return: all that are evaluated together"""
+    others = [read_policy(policy_file(path), options.agent, options.device) for path in options.others]
+    for other in others:
+        if (found_in := _world(options, other)) != world:
+            raise ValueError(f"{other.path} is of {found_in}, {policy.path} of {world}: pass --env")
+    return [policy, *others]
 
 
 def _plot(path: Path, title: str, what: str, names: Sequence[str], summaries: Sequence[Summary]) -> None:

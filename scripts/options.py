@@ -488,7 +488,7 @@ def _tokens(arguments: Sequence[str], flags: type[Any]) -> list[str]:
         if flag:
             types = _plain_types(hints.get(flag.removeprefix("--").replace("-", "_"), str))
         values = [value] if given or not flag else []
-        if str not in types and Path not in types:
+        if types and str not in types and Path not in types:  # what stands before all flags is left as it is
             values = [word for value in values for word in value.split() or [value]]
         if NoneType in types:
             values = ["None" if value.lower() == "none" else value for value in values]

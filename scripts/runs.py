@@ -136,11 +136,12 @@ def alone(folder: Path, doing: str, remedy: str = "stop it", leftovers: str = "*
         yield
 
 
-def progress_bar(total: int, done: int) -> "tqdm[Any]":
+def progress_bar(total: int, done: int, unit: str = "steps") -> "tqdm[Any]":
     """Show progress, return, speed and time left on the standard error stream.
 
     :param total: environment steps of the whole run
     :param done: of these, steps that an earlier process did
+    :param unit: of both, if it is another
     :return: the bar; its description is the return
     """
     terminal = sys.stderr.isatty()
@@ -148,7 +149,7 @@ def progress_bar(total: int, done: int) -> "tqdm[Any]":
     return tqdm(
         total=total,
         initial=done,
-        unit=" steps",
+        unit=f" {unit}",
         bar_format="{percentage:3.0f}% |{bar}| {n:,}/{total:,} · {desc}{rate_noinv_fmt} · {remaining} left",
         dynamic_ncols=measured,
         ncols=None if measured else 100,

@@ -135,6 +135,24 @@ def estimate_iqm(scores: Sequence[np.ndarray], *, seed: int = 0, resamples: int 
     return Estimate(value, *map(float, _interval(_resampled(scores, seed, resamples))))
 
 
+def estimate_mean(scores: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Mean over environments of the mean over runs, with a stratified bootstrap interval.
+
+    It is for scores of which many are 0 or 1, whose middle half may all be the same.
+
+    :param scores: per environment, one score per run
+    :param seed: of the bootstrap
+    :param resamples: bootstrap samples
+    :return: the estimate
+    """
+    value = float(np.mean([runs.mean() for runs in scores]))
+    if _too_few(scores):
+        return Estimate(value, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    means = np.mean([rng.choice(runs, (resamples, len(runs))).mean(1) for runs in scores], 0)
+    return Estimate(value, *map(float, _interval(means)))
+
+
 def estimate_improvement(
     scores: Sequence[np.ndarray], baseline: Sequence[np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:

@@ -1,6 +1,7 @@
 """Missions: what to do, told in words that an agent reads beside what it sees."""
 
 import importlib
+import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -40,6 +41,9 @@ KNOWN = 4096
 
 HASHES = 2**24
 """Different hashes, of which few words share one."""
+
+CAPTION = 84
+"""Height of the mission below a rendered screen, in pixels: four lines of it, and one for the score."""
 
 Reward = Literal["delta", "sparse", "game"]
 
@@ -157,7 +161,7 @@ class Missions(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs
             given = read_instructions(Path(instructions), self.game)
             self.tasks = {name: given[name] for name in self.tasks if name in given}
         self.split = split
-        self._of_split(split)
+        self.of_split(split)
         parts: dict[str, spaces.Space[Any]] = {key: env.observation_space, "mission_tokens": self.tokenizer.space}
         if include_text:
             parts["mission"] = spaces.Text(LONGEST, min_length=1, charset=CHARACTERS)
@@ -175,9 +179,11 @@ class Missions(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs
             raise ValueError(f"{game} counts nothing of its episodes: missions need a headway.envs.atari.AtariEnv")
         return game  # type: ignore[no-any-return]
 
-    def _of_split(self, split: str) -> list[Task]:
-        """:return: tasks that have a sentence in a split
+    def of_split(self, split: str) -> list[Task]:
+        """List what may be asked for.
 
+        :param split: of :data:`~headway.envs.missions.SPLITS`
+        :return: tasks that have a sentence in it
         :raises ValueError: there is no such split, or no task in it
         """
         if split not in SPLITS:
@@ -200,7 +206,7 @@ class Missions(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs
         task, split = given["task"], given["split"] or self.split
         if isinstance(task, str):
             task = self.tasks.get(task) or find_task(self.game, task)
-        candidates = self._of_split(split) if task is None else [task]
+        candidates = self.of_split(split) if task is None else [task]
         obs, info = self.env.reset(seed=seed, options=options)
         task = candidates[int(self.np_random.integers(len(candidates)))]
         sentences = task.sentences(split) or task.train
@@ -247,6 +253,21 @@ class Missions(gym.Wrapper[dict[str, Any], Any, Any, Any], RecordConstructorArgs
         task, instruction, split = self.mission
         facts = {"task": task.id, "mission": instruction, "split": split, "tier": task.tier, "task_score": self.score}
         return facts | {"success": success, "is_success": success, "game_reward": game_reward}
+
+    def render(self) -> Any:
+        """:return: the screen at twice its size, mission and score below, (504, 320, 3) uint8; None in other modes"""
+        frame: Any = self.env.render()
+        if self.mission is None or not isinstance(frame, np.ndarray):
+            return frame
+        import cv2
+
+        frame = frame.repeat(2, 0).repeat(2, 1)
+        strip = np.zeros((CAPTION, frame.shape[1], 3), np.uint8)
+        lines = textwrap.wrap(self.mission.instruction, frame.shape[1] // 8)
+        for number, line in enumerate([*lines[:4], f"score {self.score:.2f}{', done' * self.succeeded}"]):
+            place, grey = (6, 16 + 16 * number), 255 if number < len(lines) else 160
+            cv2.putText(strip, line, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (grey,) * 3, 1, cv2.LINE_AA)
+        return np.concatenate((frame, strip))
 
     # -- states ------------------------------------------------------------------------------------------------------
 

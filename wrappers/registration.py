@@ -89,10 +89,11 @@ def register_all() -> None:
         order_enforce=False,  # the environment inside has its own
         disable_env_checker=True,
     )
-    for game, (name, options) in product(GAMES, (("Text", {}), ("Numbered", {"include_task": True}))):
+    named: dict[str, dict[str, Any]] = {"Text": {}, "Numbered": {"include_task": True}}
+    for game, (name, options), obs in product(GAMES, named.items(), ("ram", "pixels")):
         gym.register(
-            f"headway/{name}{game.capitalize()}-v0",
+            f"headway/{name}{game.capitalize()}{'-pixels' * (obs == 'pixels')}-v0",
             entry_point=f"{__package__}.missions:make_text_game",
             vector_entry_point=f"{__package__}.missions:make_text_game_vector",
-            kwargs={"game": game, **options},
+            kwargs={"game": game, "obs": obs, **options},
         )

@@ -60,7 +60,7 @@ class OfflineAgent(ActorCriticAgent[C]):
     :param seeds: train several at once, of these seeds, as one stack of networks; see :meth:`member`
     """
 
-    arguments = ("dataset", "seeds")
+    arguments: ClassVar[tuple[str, ...]] = ("dataset", "seeds")
     goes_online: ClassVar[bool] = False
     """Whether it can go on in an environment."""
 

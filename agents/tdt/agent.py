@@ -8,7 +8,7 @@ Louiealbp/TDT.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,12 @@ from ..core.nets import Adam
 from ..core.offline import Dataset, OfflineAgent, standardised
 from ..core.policy import Memory
 from ..core.spaces import Obs, count_rows, map_obs
-from .config import TDTConfig
+from .config import Scope, TDTConfig
 from .networks import Cloner, FiLMCloner, MLPCloner, TextDecisionTransformer
 from .observations import ObservationParts, first_steps, missions_apart
 from .text import NoText, SentenceEncoder, TaskEncoder, WordEncoder
 from .windows import Steps, Windows, shifted, step_numbers, trimmed, windows_at
 
-Scope = Literal["encoder", "all", "all_but_text"]
 SCOPES: dict[str, Callable[[str], bool]] = {
     "encoder": lambda name: name.startswith("encoder."),
     "all": lambda name: True,
@@ -72,11 +71,15 @@ class TDT(OfflineAgent[TDTConfig]):
 
     Parameters as :class:`~headway.agents.core.offline.OfflineAgent` (without ``seeds``), hyper-parameters as
     :class:`TDTConfig`.
+
+    :param start_from: another TDT, or a file that one was saved to, to begin with, see ``transfer``
     """
 
     config_class = TDTConfig
     config: TDTConfig
     action_kinds = ("Discrete",)
+    arguments = (*OfflineAgent.arguments, "start_from")
+    start_from: "str | Path | TDT | None"
 
     # -- what it learns from -----------------------------------------------------------------------------------------
 
@@ -123,6 +126,8 @@ class TDT(OfflineAgent[TDTConfig]):
         if cfg.freeze != "nothing":
             self._freeze(network)
         self.network = self.track("network", network, optimiser=Adam(betas=(0.9, 0.95)), joint_norm=True)
+        if self.start_from is not None:  # new, and not resumed or loaded
+            self.transfer(self.start_from, cfg.transfer)
         self._loss = compiled(cloning_loss, cfg.compile, self.device)
         self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 
@@ -254,6 +259,20 @@ class TDT(OfflineAgent[TDTConfig]):
             for mission in (windows.mission, wrong)
         )
         return float((right.exp() * (right - other)).sum(-1)[windows.real].mean())
+
+    @torch.no_grad()
+    def mission_effect(self, obs: Obs, other: Obs, memory: Memory | None = None) -> Tensor:
+        """How much the mission decides at the next step: KL(pi(.|obs) || pi(.|other)).
+
+        :param obs: observations as the environment shows them, tensors (B, *O) by key
+        :param other: the same with other missions
+        :param memory: of the steps before, as ``predict`` returns it; None: there were none
+        :return: in nats, (B,); 0 where no mission is read
+        """
+        encoded, changed = (self.codec.encode(each, self.device) for each in (obs, other))
+        memory = self._new_memory(count_rows(encoded)) if memory is None else memory
+        right, wrong = (self.logits_with(memory, each)[0].log_softmax(-1) for each in (encoded, changed))
+        return (right.exp() * (right - wrong)).sum(-1).clamp(min=0)  # against rounding
 
     # -- learning ----------------------------------------------------------------------------------------------------
 

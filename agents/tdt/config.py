@@ -16,6 +16,9 @@ from .text import MOST_HASHES
 LOWEST = 0.1
 """What a cosine leaves of the learning rate."""
 
+Scope = Literal["encoder", "all", "all_but_text"]
+"""What one network takes over of another."""
+
 Dropout = Annotated[float, Range(0, 1, open_high=True)]
 
 
@@ -71,6 +74,10 @@ class TDTConfig(OfflineConfig):
 
     keep_best: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     """Share of the episodes of each mission, those of the highest return, that is imitated; at least one."""
+
+    transfer: Scope = "all"
+    """What is taken over of the agent that it starts from: what reads states; everything; everything but the vectors of
+    words or tasks and their places."""
 
     freeze: Literal["nothing", "encoder", "text"] = "nothing"
     """What is not trained: what reads states, or the vectors of words, for which transfer() brings weights."""

@@ -27,6 +27,9 @@ JUMP_FRAMES = 28
 TAIL = 40
 """Frames without an action after a move, in which a death would show (our choice)."""
 
+SOON = 1e6
+"""Over the frames until a death that is wanted, what it is worth."""
+
 DOOR_X = 124
 """Where the igloo's door is."""
 
@@ -51,15 +54,22 @@ class LookAhead:
     :param env: without stickiness, which would make what is tried another thing than what is done
     :param goal: of a monitor: what is wanted more, is higher
     :param rng: of choices among equals
+    :param reckless: of a monitor: whether a death is wanted, the sooner the better
     :raises ValueError: the environment repeats actions at random
     """
 
-    def __init__(self, env: FrostbiteEnv, goal: Goal, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        env: FrostbiteEnv,
+        goal: Goal,
+        rng: np.random.Generator,
+        reckless: Callable[[FrostbiteMonitor], bool] = lambda s: False,
+    ) -> None:
         if env.repeat_action_probability:
             raise ValueError(
                 "a look-ahead player needs repeat_action_probability=0: it tries moves before it makes them"
             )
-        self.env, self.goal, self.rng = env, goal, rng
+        self.env, self.goal, self.rng, self.reckless = env, goal, rng, reckless
         self.simulated = 0
         """Frames that were tried."""
         self._plan: list[int] = []
@@ -79,11 +89,11 @@ class LookAhead:
         return ties[int(self.rng.integers(len(ties)))]
 
     def _worth(self, move: Sequence[int]) -> float:
-        """:return: the goal after a move and a moment; nothing is worth a death that it brings"""
+        """:return: the goal after a move and a moment; nothing is worth a death that it brings, unless one is wanted"""
         ale, monitor = self.env.ale, deepcopy(self.env.monitor)
         before, deaths, level = ale.cloneState(include_rng=True), len(monitor.deaths), monitor.level
         frames = [action for action in move for _ in range(self.env.frame_skip)] + [NOOP] * TAIL
-        worth, after = -np.inf, float(self.goal(monitor))
+        wants_death, worth, after = self.reckless(monitor), -np.inf, float(self.goal(monitor))
         for count, action in enumerate(frames, 1):
             reward = ale.act(action)
             ram = ale.getRAM().tobytes()
@@ -91,6 +101,7 @@ class LookAhead:
             if count == len(move) * self.env.frame_skip:
                 after = float(self.goal(monitor))
             if _dead(ram) or len(monitor.deaths) > deaths:
+                worth = SOON / count if wants_death else worth
                 break
             if monitor.level > level or ram[m.PHASE] == m.ENTERED:
                 worth = float(self.goal(monitor)) + 1
@@ -100,6 +111,23 @@ class LookAhead:
         self.simulated += count
         ale.restoreState(before)
         return worth
+
+
+def way_to_next_level(env: FrostbiteEnv, rng: np.random.Generator) -> list[int]:
+    """Play until the next level begins and its player can move.
+
+    :param env: in which a game is under way
+    :param rng: of choices among equals
+    :return: what was done, step by step
+    :raises RuntimeError: the game was over before
+    """
+    player, level = LookAhead(env, progress, rng), env.monitor.level
+    done: list[int] = []
+    while env.monitor.level == level or not standing(env.ram()) or env.ram()[m.BUSY] > 0:
+        done.append(player.act())
+        if env.step(done[-1])[2]:
+            raise RuntimeError(f"the game was over on level {env.monitor.level}")
+    return done
 
 
 # -- goals -------------------------------------------------------------------------------------------------------------
@@ -192,13 +220,16 @@ class Random:
 
 
 def player_for(env: FrostbiteEnv, task: Task, rng: np.random.Generator) -> Player:
-    """Find who can show a task: the look-ahead player, or where a death is wanted, one who walks into the water.
+    """Make the player that shows a task: the look-ahead player, who seeks a death where that is asked for.
 
     :param env: in which it will play
     :param task: what is to be shown
     :param rng: of choices among equals
     :return: it
     """
-    if task.id.partition("-")[0] in ("lose_life", "die_on_level"):
-        return Cycle((DOWN,))
+    family, _, number = task.id.partition("-")
+    if family == "lose_life":
+        return LookAhead(env, goal_of(task), rng, lambda s: True)
+    if family == "die_on_level":
+        return LookAhead(env, goal_of(task), rng, lambda s: s.level >= int(number))
     return LookAhead(env, goal_of(task), rng)

@@ -588,6 +588,24 @@ def test_transfer_copies_what_it_says(scope: Any, by_file: bool, tmp_path: Path)
     assert torch.equal(source.network.module.state_dict()["norm.weight"], theirs["norm.weight"])
 
 
+def test_it_starts_from_another_one(tmp_path: Path) -> None:
+    source = made(mode="tdt_no_text").learn(5)
+    source.save(tmp_path / "a.zip")
+    agents = [made(seed=1, transfer="encoder", start_from=start) for start in (source, tmp_path / "a.zip")]
+    other = made(seed=1)
+    other.transfer(source, "encoder")
+    for agent in agents:
+        assert agent.network.module.state_dict().keys() == other.network.module.state_dict().keys()
+        for name, tensor in agent.network.module.state_dict().items():
+            assert torch.equal(tensor, other.network.module.state_dict()[name]), name
+    agents[1].learn(3)
+    agents[1].save_checkpoint(tmp_path / "kept")
+    (tmp_path / "a.zip").unlink()  # which is not needed any more
+    resumed: Any = TDT.resume(tmp_path / "kept", dataset=DATA)
+    for name, tensor in agents[1].modules.state().items():
+        assert torch.equal(resumed.modules.state()[name], tensor), name
+
+
 def test_transfer_fits_or_changes_nothing() -> None:
     agent, wider = made(), made(vocabulary=30)
     before = {name: tensor.clone() for name, tensor in agent.network.module.state_dict().items()}

@@ -3,17 +3,30 @@
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("ale_py")
 
 from headway.envs.atari import NOOP, AtariEnv
-from headway.envs.frostbite import FrostbiteEnv, FrostbiteMonitor
+from headway.envs.frostbite import FrostbiteEnv, FrostbiteMonitor, starts
 from headway.envs.frostbite import ram as m
-from headway.envs.frostbite.players import DOWN, LEFT, RIGHT, UP, Cycle, LookAhead, Random, goal_of, player_for
+from headway.envs.frostbite.players import (
+    DOWN,
+    LEFT,
+    RIGHT,
+    UP,
+    Cycle,
+    LookAhead,
+    Random,
+    goal_of,
+    player_for,
+    way_to_next_level,
+)
 from headway.envs.frostbite.published import FORMULAS, Published
 from headway.envs.missions import find_task, tasks_of
 
@@ -489,3 +502,41 @@ def _played_elsewhere(seed: int) -> bytes:
 def test_two_processes_agree() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_played_elsewhere, (8,)) == _played_elsewhere(8)
+
+
+@pytest.mark.parametrize("level", [1, 2, 6])
+def test_levels_to_start_from(level: int) -> None:
+    env = game(noop_max=30)
+    env.reset(seed=0, options={"start_level": level, "noops": 0})
+    ram = env.ram()
+    assert (m.row_of(ram), ram[m.PHASE]) == (0, m.PLAY)
+    assert level == 1 or ram[m.BUSY] == 0  # a game begins with frames in which input is ignored
+    env.step(NOOP)
+    assert env.monitor.level == level
+    assert not env.monitor.deaths  # of this episode
+    copied = env.state()
+    first = [env.step(action)[0] for action in (RIGHT, RIGHT, DOWN, NOOP)]
+    env.load_state(copied)
+    assert np.array_equal(first, [env.step(action)[0] for action in (RIGHT, RIGHT, DOWN, NOOP)])
+
+
+def test_levels_that_nobody_reached_are_refused() -> None:
+    env = game()
+    with pytest.raises(ValueError, match="start_level is 9: it can be 1 to 6"):
+        env.reset(options={"start_level": 9})
+    with pytest.raises(ValueError, match="leave one out"):
+        env.reset(options={"start_level": 2, "start_state": b""})
+
+
+@pytest.mark.slow
+def test_ways_to_levels_are_made_again() -> None:
+    env, rng = game(), np.random.default_rng(3)
+    env.reset(seed=0, options={"noops": 0})
+    ways = yaml.safe_load((Path(starts.__file__).parent / "starts.yaml").read_text())
+    assert {level: starts.encode(way_to_next_level(env, rng)) for level in range(2, 7)} == ways
+
+
+def test_actions_are_kept_and_read() -> None:
+    actions = [0, 0, 17, 17, 17, 1, 0]
+    assert starts.encode(actions) == "a2r3b1a1"
+    assert starts.decode("a2r3b1a1") == actions

@@ -7,7 +7,7 @@ import imageio
 import pytest
 import torch
 from conftest import Command
-from headway.agents.core.data import write_dataset
+from headway.agents.core.data import load_dataset, write_dataset
 from headway.scripts.cli import MODULES, USAGE
 from headway.scripts.datasets import COMMANDS
 from toys import recorded
@@ -110,6 +110,43 @@ def test_plot_draws_a_panel_for_each_environment(headway: Command) -> None:
     assert two.shape[1] == 2 * one.shape[1]
     assert "exists: choose another name" in headway("datasets", "plot", *names, "--plot", "one.png")[2]
     assert "must end in .png, .pdf or .svg" in headway("datasets", "plot", *names, "--plot", "one.txt")[2]
+
+
+def test_take_draws_some_episodes(headway: Command) -> None:
+    data = recorded(lengths=(3, 4, 2, 5, 6), name="toys/whole-v0", env_id="Pendulum-v1")
+    write_dataset(data)
+    parts = {}
+    for name, *flags in (
+        ("few", "--episodes", 2),
+        ("more", "--episodes", 4),
+        ("steps", "--steps", 9),
+        ("all", "--steps", 20),
+    ):
+        code, _, err = headway("datasets", "take", "toys/whole-v0", "--dataset", f"toys/{name}-v0", *flags)
+        assert code == 0, err
+        parts[name] = load_dataset(f"toys/{name}-v0")
+    assert (parts["few"].episodes, parts["more"].episodes) == (2, 4)
+    lengths = {name: part.lengths.tolist() for name, part in parts.items()}
+    assert set(lengths["few"]) < set(lengths["more"])  # all lengths are different
+    order = lengths["all"]
+    assert order == data.lengths.tolist()
+    assert len(parts["steps"]) >= 9
+    assert parts["few"].env_id == "Pendulum-v1"
+    assert dict(parts["few"].about["taken"]) == {"from": "toys/whole-v0", "seed": 0, "episodes": 2}
+    start = 3 if lengths["few"][0] == 4 else 0
+    if lengths["few"][0] in (3, 4):
+        assert torch.equal(parts["few"].actions[: lengths["few"][0]], data.actions[start : start + lengths["few"][0]])
+    command = ("datasets", "take", "toys/whole-v0", "--dataset", "toys/other-v0")
+    for flags, message in (
+        ((), "pass --episodes or --steps"),
+        (("--steps", 3, "--episodes", 1), "and not both"),
+        (("--steps", 21), "20 steps, --steps asks for 21"),
+        (("--episodes", 6), "5 episodes"),
+    ):
+        code, _, err = headway(*command, *flags)
+        assert code == 1
+        assert message in err
+    assert headway("datasets", "take", "toys/whole-v0", "--dataset", "toys/few-v0", "--episodes", 1)[0] == 1
 
 
 def test_commands(headway: Command) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("ale_py")
 pytest.importorskip("minari")
 
 from headway.agents import load_dataset
 from headway.envs.missions import find_task, tasks_of, vocabulary_of
-from headway.scripts import frostbite
+from headway.scripts.frostbite import collect
 from headway.wrappers.missions import Tokenizer
 
 Command = Any
@@ -21,8 +22,8 @@ Command = Any
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "data"))
-    monkeypatch.setitem(frostbite.SIZES, "tiny", 400)
-    monkeypatch.setattr(frostbite, "RANDOM_GAMES", 3)
+    monkeypatch.setitem(collect.SIZES, "tiny", 400)
+    monkeypatch.setattr(collect, "RANDOM_GAMES", 3)
 
 
 def test_collecting(headway: Command) -> None:
@@ -84,6 +85,47 @@ def test_broken_games_are_named(headway: Command) -> None:
     assert "its parts do not fit each other" in err
 
 
+def test_screens_are_drawn_anew(headway: Command) -> None:
+    pytest.importorskip("cv2")
+    flags = ("--size", "tiny", "--workers", 1, "--no-progress")
+    for obs in ("ram", "pixels"):
+        code, _, err = headway("frostbite", "collect", *flags, "--obs", obs)
+        assert code == 0, err
+    by_memory, by_screen = (load_dataset(f"frostbite/{name}-v0") for name in ("tiny", "tiny-pixels"))
+    assert torch.equal(by_memory.actions, by_screen.actions)
+    assert torch.equal(by_memory.lengths, by_screen.lengths)
+    frames = by_screen.obs["frames"]  # type: ignore[call-overload,index]
+    assert frames.shape[1:] == (1, 84, 84)
+    env = gym.make(by_screen.env_id)  # type: ignore[arg-type]
+    assert by_screen.observation_space == env.observation_space
+    (episode,) = by_screen.about["episodes"][:1]
+    begun = collect.begun(0, episode["game"], "pixels")
+    trace = collect.read_trace(Path("runs/frostbite/traces-s0"), episode["game"])
+    shown = [begun.observed(), *(begun.step(action)[0] for action in trace.actions[: episode["start"] + 5].tolist())]
+    assert np.array_equal(frames[:5], np.stack(shown[episode["start"] : episode["start"] + 5]))
+    sizes = ("--width", 8, "--layers", 1, "--heads", 1, "--context", 2, "--batch-size", 2)
+    run = ("--total-timesteps", 2, "--eval-episodes", 1, "--run-dir", "run", "--no-video", "--no-progress")
+    code, _, err = headway("train", "tdt", "--dataset", "frostbite/tiny-pixels-v0", *sizes, *run)
+    assert code == 0, err
+
+
+def test_games_of_another_version_are_played_again(headway: Command, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ("--size", "tiny", "--workers", 1, "--no-progress")
+    assert headway("frostbite", "collect", *flags)[0] == 0
+    path = Path("runs/frostbite/traces-s0/game-000001.npz")
+    with np.load(path) as parts:
+        kept = dict(parts)
+    np.savez(path, **{**kept, "ale_py": np.array("0.1")})  # type: ignore[arg-type]
+    assert headway("frostbite", "collect", *flags, "--dataset", "frostbite/again-v0")[0] == 0
+    assert "game-000001.npz was played with ale-py 0.1" in caplog.text
+    assert load_dataset("frostbite/again-v0").digest() == load_dataset("frostbite/tiny-v0").digest()
+    kept["rams"][-1, 5] += 1
+    np.savez(path, **{**kept, "ale_py": np.array("0.1")})  # type: ignore[arg-type]
+    code, _, err = headway("frostbite", "collect", *flags, "--dataset", "frostbite/third-v0")
+    assert code == 1
+    assert "leads elsewhere; delete it" in err
+
+
 def test_without_the_emulator(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     code, _, err = headway("frostbite", "collect", "--size", "tiny")
@@ -92,7 +134,7 @@ def test_without_the_emulator(headway: Command, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_commands(headway: Command) -> None:
-    assert "collect   play Frostbite" in headway("frostbite")[1]
+    assert "collect        play Frostbite" in headway("frostbite")[1]
     code, _, err = headway("frostbite", "colect")
     assert code == 1
     assert "there is no command 'frostbite colect': did you mean collect?" in err

@@ -47,16 +47,16 @@ class Episodes:
     truncated: Tensor
     """(E,) bool: it was cut, by the environment or at the horizon, and would have gone on."""
 
+    successes: Tensor
+    """1 where the environment says that the episode succeeded, 0 where it failed, -1 where it says nothing, (E,)
+    int8."""
+
     steps: dict[str, Any] | None = None
     """If kept: ``obs``, ``actions``, ``rewards`` and what else the policy gave, (S, …) each: all steps of the first
     episode, then of the second. Observations and rewards are those of the environment, before any normalisation."""
 
     final_obs: Obs | None = None
     """If kept: what the last step of each episode led to, (E, *O)."""
-
-    successes: Tensor | None = None
-    """If kept: 1 where the environment says that the episode succeeded, 0 where it failed, -1 where it says nothing,
-    (E,) int8."""
 
     @staticmethod
     def join(parts: "Sequence[Episodes]") -> "Episodes":
@@ -145,13 +145,13 @@ class _Round:
                 running = self.running.clone()
                 self.kept.append({"running": running, "obs": raw, "rewards": rewards, **named})
                 self.final_obs = _where(running, info["final_obs"], self.final_obs)
-                self.successes = torch.where(running, _successes(info, running), self.successes)
                 raw = _raw(info, obs)
             starts = terminated | truncated
             if horizon is not None:  # otherwise all rows end by themselves, and then tell their returns
                 self.returns = self.returns + rewards.masked_fill(~self.running, 0)
             self._stop(starts & self.running, terminated, info)
             step += 1
+        self.successes = torch.where(self.running, _successes(info, self.running), self.successes)
         self.lengths = self.lengths.masked_fill(self.running, step)
         self.truncated = self.truncated | self.running
         return self._episodes()
@@ -166,14 +166,14 @@ class _Round:
         self.lengths = torch.where(ended, info["episode"]["l"], self.lengths)
         self.terminated = self.terminated | (ended & terminated)
         self.truncated = self.truncated | (ended & ~terminated)
+        self.successes = torch.where(ended, _successes(info, ended), self.successes)
         self.running = self.running & ~ended
 
     def _episodes(self) -> Episodes:
-        names = ("returns", "lengths", "terminated", "truncated")
+        names = ("returns", "lengths", "terminated", "truncated", "successes")
         told = {name: getattr(self, name)[: self.count] for name in names}
         if not self.keep:
             return Episodes(**told)
-        told["successes"] = self.successes[: self.count]
         running = torch.stack([step.pop("running") for step in self.kept], 1)  # (N, T)
         steps = {
             name: _each_of([step[name] for step in self.kept], lambda parts: torch.stack(parts, 1)[running])

@@ -7,35 +7,44 @@ again.
 """
 
 import importlib.util
+import logging
 import multiprocessing
 import zipfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
+from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 
-from ..agents.core.config import Range
-from ..agents.core.data import Dataset, write_dataset
-from ..agents.core.data.dataset_files import check_new_dataset
-from ..agents.core.data.episode_files import needs
-from ..agents.core.files.contents import versions
-from ..agents.core.files.replacing import replacing
-from ..agents.core.seeds import spawn_seed
-from ..envs.frostbite import FROSTBITE, FrostbiteEnv
-from ..envs.frostbite.hindsight import Stretch, Trace, cuts, monitored, play, stretches, usual_shares
-from ..envs.frostbite.players import Player, Random, player_for
-from ..envs.missions import Task, find_task, tasks_of, vocabulary_of
-from ..wrappers.missions import Tokenizer
-from .machine import cores
-from .options import Flags, run_command
-from .runs import alone, progress_bar
+from ...agents.core.config import Range
+from ...agents.core.data import Dataset, write_dataset
+from ...agents.core.data.dataset_files import check_new_dataset
+from ...agents.core.data.episode_files import needs
+from ...agents.core.files.contents import versions
+from ...agents.core.files.replacing import replacing
+from ...agents.core.seeds import spawn_seed
+from ...envs.frostbite import FROSTBITE, FrostbiteEnv
+from ...envs.frostbite.hindsight import Stretch, Trace, cuts, monitored, play, stretches, usual_shares
+from ...envs.frostbite.players import Player, Random, player_for
+from ...envs.missions import Task, find_task, tasks_of, vocabulary_of
+from ...wrappers.missions import Tokenizer
+from ..machine import cores
+from ..options import Flags
+from ..runs import alone, progress_bar
+
+log = logging.getLogger("headway")
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 GAME = FROSTBITE.name
 SIZES = {"tiny": 2_000, "small": 200_000, "medium": 1_000_000, "full": 5_000_000}
@@ -59,7 +68,7 @@ HELD = (1, 4, 8, 16)
 CUTS = 2
 """Random stretches of a game that are looked at, besides the whole."""
 
-BYTES = 400
+BYTES = {"ram": 400, "pixels": 7_300}
 """Of a step in a data set, about."""
 
 RANDOM_GAMES = 9
@@ -67,14 +76,17 @@ RANDOM_GAMES = 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectOptions(Flags):
+class Options(Flags):
     """Play Frostbite, find out which tasks were shown, and write a data set in Minari's layout."""
 
     size: Literal["tiny", "small", "medium", "full"] = "small"
     """Labelled steps: 2 thousand, 200 thousand, a million, 5 million."""
 
+    obs: Literal["ram", "pixels"] = "ram"
+    """What is seen: numbers from the memory, or screens, drawn anew by playing the games again (7 kB a step)."""
+
     dataset: str | None = None
-    """Id of the new data set, by default frostbite/SIZE-v0. None is overwritten."""
+    """Id of the new data set, by default frostbite/SIZE-v0, or frostbite/SIZE-pixels-v0. None is overwritten."""
 
     traces: Path | None = None
     """Folder of the games, by default runs/frostbite/traces-sSEED; those that are in it are not played again."""
@@ -91,7 +103,7 @@ class CollectOptions(Flags):
     @property
     def name(self) -> str:
         """The data set's id."""
-        return self.dataset or f"frostbite/{self.size}-v0"
+        return self.dataset or f"frostbite/{self.size}{'-pixels' * (self.obs == 'pixels')}-v0"
 
     @property
     def folder(self) -> Path:
@@ -112,18 +124,19 @@ def looks_ahead(number: int) -> bool:
     return number % LOOKING_AHEAD == LOOKING_AHEAD - 1
 
 
-def play_game(folder: Path, seed: int, number: int) -> tuple[int, int]:
+def play_game(folder: Path, seed: int, number: int) -> int:
     """Play a game, unless it was played.
 
     :param folder: of the games
     :param seed: of the data set
     :param number: of the game
-    :return: its number, and its steps
+    :return: its number
     """
     path = trace_file(folder, number)
-    if not path.exists():
-        env = FrostbiteEnv(frame_skip=FRAME_SKIP)
-        env.reset(seed=spawn_seed(seed, "environments", number))
+    if path.exists():
+        check_version(folder, seed, number)
+    else:
+        env = begun(seed, number)
         rng = np.random.default_rng(spawn_seed(seed, "environments", number, 1))
         player: Player = Random(rng, HELD[number // LOOKING_AHEAD % len(HELD)])
         task = None
@@ -133,8 +146,50 @@ def play_game(folder: Path, seed: int, number: int) -> tuple[int, int]:
             player = player_for(env, task, rng)
         trace = play(env, player, LONGEST, task)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, rams=trace.rams, rewards=trace.rewards, actions=trace.actions)
-    return number, len(read_trace(folder, number))
+            parts = {"rams": trace.rams, "rewards": trace.rewards, "actions": trace.actions}
+            np.savez_compressed(file, ale_py=np.array(ale_version()), **parts)
+    return number
+
+
+def begun(seed: int, number: int, obs: Literal["ram", "pixels"] = "ram") -> FrostbiteEnv:
+    """:return: where a game begins"""
+    env = FrostbiteEnv(frame_skip=FRAME_SKIP, obs=obs)
+    env.reset(seed=spawn_seed(seed, "environments", number))
+    return env
+
+
+def check_version(folder: Path, seed: int, number: int) -> None:
+    """See that a game that another version of the emulator has played would be the same with this one.
+
+    :raises ValueError: it would not
+    """
+    path, trace = trace_file(folder, number), read_trace(folder, number)
+    with np.load(path, allow_pickle=False) as parts:
+        version = str(parts["ale_py"]) if "ale_py" in parts else "another version"
+    if version != ale_version():
+        log.warning("%s was played with ale-py %s, this is %s: it is played again", path, version, ale_version())
+        for _ in again(begun(seed, number), trace, path):
+            pass
+
+
+def again(env: FrostbiteEnv, trace: Trace, path: Path) -> Iterator[NDArray[Any]]:
+    """Play a game again by what was done in it.
+
+    :param env: where it begins
+    :param trace: the game
+    :param path: its file
+    :return: what the environment shows, before each step and after the last
+    :raises ValueError: something else happens than did
+    """
+    yield env.observed()
+    for step, action in enumerate(trace.actions.tolist(), 1):
+        obs, *_ = env.step(action)
+        if env.ram() != trace.rams[trace.frames(step)].tobytes():
+            raise ValueError(
+                f"{path} was not played by this emulator (ale-py {ale_version()}) or from this seed: step {step} leads "
+                "elsewhere; delete it, or install the version that played it"
+            )
+        yield obs
 
 
 def trace_file(folder: Path, number: int) -> Path:
@@ -159,23 +214,23 @@ def read_trace(folder: Path, number: int) -> Trace:
     return trace
 
 
-def games(options: CollectOptions) -> Iterator[int]:
-    """Play one game after the other, several at once.
+def in_order(work: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iterator[R]:
+    """Do one thing after the other, several at once, and no more ahead than there are workers for.
 
-    :return: numbers of games that are there, in their order, without end
+    :param work: what is done with each, which other processes can import
+    :param jobs: perhaps without end
+    :param workers: processes; 1: this one
+    :return: what came of them, in their order
     """
-    game = partial(play_game, options.folder, options.seed)
-    numbers = iter(range(10**9))
-    workers = options.workers or cores()
     if workers == 1:
-        for number in numbers:
-            yield game(number)[0]
+        yield from map(work, jobs)
+        return
+    waiting = iter(jobs)
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_leave_signals) as pool:
-        pending = [pool.apply_async(game, (next(numbers),)) for _ in range(2 * workers)]
-        while True:
-            number, _ = pending.pop(0).get()
-            pending.append(pool.apply_async(game, (next(numbers),)))
-            yield number
+        pending = deque(pool.apply_async(work, (job,)) for job in islice(waiting, 2 * workers))
+        while pending:
+            yield pending.popleft().get()
+            pending.extend(pool.apply_async(work, (job,)) for job in islice(waiting, 1))
 
 
 def _leave_signals() -> None:
@@ -215,7 +270,7 @@ def label(trace: Trace, number: int, seed: int, usual: Any, seen: Counter[str]) 
             yield Labelled(number, shown[int(rng.choice(len(shown), p=weights / weights.sum()))])
 
 
-def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions) -> Dataset:
+def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: Options) -> Dataset:
     """Make a data set of stretches: each an episode, whose rewards add up to the score of its task.
 
     :param parts: stretches and the games that they are of
@@ -223,20 +278,21 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
     :return: it
     """
     tokenizer, numbers = Tokenizer(vocabulary_of(GAME)), list(tasks_of(GAME))
-    obs: dict[str, list[np.ndarray]] = {"ram": [], "mission_task": [], "mission_tokens": []}
+    key, shown = {"ram": ("ram", _memories), "pixels": ("frames", _screens)}[options.obs]
+    obs: dict[str, list[np.ndarray]] = {key: [], "mission_task": [], "mission_tokens": []}
     final: dict[str, list[np.ndarray]] = {name: [] for name in obs}
     actions, rewards, players, lengths, told = [], [], [], [], []
     for index, (trace, labelled) in enumerate(parts):
         start, stop, task = labelled.stretch.start, labelled.stretch.stop, find_task(GAME, labelled.stretch.task)
         rng = np.random.default_rng(spawn_seed(options.seed, "environments", index, 3))
         instruction = task.train[int(rng.integers(len(task.train)))]
-        memories = [FROSTBITE.observe(trace.rams[trace.frames(step)].tobytes()) for step in range(start, stop + 1)]
+        seen = shown(options, trace, labelled.game, start, stop)
         mission = {"mission_task": np.int64(numbers.index(task.id)), "mission_tokens": tokenizer.encode(instruction)}
         for name, value in mission.items():
             obs[name].append(np.repeat(np.asarray(value)[None], stop - start, 0))
             final[name].append(np.asarray(value))
-        obs["ram"].append(np.stack(memories[:-1]))
-        final["ram"].append(memories[-1])
+        obs[key].append(seen[:-1])
+        final[key].append(seen[-1])
         scores = [0.0, *(task.score(monitor) for monitor in monitored(trace, start, stop))]
         rewards.append(np.diff(scores))
         actions.append(trace.actions[start:stop].astype(np.int64))
@@ -245,12 +301,12 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
         told.append({"task": task.id, "mission": instruction, "game": labelled.game, "start": start})
     space = spaces.Dict(
         {
-            "ram": spaces.Box(0.0, 1.0, (FROSTBITE.size,), np.float32),
+            key: FrostbiteEnv(obs=options.obs).observation_space,
             "mission_tokens": tokenizer.space,
             "mission_task": spaces.Discrete(len(numbers)),
         }
     )
-    about = {"versions": versions() | {"ale-py": _ale_version()}, "seed": options.seed, "size": options.size}
+    about = {"versions": versions() | {"ale-py": ale_version()}, "seed": options.seed, "size": options.size}
     return Dataset(
         observation_space=space,
         action_space=spaces.Discrete(18),
@@ -262,18 +318,37 @@ def as_dataset(parts: Sequence[tuple[Trace, Labelled]], options: CollectOptions)
         terminated=torch.zeros(len(lengths), dtype=torch.bool),
         extras={"policy_id": torch.from_numpy(np.concatenate(players))},
         name=options.name,
-        env_id="headway/NumberedFrostbite-v0",
+        env_id=f"headway/NumberedFrostbite{'-pixels' * (options.obs == 'pixels')}-v0",
         about=about | {"policies": list(PLAYERS), "episodes": told},
     )
 
 
-def _ale_version() -> str:
-    from importlib.metadata import version
+def _memories(options: Options, trace: Trace, game: int, start: int, stop: int) -> NDArray[Any]:
+    """:return: what is seen of the memory, (stop - start + 1, 45)"""
+    return np.stack([FROSTBITE.observe(trace.rams[trace.frames(step)].tobytes()) for step in range(start, stop + 1)])
 
-    return version("ale-py")
+
+def _screens(options: Options, trace: Trace, game: int, start: int, stop: int) -> NDArray[Any]:
+    """:return: screens, (stop - start + 1, 1, 84, 84)"""
+    path = trace_file(options.folder, game)
+    return np.stack(list(islice(again(begun(options.seed, game, "pixels"), trace, path), start, stop + 1)))
 
 
-def labelled_games(options: CollectOptions) -> Iterator[tuple[Trace, Labelled]]:
+def need_ale() -> None:
+    """See that there is an emulator.
+
+    :raises ValueError: ale-py is missing
+    """
+    if importlib.util.find_spec("ale_py") is None:
+        raise ValueError("Frostbite needs ale-py: pip install 'headway-rl[atari]'")
+
+
+def ale_version() -> str:
+    """:return: of ale-py, whose ROM and emulator decide what happens"""
+    return metadata.version("ale-py")
+
+
+def labelled_games(options: Options) -> Iterator[tuple[Trace, Labelled]]:
     """Play and label, game by game, without end.
 
     :param options: of the command
@@ -282,7 +357,8 @@ def labelled_games(options: CollectOptions) -> Iterator[tuple[Trace, Labelled]]:
     first: list[tuple[int, Trace]] = []
     seen: Counter[str] = Counter()
     usual: Any = None
-    for number in games(options):
+    play_one = partial(play_game, options.folder, options.seed)
+    for number in in_order(play_one, count(), options.workers or cores()):
         waiting = [(number, read_trace(options.folder, number))]
         if usual is None:  # until there are games enough to tell what is usual, none is labelled
             first += waiting
@@ -296,17 +372,16 @@ def labelled_games(options: CollectOptions) -> Iterator[tuple[Trace, Labelled]]:
                 yield trace, labelled
 
 
-def collect(options: CollectOptions) -> None:
+def run(options: Options) -> None:
     """Run ``headway frostbite collect``.
 
     :param options: its arguments
     """
-    if importlib.util.find_spec("ale_py") is None:
-        raise ValueError("Frostbite needs ale-py: pip install 'headway-rl[atari]'")
+    need_ale()
     for module in ("minari", "h5py"):
         needs(module)
     goal = SIZES[options.size]
-    check_new_dataset(options.name, BYTES * goal)
+    check_new_dataset(options.name, BYTES[options.obs] * goal)
     print(f"games: {options.folder}   data set: {options.name}, {goal:,} steps")
     options.folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Trace, Labelled]] = []
@@ -350,21 +425,3 @@ def print_statistics(data: Dataset, parts: Sequence[tuple[Trace, Labelled]]) -> 
     print(f"{data.episodes:,} episodes, {len(data):,} steps, {len(words) - 3} different words")
     if missing:
         print(f"not shown: {', '.join(missing)}")
-
-
-USAGE = """\
-usage: headway frostbite COMMAND [--flags]
-
-  collect   play Frostbite and find out which tasks were shown: a data set with instructions
-"""
-COMMANDS = {"collect": (CollectOptions, collect)}
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run ``headway frostbite``.
-
-    :param arguments: the command line after "frostbite"
-    :return: exit code
-    :raises ValueError: an unknown command
-    """
-    return run_command("frostbite", COMMANDS, arguments, USAGE)
