@@ -3,11 +3,9 @@
 ``speed``: gradient updates per second and environment steps per second of a whole ``learn()``, ours against
 Stable-Baselines3's, each at its own best number of threads; DCAC, which has no peer there, against our SAC on the same
 delayed observations; PPO, whose speed is that of data and updates together, by ``learn()`` alone, with 64 rows in one
-batch against 64 environments in turn, and against Stable-Baselines3's PPO on our batch. ``rollout`` is in
-:mod:`.benchmark_rollout`, ``mfg`` in :mod:`.benchmark_mean_field`, ``offline`` in :mod:`.benchmark_offline`,
-``population`` in :mod:`.benchmark_population`, ``mbpo`` in :mod:`.benchmark_mbpo`, ``search`` in
-:mod:`.benchmark_search`, ``relabel`` in
-:mod:`.benchmark_relabel`, ``learn`` in :mod:`.learning`.
+batch against 64 environments in turn, and against Stable-Baselines3's PPO on our batch. Each other is in a module of
+its name, as ``rollout`` in :mod:`.benchmark_rollout`, but ``mfg``, in :mod:`.benchmark_mean_field`, and ``learn``, in
+:mod:`.learning`.
 """
 
 import contextlib
@@ -29,6 +27,7 @@ from ..agents.core.config import Range
 from ..envs import is_batched
 from ..envs.naming import nearest
 from ..wrappers import BatchedVecEnv
+from .benchmark_frostbite import FrostbiteSpeedOptions, frostbite_speed
 from .benchmark_mbpo import MBPOSpeedOptions, mbpo_speed
 from .benchmark_mean_field import MeanFieldOptions, mean_field
 from .benchmark_offline import OfflineOptions, offline
@@ -351,6 +350,7 @@ BENCHMARKS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "population": (PopulationOptions, population_speed),
     "mbpo": (MBPOSpeedOptions, mbpo_speed),
     "search": (SearchSpeedOptions, search_speed),
+    "frostbite": (FrostbiteSpeedOptions, frostbite_speed),
     "learn": (LearnOptions, learn),
 }
 """Flags, and what they are passed to."""

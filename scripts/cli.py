@@ -32,14 +32,15 @@ headway: reinforcement-learning agents on the Stable-Baselines3 and Gymnasium in
   headway benchmark population [--flags]     evaluation and choice of policies, side by side with loops; parts of PGPS
   headway benchmark mbpo [--flags]           steps/s of MBPO's model and agents, side by side with plain code
   headway benchmark search [--flags]         simulations/s of tree searches, side by side with the simulator alone
+  headway benchmark frostbite [--flags]      frames/s with rules and missions, TDT's updates/s, beside plain code
   headway benchmark learn SUITE [--flags]    arms x environments x seeds, compared with intervals
   headway plot RUN… [--flags]                learning curves of runs, grouped by environment and agent; or what a
                                            population (--population), a model (--model) or searches (--search) did
   headway delays LAW… [--plot FILE]          what laws of delays draw, and the ages that follow
   headway mfg COMMAND [--flags]              mean-field games: solve, show, games, compare, learn, fit, recover
   headway collect --policy P --dataset ID    record a data set of a policy, or of several
-  headway datasets COMMAND [--flags]         data sets that are here: list, show, check, plot
-  headway frostbite collect [--flags]        a data set of Frostbite with a sentence for each episode
+  headway datasets COMMAND [--flags]         data sets that are here: list, show, check, plot, take
+  headway frostbite COMMAND [--flags]        Frostbite told in words: collect data, calibrate scores, play
   headway agents                             what can be trained
   headway envs [TEXT]                        registered environments, those containing TEXT
   headway --version                          versions of Headway and of what it stands on

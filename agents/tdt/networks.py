@@ -84,10 +84,17 @@ class Cloner(nn.Module):
             return None
         count, tokens, width = self.sites
         drawn = torch.rand(count, rows, tokens, width, generator=generator, device=generator.device)
-        return (drawn >= share) / (1 - share)
+        return drawn.ge_(share).div_(1 - share)
 
     def forward(
-        self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None = None
+        self,
+        mission: Tensor,
+        states: Tensor,
+        actions: Tensor,
+        steps: Tensor,
+        real: Tensor,
+        keep: Tensor | None = None,
+        newest: bool = False,
     ) -> Tensor:
         """Tell which actions follow.
 
@@ -97,10 +104,11 @@ class Cloner(nn.Module):
         :param steps: place of each step in its episode, (B, K) int64
         :param real: steps that are no padding, (B, K)
         :param keep: see :meth:`keep`
-        :return: logits, (B, K, A)
+        :param newest: tell of the last step alone
+        :return: logits, (B, K, A), or (B, 1, A)
         """
         with self._autocast():
-            return self.logits(mission, states, actions, steps, real, keep).float()
+            return self.logits(mission, states, actions, steps, real, keep, newest).float()
 
     def logits(self, *inputs: Any) -> Tensor:
         """See :meth:`forward`."""
@@ -125,10 +133,13 @@ class Block(nn.Module):
         self.inputs, self.output = nn.Linear(cfg.width, 3 * cfg.width), nn.Linear(cfg.width, cfg.width)
         self.up, self.down = nn.Linear(cfg.width, 4 * cfg.width), nn.Linear(4 * cfg.width, cfg.width)
 
-    def forward(self, x: Tensor, allowed: Tensor, keep: Tensor | None) -> Tensor:
-        """:return: of tokens (B, T, d), where (B, 1, T, T) says which attend to which: (B, T, d)"""
+    def forward(self, x: Tensor, allowed: Tensor, keep: Tensor | None, newest: bool = False) -> Tensor:
+        """:return: of tokens (B, T, d), where (B, 1, T, T) is 0 for those that attend and minus infinity for others: (B,
+        T, d), or of the last one alone, (B, 1, d)"""
         split = self.inputs(self.norms[0](x)).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, d / heads)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # (B, heads, T, d / heads) each
+        if newest:
+            x, queries, allowed = x[:, -1:], queries[:, :, -1:], allowed[:, :, -1:]
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
         x = x + dropped(self.output(attended.transpose(1, 2).flatten(2)), keep, 0)
         return x + dropped(self.down(self.activation(self.up(self.norms[1](x)))), keep, 1)
@@ -160,7 +171,14 @@ class TextDecisionTransformer(Cloner):
         begin_small_(self)
 
     def logits(
-        self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None
+        self,
+        mission: Tensor,
+        states: Tensor,
+        actions: Tensor,
+        steps: Tensor,
+        real: Tensor,
+        keep: Tensor | None,
+        newest: bool,
     ) -> Tensor:
         """See :meth:`Cloner.forward`."""
         text, words = self.read(mission)
@@ -172,10 +190,12 @@ class TextDecisionTransformer(Cloner):
             exist = real.repeat_interleave(2, 1)[:, :-1]
         x = torch.cat((text + self.text_places[: text.shape[1]], tokens + self.places), 1)  # (B, T, d)
         x = dropped(x, keep, 0)
-        allowed = self.allowed(words, exist)
+        allowed = torch.zeros((), device=x.device).where(self.allowed(words, exist), -torch.inf)
         for index, block in enumerate(self.blocks):
-            x = block(x, allowed, None if keep is None else keep[1 + 2 * index :])
-        return self.head(self.norm(x[:, text.shape[1] :: 2 if self.window > 1 else 1]))  # type: ignore[no-any-return]
+            last = newest and index == len(self.blocks) - 1
+            x = block(x, allowed, None if keep is None else keep[1 + 2 * index :], last)
+        places = 0 if newest else text.shape[1]
+        return self.head(self.norm(x[:, places :: 2 if self.window > 1 else 1]))  # type: ignore[no-any-return]
 
     def allowed(self, words: Tensor, exist: Tensor) -> Tensor:
         """Which tokens attend to which.
@@ -236,10 +256,19 @@ class FiLMCloner(Cloner):
         begin_small_(self)
 
     def logits(
-        self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None
+        self,
+        mission: Tensor,
+        states: Tensor,
+        actions: Tensor,
+        steps: Tensor,
+        real: Tensor,
+        keep: Tensor | None,
+        newest: bool,
     ) -> Tensor:
         """See :meth:`Cloner.forward`."""
         padded = F.pad(states * real.unsqueeze(-1), (0, 0, self.context - 1, 0))
+        if newest:
+            padded = padded[:, -self.context :]
         x = dropped(self.mix(padded.unfold(1, self.context, 1).flatten(2)), keep, 0)  # (B, K, d)
         meaning = self.meaning(mission)
         for index, block in enumerate(self.blocks):
@@ -263,9 +292,17 @@ class MLPCloner(Cloner):
         begin_small_(self.head)
 
     def logits(
-        self, mission: Tensor, states: Tensor, actions: Tensor, steps: Tensor, real: Tensor, keep: Tensor | None
+        self,
+        mission: Tensor,
+        states: Tensor,
+        actions: Tensor,
+        steps: Tensor,
+        real: Tensor,
+        keep: Tensor | None,
+        newest: bool,
     ) -> Tensor:
         """See :meth:`Cloner.forward`."""
+        states = states[:, -1:] if newest else states
         meaning = self.meaning(mission).unsqueeze(1).expand_as(states)
         x = torch.cat((states, meaning), -1)  # (B, K, 2 d)
         for site, layer in enumerate(self.layers):

@@ -146,8 +146,8 @@ def play_game(folder: Path, seed: int, number: int) -> int:
             player = player_for(env, task, rng)
         trace = play(env, player, LONGEST, task)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            parts = {"rams": trace.rams, "rewards": trace.rewards, "actions": trace.actions}
-            np.savez_compressed(file, ale_py=np.array(ale_version()), **parts)
+            version = np.array(ale_version())
+            np.savez_compressed(file, rams=trace.rams, rewards=trace.rewards, actions=trace.actions, ale_py=version)
     return number
 
 
