@@ -103,7 +103,7 @@ class FrostbiteMonitor:
         live = phase == m.PLAY and ram[m.COUNTDOWN] == 0
         self._see_landing(ram, jump, live)
         if live:
-            self.blocks, self.temperature = m.blocks_of(ram), m.decimal(ram[m.TEMPERATURE])
+            self.blocks, self.temperature = m.blocks_of(ram), m.DECIMAL[ram[m.TEMPERATURE]]
             self.most_blocks = max(self.most_blocks, self.blocks)
             self.progress = max(self.progress, 16 * (self.level - 1) + self.blocks)
             if not (ram[m.BUSY] > 0 and self._is_home):
@@ -147,7 +147,13 @@ class FrostbiteMonitor:
             self.resting[row] += 1
 
     def _see_points(self, ram: Ram, reward: int, live: bool) -> None:
-        white = sum((ram[address] == m.WHITE) << k for k, address in enumerate(m.COLOURS))
+        first, second, third, fourth = m.COLOURS
+        white = (
+            (ram[first] == m.WHITE)
+            | (ram[second] == m.WHITE) << 1
+            | (ram[third] == m.WHITE) << 2
+            | (ram[fourth] == m.WHITE) << 3
+        )
         if live and self.phase == m.PLAY:
             claimed = (self.white & ~white).bit_count()
             self.extra += reward - 10 * self.level * claimed

@@ -5,6 +5,8 @@ changing bytes; the annotations of AtariARI (arXiv 1906.08226) and OCAtari (arXi
 entry, unless said otherwise. Rows of floes are counted from the top, 1 to 4; 0 is the shore.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,21 +77,17 @@ NAMES: tuple[str, ...] = (
 """Of the numbers that :func:`observe` makes."""
 
 _ROWS = {SHORE + SPACING * row: row for row in range(5)}
-_PHASES = np.array([PLAY, FREEZING, DROWNING, WAITING, ENTERED, CHANGING], np.uint8)
-_IS_FISH = np.isin(np.arange(256), FISH_SPRITES)
+_IS_FISH = frozenset(FISH_SPRITES)
 
 
-def decimal(*digits: int) -> int:
-    """:return: the number that bytes of two decimal digits each spell, the highest first"""
-    number = 0
-    for pair in digits:
-        number = 100 * number + 10 * (pair >> 4) + (pair & 15)
-    return number
+DECIMAL = tuple(10 * (byte >> 4) + (byte & 15) for byte in range(256))
+"""The number that a byte of two decimal digits spells."""
 
 
 def score_of(ram: Ram) -> int:
     """:return: points, 0 to 999,999"""
-    return decimal(*(ram[address] for address in SCORE))
+    high, middle, low = SCORE
+    return 10_000 * DECIMAL[ram[high]] + 100 * DECIMAL[ram[middle]] + DECIMAL[ram[low]]
 
 
 def blocks_of(ram: Ram) -> int:
@@ -102,31 +100,51 @@ def row_of(ram: Ram) -> int | None:
     return _ROWS.get(ram[Y]) if ram[JUMP] == 0 else None
 
 
+_BYTES = np.arange(256)
+_BY_NAME: dict[str, tuple[int, NDArray[Any]]] = {
+    "x": (X, _BYTES / 160),
+    "y": (Y, _BYTES / 160),
+    "jumping down": (JUMP, _BYTES * (_BYTES < 16) / 15),
+    "jumping up": (JUMP, (_BYTES - 16) * (_BYTES > 16) / 15),
+    "busy": (BUSY, _BYTES / 64),
+    "sinking": (SINKING, _BYTES / 18),
+    **{
+        name: (PHASE, phase == _BYTES)
+        for name, phase in zip(NAMES[6:12], (PLAY, FREEZING, DROWNING, WAITING, ENTERED, CHANGING), strict=True)
+    },
+    "temperature": (TEMPERATURE, np.array(DECIMAL) / 45),
+    "blocks": (BLOCKS, (_BYTES + 1) % 256 / DOOR),
+    "door": (BLOCKS, (_BYTES + 1) % 256 >= DOOR),
+    "level": (LEVEL, _BYTES / 10),
+    "spare lives": (SPARE_LIVES, (_BYTES & 15) / 9),
+    "wide floes": (WIDE, _BYTES / 8),
+    "bear": (BEAR, _BYTES != 140),
+    "bear's x": (BEAR, _BYTES / 160),
+}
+"""Where each number comes from that one byte tells, and what each value of the byte makes of it."""
+for _row in range(4):
+    _BY_NAME[f"claimed of row {_row + 1}"] = (COLOURS[_row], _BYTES == BLUE)
+    _BY_NAME[f"floe of row {_row + 1}"] = (FLOES[_row], _BYTES / 160)
+    _BY_NAME[f"obstacle of row {_row + 1}"] = (OBSTACLES[_row], _BYTES / 160)
+    _BY_NAME[f"copies of row {_row + 1}"] = (COPIES[_row], _BYTES / 3)
+
+_PLACES = np.array([NAMES.index(name) for name in _BY_NAME])
+_ADDRESSES = np.array([address for address, _ in _BY_NAME.values()])
+_TABLES = np.stack([table for _, table in _BY_NAME.values()]).clip(0, 1).astype(np.float32)
+_LINES = np.arange(len(_TABLES))
+_SCORE, _DANGER, _FISH = (NAMES.index(name) for name in ("score", "danger of row 1", "fish of row 1"))
+
+
 def observe(ram: Ram) -> NDArray[np.float32]:
     """Make the vector that agents see.
 
     :param ram: the emulator's memory
     :return: the numbers that :data:`NAMES` names, all in [0, 1], float32
     """
-    memory = np.frombuffer(ram, np.uint8)
-    jump, bear, blocks = ram[JUMP], ram[BEAR], blocks_of(ram)
-    obstacle = memory[list(OBSTACLES)]
-    is_there, is_fish = obstacle != 0, _IS_FISH[memory[list(SPRITES)]]
-    numbers = np.concatenate(
-        (
-            [ram[X] / 160, ram[Y] / 160, (jump if jump < 16 else 0) / 15, (jump - 16 if jump > 16 else 0) / 15],
-            [ram[BUSY] / 64, ram[SINKING] / 18],
-            ram[PHASE] == _PHASES,
-            [decimal(ram[TEMPERATURE]) / 45, blocks / DOOR, blocks >= DOOR, ram[LEVEL] / 10],
-            [(ram[SPARE_LIVES] & 15) / 9, score_of(ram) / 10_000],
-            memory[list(COLOURS)] == BLUE,
-            memory[list(FLOES)] / 160,
-            obstacle / 160,
-            is_there & ~is_fish,
-            is_there & is_fish,
-            memory[list(COPIES)] / 3,
-            [ram[WIDE] / 8, bear != 140, bear / 160],
-        ),
-        dtype=np.float64,
-    )
-    return numbers.clip(0, 1).astype(np.float32)
+    numbers = np.zeros(len(NAMES), np.float32)
+    numbers[_PLACES] = _TABLES[_LINES, np.frombuffer(ram, np.uint8)[_ADDRESSES]]
+    numbers[_SCORE] = min(1.0, score_of(ram) / 10_000)
+    for row in range(4):
+        if ram[OBSTACLES[row]]:
+            numbers[(_FISH if ram[SPRITES[row]] in _IS_FISH else _DANGER) + row] = 1
+    return numbers

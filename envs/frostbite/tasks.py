@@ -6,13 +6,14 @@ eCPCn25gat), whose own formulas are in :mod:`.published`. Shares are of the whol
 what is left of it.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from ..missions import Task, register_task, told
+from ..missions import Reference, Task, register_references, register_task, told
 from .monitor import FrostbiteMonitor
 from .published import FORMULAS
 
@@ -186,3 +187,11 @@ _add("max_points", "hard", 12_000, reaches(lambda s: s.score, 3_000))
 for _level in (1, 2):
     _add(f"die_on_level-{_level}", "hard", 12_000, ends_on(_level), ends=False, level=ROWS[_level][:1])
 _add("far_then_still", "hard", 12_000, (far_then_still, lambda s: far_then_still(s) >= 0.7), ends=False)
+
+
+# -- what scores are worth ---------------------------------------------------------------------------------------------
+
+_MEASURED: dict[str, Any] = json.loads((Path(__file__).parent / "references.json").read_text(encoding="utf-8"))
+"""What ``headway frostbite calibrate`` wrote."""
+
+register_references(GAME, {name: Reference(**means) for name, means in _MEASURED["tasks"].items()})

@@ -132,7 +132,7 @@ def test_what_agents_see_of_the_memory(played: Recording) -> None:
         assert all(0 <= number <= 1 for number in numbers.values())
         assert numbers["x"] == pytest.approx(ram[m.X] / 160)
         assert numbers["blocks"] == pytest.approx(m.blocks_of(ram) / 16)
-        assert numbers["temperature"] == pytest.approx(m.decimal(ram[m.TEMPERATURE]) / 45)
+        assert numbers["temperature"] == pytest.approx(m.DECIMAL[ram[m.TEMPERATURE]] / 45)
         assert [numbers[f"claimed of row {row}"] for row in (1, 2, 3, 4)] == [
             float(ram[address] == m.BLUE) for address in m.COLOURS
         ]
