@@ -178,8 +178,8 @@ class PlainBlock(nn.Module):
         parts = self.attention(self.first(x)).split(width, 2)
         queries, keys, values = (part.view(rows, count, self.heads, -1).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        x = x + self.drop(self.project(mixed.transpose(1, 2).contiguous().view(rows, count, width)))
-        return x + self.drop(self.mlp(self.second(x)))
+        x = x + self.drop(self.project(mixed.transpose(1, 2).reshape(rows, count, width)))
+        return x + self.drop(self.mlp(self.second(x)))  # type: ignore[no-any-return]
 
 
 class PlainTransformer(nn.Module):
@@ -217,10 +217,9 @@ class PlainLoop:
     """
 
     def __init__(self, data: Dataset, agent: TDT) -> None:
-        self.cfg, seen = agent.config, dict(data.obs)  # type: ignore[call-overload]
-        self.tokens = seen.pop("mission_tokens")
-        (self.obs,) = seen.values()
-        self.real, self.actions = data.lengths, data.actions
+        seen: Any = data.obs
+        self.cfg, self.tokens, self.actions = agent.config, seen["mission_tokens"], data.actions
+        self.obs: Tensor = next(part for key, part in seen.items() if key != "mission_tokens")
         self.model, self.rng = PlainTransformer(agent), np.random.default_rng(0)
         self.model(*self.windows(2))
         self.optimiser = torch.optim.AdamW(self.model.parameters(), 6e-4, (0.9, 0.95), weight_decay=0.1)
@@ -241,7 +240,7 @@ class PlainLoop:
         logits = self.model(tokens, obs, actions)
         loss = F.cross_entropy(logits.flatten(0, 1), actions.flatten())
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         return 1

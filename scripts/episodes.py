@@ -31,24 +31,19 @@ from .worlds import World
 log = logging.getLogger("headway")
 
 
-def evaluation_env(
-    world: World, n_envs: int, render: bool = False, threads: int = 0, options: Mapping[str, Any] | None = None
-) -> VecEnv:
+def evaluation_env(world: World, n_envs: int, render: bool = False, threads: int = 0) -> VecEnv:
     """Build environments for evaluation, on the CPU; as one batch where there is that form, to the same returns.
 
     :param world: the environment
     :param n_envs: how many
     :param render: to frames
     :param threads: that step a batch; 0: one per core
-    :param options: with which each is made, of an environment that has no form as a batch
     :return: monitored environments
     """
     if world.is_batched and not render:
         return BatchedVecEnv(world.batch(n_envs, threads=threads))
 
-    options = dict(options or {})
-    if render:
-        options |= {"render_mode": "rgb_array", **following_camera(world)}
+    options = {"render_mode": "rgb_array", **following_camera(world)} if render else {}
 
     def build() -> Env[Any, Any]:
         return Monitor(world.single(**options))

@@ -1,7 +1,9 @@
 """``headway evaluate --missions``: how well a policy does what it is told, task by task."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
 from ..agents.core.data.episodes import Turn, run_episodes
@@ -17,7 +21,7 @@ from ..envs.batched import Obs
 from ..envs.missions import SPLITS, Split, Task, references_of, tasks_of
 from ..wrappers import as_batched
 from ..wrappers.missions import Missions
-from .episodes import Acting, evaluation_env, table
+from .episodes import Acting, table
 from .policies import Policy
 from .runs import progress_bar
 from .statistics import Estimate, estimate_mean
@@ -76,65 +80,83 @@ def missions_of(world: World) -> Missions:
     return env
 
 
+@dataclass(frozen=True)
+class Job:
+    """An episode that is to be played: which, of which task, in which split."""
+
+    split: Split
+    task: Task
+    episode: int
+
+
+class _Begun(gym.Wrapper[Any, Any, Any, Any]):
+    """Begins its first episode from a seed of its own, whatever row it is."""
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
+        super().__init__(env)
+        self.seed: int | None = seed
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        own, self.seed = self.seed, None
+        return self.env.reset(seed=own, options=options)
+
+
+def _row(world: World, job: Job, seed: int) -> gym.Env[Any, Any]:
+    made = world.single(split=job.split, tasks=(job.task.id,), reward="delta")
+    return Monitor(_Begun(made, seed + job.episode))
+
+
 class _Asking(Acting):
     """Acts, and asks now and then what the policy would do if it were told something else."""
 
     def __init__(self, agent: TDT, device: torch.device, deterministic: bool, otherwise: Mapping[str, Tensor]) -> None:
         super().__init__(agent, device, deterministic)
         self.tdt, self.otherwise, self.step = agent, otherwise, 0
-        self.effects: list[float] = []
+        rows = len(otherwise["mission_task"])
+        self.sums, self.counts = torch.zeros(rows), torch.zeros(rows)
 
     def __call__(self, obs: Obs, turn: Turn) -> Tensor:
-        self.step = 0 if turn.starts[turn.running].all() else self.step + 1
         if self.step % EVERY == EVERY // 2:
             assert isinstance(obs, Mapping)
             other = {**obs, **{key: value for key, value in self.otherwise.items() if key in obs}}
-            self.effects += self.tdt.mission_effect(obs, other, self.memory)[turn.running].tolist()
+            effect = self.tdt.mission_effect(obs, other, self.memory).cpu()
+            self.sums += effect.masked_fill(~turn.running, 0)
+            self.counts += turn.running
+        self.step += 1
         return super().__call__(obs, turn)
 
 
-def _told_otherwise(env: Missions, split: Split, task: Task, rows: int, seed: int) -> dict[str, Tensor]:
-    """:return: for each row an instruction of another task in the split, or in training if there is no other"""
-    rng = np.random.default_rng(seed)
+def _told_otherwise(env: Missions, jobs: Sequence[Job], seed: int) -> dict[str, Tensor]:
+    """:return: for each an instruction of another task in its split, or of training if there is no other"""
     numbers = list(tasks_of(env.game))
-    others = [other for other in env.of_split(split) if other.id != task.id]
-    others = others or [other for other in env.of_split("train") if other.id != task.id]
-    chosen = [others[int(rng.integers(len(others)))] for _ in range(rows)]
-    sentences = [other.sentences(split) or other.train for other in chosen]
-    tokens = [env.tokenizer.encode(several[int(rng.integers(len(several)))]) for several in sentences]
-    tasks = [numbers.index(other.id) for other in chosen]
+    tokens, tasks = [], []
+    for job in jobs:
+        rng = np.random.default_rng([seed, numbers.index(job.task.id), job.episode])
+        others = [other for other in env.of_split(job.split) if other.id != job.task.id]
+        others = others or [other for other in env.of_split("train") if other.id != job.task.id]
+        other = others[int(rng.integers(len(others)))]
+        sentences = other.sentences(job.split) or other.train
+        tokens.append(env.tokenizer.encode(sentences[int(rng.integers(len(sentences)))]))
+        tasks.append(numbers.index(other.id))
     return {"mission_tokens": torch.as_tensor(np.stack(tokens)), "mission_task": torch.as_tensor(tasks)}
 
 
 def _play(
-    policy: Policy,
-    world: World,
-    env: Missions,
-    told: tuple[Split, Task],
-    episodes: int,
-    rows: int,
-    how: tuple[int, bool],
-) -> Told:
-    """:return: episodes of a policy in which it is told one task"""
-    (split, task), (seed, deterministic) = told, how
-    options = {"split": split, "tasks": (task.id,), "reward": "delta"}
-    vec = policy.in_(evaluation_env(world, min(rows, episodes), options=options))
+    policy: Policy, world: World, env: Missions, jobs: Sequence[Job], seed: int, deterministic: bool
+) -> NDArray[np.float64]:
+    """:return: score, success, length and effect of the words of each of some episodes, played together, (jobs, 4)"""
+    vec = policy.in_(DummyVecEnv([partial(_row, world, job, seed) for job in jobs]))
     batch = as_batched(vec)
     acting = Acting(policy.agent, batch.device, deterministic)
     if isinstance(policy.agent, TDT):
-        otherwise = _told_otherwise(env, split, task, batch.num_envs, seed)
-        acting = _Asking(policy.agent, batch.device, deterministic, otherwise)
-    played = run_episodes(batch, acting, episodes=episodes, seed=seed)
+        acting = _Asking(policy.agent, batch.device, deterministic, _told_otherwise(env, jobs, seed))
+    played = run_episodes(batch, acting)
     vec.close()
-    effects = acting.effects if isinstance(acting, _Asking) else []
-    return Told(
-        split=split,
-        task=task,
-        scores=played.returns.numpy().clip(0, 1),  # rewards are float32, their sum may be -1e-8
-        successes=played.successes.double().numpy(),
-        lengths=played.lengths.double().numpy(),
-        sensitivity=float(np.mean(effects)) if effects else float("nan"),
-    )
+    effects = torch.full((len(jobs),), torch.nan)
+    if isinstance(acting, _Asking):
+        effects = acting.sums / acting.counts  # NaN of an episode that was over before it was asked
+    scores = played.returns.clamp(0, 1)  # rewards are float32, their sum may be -1e-8
+    return torch.stack([part.double() for part in (scores, played.successes, played.lengths, effects)], 1).numpy()
 
 
 def evaluate_missions(
@@ -154,7 +176,7 @@ def evaluate_missions(
     :param world: where, an environment with missions
     :param splits: of :data:`~headway.envs.missions.SPLITS`
     :param episodes: of each policy with each task
-    :param n_envs: episodes that are stepped together
+    :param n_envs: episodes that are stepped together, of whichever tasks
     :param seed: of the first episode of each task
     :param deterministic: take the likeliest action instead of drawing
     :param csv: where to write a line for each policy and task
@@ -165,21 +187,36 @@ def evaluate_missions(
     if odd := [split for split in splits if split not in SPLITS]:
         raise ValueError(f"--missions {odd[0]}: it can be {', '.join(SPLITS)}")
     chosen: list[tuple[Any, Task]] = [(split, task) for split in splits for task in env.of_split(split)]
+    jobs = [Job(split, task, episode) for split, task in chosen for episode in range(episodes)]
+    jobs.sort(key=lambda job: job.task.horizon)  # those that take as long are played together
     found: list[list[Told]] = [[] for _ in chosen]
-    with table(csv, COLUMNS) as write, progress_bar(len(policies) * len(chosen), 0, "tasks") as bar:
+    with table(csv, COLUMNS) as write, progress_bar(len(policies) * len(jobs), 0, "episodes") as bar:
         for policy in policies:
+            parts: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
+            for first in range(0, len(jobs), n_envs):
+                together = jobs[first : first + n_envs]
+                results = _play(policy, world, env, together, seed, deterministic)
+                for job, result in zip(together, results, strict=True):
+                    parts[job.split, job.task.id].append(result)
+                bar.set_description_str(f"{together[-1].task.id}, {together[-1].split} · ", refresh=False)
+                bar.update(len(together))
             for told, (split, task) in zip(found, chosen, strict=True):
-                bar.set_description_str(f"{task.id}, {split} · ", refresh=True)
-                told.append(_play(policy, world, env, (split, task), episodes, n_envs, (seed, deterministic)))
-                write(policy.path, policy.agent.num_timesteps, *_row(told[-1]))
-                bar.update()
+                told.append(_told(split, task, np.stack(parts[split, task.id])))
+                write(policy.path, policy.agent.num_timesteps, *_line(told[-1]))
     env.close()
     for split in splits:
         _print_split(split, [told for told in found if told[0].split == split], episodes, len(policies))
     return found
 
 
-def _row(told: Told) -> tuple[Any, ...]:
+def _told(split: Split, task: Task, results: NDArray[np.float64]) -> Told:
+    scores, successes, lengths, effects = results.T
+    asked = effects[~np.isnan(effects)]
+    sensitivity = float(asked.mean()) if len(asked) else float("nan")
+    return Told(split=split, task=task, scores=scores, successes=successes, lengths=lengths, sensitivity=sensitivity)
+
+
+def _line(told: Told) -> tuple[Any, ...]:
     """:return: what stands in the CSV file, without the policy"""
     reference = references_of(told.task.game).get(told.task.id)
     normalised = told.normalised
