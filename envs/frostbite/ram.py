@@ -109,7 +109,7 @@ _BY_NAME: dict[str, tuple[int, NDArray[Any]]] = {
     "busy": (BUSY, _BYTES / 64),
     "sinking": (SINKING, _BYTES / 18),
     **{
-        name: (PHASE, phase == _BYTES)
+        name: (PHASE, np.eye(256)[phase])
         for name, phase in zip(NAMES[6:12], (PLAY, FREEZING, DROWNING, WAITING, ENTERED, CHANGING), strict=True)
     },
     "temperature": (TEMPERATURE, np.array(DECIMAL) / 45),
