@@ -3,7 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -27,15 +27,15 @@ class Workers(Generic[A, R]):
     def __init__(self, count: int, prepare: Callable[..., Callable[[A], R]], arguments: tuple[Any, ...] = ()) -> None:
         self._count, self._setup = count, (prepare, arguments)
 
-    def map(self, things: Mapping[K, A]) -> Iterator[tuple[K, R]]:
+    def map(self, things: Mapping[K, A] | Iterable[tuple[K, A]]) -> Iterator[tuple[K, R]]:
         """Do it to many things.
 
-        :param things: by key
+        :param things: by key, or keys and things, perhaps without end
         :return: keys and results, in the order in which they are done
         :raises RuntimeError: a process ended, or raised something
         """
         context = multiprocessing.get_context("forkserver")  # a fork of this one would lack torch's threads
-        left = iter(things.items())
+        left = iter(things.items() if isinstance(things, Mapping) else things)
         at_work: dict[Connection, K] = {}
         processes = []
         try:

@@ -8,9 +8,8 @@ again.
 
 import importlib.util
 import logging
-import multiprocessing
 import zipfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ...agents.core.data.episode_files import needs
 from ...agents.core.files.contents import versions
 from ...agents.core.files.replacing import replacing
 from ...agents.core.seeds import spawn_seed
+from ...agents.relabelling.workers import Workers
 from ...envs.frostbite import FROSTBITE, FrostbiteEnv
 from ...envs.frostbite.hindsight import Stretch, Trace, cuts, monitored, play, stretches, usual_shares
 from ...envs.frostbite.players import Player, Random, player_for
@@ -215,7 +215,7 @@ def read_trace(folder: Path, number: int) -> Trace:
 
 
 def in_order(work: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iterator[R]:
-    """Do one thing after the other, several at once, and no more ahead than there are workers for.
+    """Do one thing after the other, several at once.
 
     :param work: what is done with each, which other processes can import
     :param jobs: perhaps without end
@@ -225,20 +225,18 @@ def in_order(work: Callable[[T], R], jobs: Iterable[T], workers: int) -> Iterato
     if workers == 1:
         yield from map(work, jobs)
         return
-    waiting = iter(jobs)
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=_leave_signals) as pool:
-        pending = deque(pool.apply_async(work, (job,)) for job in islice(waiting, 2 * workers))
-        while pending:
-            yield pending.popleft().get()
-            pending.extend(pool.apply_async(work, (job,)) for job in islice(waiting, 1))
+    done: dict[int, R] = {}
+    told = 0
+    for number, result in Workers[T, R](workers, _prepared, (work,)).map(enumerate(jobs)):
+        done[number] = result
+        while told in done:
+            yield done.pop(told)
+            told += 1
 
 
-def _leave_signals() -> None:
-    """Have Ctrl-C reach the command alone, which then ends its workers."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _prepared(work: Callable[[T], R]) -> Callable[[T], R]:
     torch.set_num_threads(1)
+    return work
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------
