@@ -16,6 +16,8 @@ FISH = 200
 PAIRS = tuple(combinations(range(1, 5), 2))
 """Of rows."""
 
+_PAIRS_WITH = [[index for index, pair in enumerate(PAIRS) if row in pair] for row in range(5)]
+
 Death = tuple[int, int, str]
 """Frame, level, and "water", "bear" or "cold"."""
 
@@ -44,7 +46,8 @@ class FrostbiteMonitor:
     """Active frames at rest on the shore and on each row, from the one after a landing."""
     landings: list[int] = field(default_factory=lambda: [0] * 5)
     alternations: list[int] = field(default_factory=lambda: [0] * len(PAIRS))
-    """By pair of rows, landings on one that followed directly on a landing on the other in the same life."""
+    """By pair of rows, landings on one after which the other was the last of the two, whatever came between: from the
+    first row to the third the way is over the second."""
 
     level: int = 1
     blocks: int = 0
@@ -64,8 +67,8 @@ class FrostbiteMonitor:
     active_after_first_death: int = 0
     home_after_first_death: int = 0
 
-    last_row: int = 0
-    """Of the last landing of this life; 0: none."""
+    recent: list[int] = field(default_factory=lambda: [0] * len(PAIRS))
+    """By pair of rows, the one of them that was landed on last in this life; 0: neither was."""
     pending: int = 0
     """A landing that is not confirmed yet."""
     phase: int = m.PLAY
@@ -126,10 +129,9 @@ class FrostbiteMonitor:
         landed, self.pending = self.pending, 0
         if landed and live:
             self.landings[landed] += 1
-            pair = (min(landed, self.last_row), max(landed, self.last_row))
-            if self.last_row and landed != self.last_row:
-                self.alternations[PAIRS.index(pair)] += 1
-            self.last_row = landed
+            for index in _PAIRS_WITH[landed]:
+                self.alternations[index] += self.recent[index] not in (0, landed)
+                self.recent[index] = landed
         row = m.row_of(ram)
         if self.jump > 0 and jump == 0 and row:
             self.pending = row
@@ -168,11 +170,15 @@ class FrostbiteMonitor:
                 self.score_at_first_death = self.score
             kind = "cold" if phase == m.FREEZING else "bear" if self.y == m.SHORE else "water"
             self.deaths.append((self.frames, self.level, kind))
-        self.last_row = self.pending = 0
+        self.recent, self.pending = [0] * len(PAIRS), 0
 
     def alternated(self, a: int, b: int) -> int:
         """:return: alternations between two rows, see ``alternations``"""
-        return self.alternations[PAIRS.index((min(a, b), max(a, b)))]
+        return self.alternations[_pair(a, b)]
+
+    def last_of(self, a: int, b: int) -> int:
+        """:return: which of two rows was landed on last in this life; 0: neither was"""
+        return self.recent[_pair(a, b)]
 
     def summary(self) -> dict[str, Any]:
         """:return: what ``info["frostbite"]`` tells"""
@@ -191,7 +197,7 @@ class FrostbiteMonitor:
         )
         return {name: getattr(self, name) for name in shown} | {
             "landings": list(self.landings),
-            "alternations": sum(self.alternations),
+            "alternations": list(self.alternations),
             "deaths": list(self.deaths),
         }
 
@@ -212,8 +218,13 @@ class FrostbiteMonitor:
         self.deaths = [(frame, level, kind) for frame, level, kind in self.deaths]
 
 
+def _pair(a: int, b: int) -> int:
+    return PAIRS.index((min(a, b), max(a, b)))
+
+
 _CHECKS: dict[str, Any] = {item.name: whole() for item in fields(FrostbiteMonitor)}
-_CHECKS |= {"over": flag, "extra": whole(-(10**6), 10**7), "last_row": whole(0, 4), "pending": whole(0, 4)}
+_CHECKS |= {"over": flag, "extra": whole(-(10**6), 10**7), "pending": whole(0, 4)}
 _CHECKS |= {"resting": each(whole(), 5), "landings": each(whole(), 5), "alternations": each(whole(), len(PAIRS))}
+_CHECKS["recent"] = each(whole(0, 4), len(PAIRS))
 _CHECKS["published"] = lambda *_: None
 _CHECKS |= {"deaths": each(row(whole(), whole(), text("water", "bear", "cold")))}

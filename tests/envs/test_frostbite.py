@@ -1,5 +1,6 @@
 """Frostbite: its memory against its pixels, the true end of a game, landings, rules, states, players."""
 
+import itertools
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -475,7 +476,7 @@ def test_looking_ahead_changes_nothing() -> None:
 
 
 def test_every_task_has_a_goal() -> None:
-    monitor = FrostbiteMonitor(last_row=2, white=0b1010)
+    monitor = FrostbiteMonitor(recent=[2, 0, 0, 2, 2, 0], white=0b1010)
     for task in tasks_of("frostbite").values():
         assert np.isfinite(goal_of(task)(monitor))
         assert np.isfinite(goal_of(replace(task, id="one-of-somebodys-own"))(monitor))
@@ -540,3 +541,21 @@ def test_actions_are_kept_and_read() -> None:
     actions = [0, 0, 17, 17, 17, 1, 0]
     assert starts.encode(actions) == "a2r3b1a1"
     assert starts.decode("a2r3b1a1") == actions
+
+
+def test_alternating_between_rows_that_do_not_touch() -> None:
+    task = find_task("frostbite", "alternate-1-3")
+    env, rng = game(), np.random.default_rng(0)
+    env.reset(seed=0)
+    player = player_for(env, task, rng)
+    landed, lasts = [0] * 5, []
+    while env.monitor.frames < 1_500:
+        env.step(player.act())
+        new = [row for row in range(1, 5) if env.monitor.landings[row] > landed[row]]
+        landed = list(env.monitor.landings)
+        lasts += new
+    assert not env.monitor.deaths
+    visited = [row for row in lasts if row in (1, 3)]
+    assert env.monitor.alternated(1, 3) == sum(one != other for one, other in itertools.pairwise(visited)) >= 8
+    assert env.monitor.alternated(3, 1) == env.monitor.alternations[1]
+    assert env.monitor.last_of(1, 3) == visited[-1]
