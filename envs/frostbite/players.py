@@ -159,7 +159,11 @@ def goal_of(task: Task) -> Goal:
         return lambda s: 100 * score(s) + _near(numbers[0])(s)
     if family == "alternate":
         a, b = numbers
-        return lambda s: 10.0 * s.alternated(a, b) - _apart(s, b if s.last_of(a, b) == a else a)
+        return lambda s: (
+            10.0 * s.alternated(a, b)
+            + 5.0 * (s.last_of(a, b) > 0)  # else who stands before the first of them is nearer to it than to the other
+            - _apart(s, b if s.last_of(a, b) == a else a)
+        )
     if family == "below_first":
         return lambda s: 100 * score(s) + _near(3)(s)
     if family == "visit_all_rows":

@@ -549,13 +549,13 @@ def test_alternating_between_rows_that_do_not_touch() -> None:
     env.reset(seed=0)
     player = player_for(env, task, rng)
     landed, lasts = [0] * 5, []
-    while env.monitor.frames < 1_500:
+    while env.monitor.frames < 500:
         env.step(player.act())
         new = [row for row in range(1, 5) if env.monitor.landings[row] > landed[row]]
         landed = list(env.monitor.landings)
         lasts += new
     assert not env.monitor.deaths
     visited = [row for row in lasts if row in (1, 3)]
-    assert env.monitor.alternated(1, 3) == sum(one != other for one, other in itertools.pairwise(visited)) >= 8
+    assert env.monitor.alternated(1, 3) == sum(one != other for one, other in itertools.pairwise(visited)) >= 4
     assert env.monitor.alternated(3, 1) == env.monitor.alternations[1]
     assert env.monitor.last_of(1, 3) == visited[-1]
