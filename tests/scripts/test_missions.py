@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +186,22 @@ def test_references_come_along() -> None:
     assert known.keys() <= tasks_of("frostbite").keys()
     for name, reference in known.items():
         assert 0 <= reference.random < reference.oracle <= 1, find_task("frostbite", name)
+
+
+def test_one_can_play_oneself(headway: Command) -> None:
+    pygame = pytest.importorskip("pygame")
+
+    def hold_down_then_escape() -> None:
+        while not pygame.display.get_init() or pygame.display.get_surface() is None:
+            time.sleep(0.05)
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=play.ARROWS["down"]))
+        time.sleep(5)  # of fifteen steps a second; two are needed
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
+
+    hand = threading.Thread(target=hold_down_then_escape)
+    hand.start()
+    code, out, err = headway("frostbite", "play", "jump onto the first ice floe")
+    hand.join()
+    assert code == 0, err
+    assert "arrows move and jump" in out
+    assert "land_row-1: score 1.00, done, after " in out  # nobody can hold down for that long and land nowhere
