@@ -8,12 +8,13 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
 from ...agents.core.config import Range
 from ...agents.core.files.replacing import replacing
@@ -24,7 +25,7 @@ from ...envs.missions import find_task, tasks_of
 from ..machine import cores
 from ..options import Flags
 from ..runs import alone, check_outputs, progress_bar
-from .collect import FRAME_SKIP, ale_version, in_order, need_ale
+from .collect import FRAME_SKIP, ale_version, in_order, kept_in, need_ale
 
 GAME = FROSTBITE.name
 SIDES = ("random", "oracle")
@@ -45,13 +46,14 @@ class Options(Flags):
     """Of the random player, with each task."""
 
     oracle_episodes: Annotated[int, Range(1)] = 5
-    """Of the player who looks ahead; each takes a minute or so."""
+    """Of the player who looks ahead; each takes some seconds."""
 
     tasks: tuple[str, ...] = ()
     """Only these."""
 
     games: Path = Path("runs") / "frostbite" / "references"
-    """Folder where every episode's score is kept; those that are in it are not played again."""
+    """Folder where every episode's score is kept; those that are in it are not played again. Delete it when the rule of
+    a task has changed."""
 
     workers: Annotated[int, Range(0)] = 0
     """Processes that play; 0: one per core."""
@@ -59,7 +61,7 @@ class Options(Flags):
     seed: Annotated[int, Range(0)] = 0
     """Of the episodes."""
 
-    overwrite: bool = field(default=False)
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace a file that exists."""
 
 
@@ -104,7 +106,7 @@ def run(options: Options) -> None:
     jobs: list[Job] = [(name, side, n) for side in SIDES for name in names for n in range(counts[side])]
     options.games.mkdir(parents=True, exist_ok=True)
     path = options.games / f"ale-{ale_version()}-s{options.seed}.csv"
-    with alone(options.games, "playing"):
+    with alone(options.games, "playing"), kept_in(path):
         played = _played(path)
         waiting = [job for job in jobs if job not in played]
         print(f"{len(names)} tasks, {len(jobs)} episodes, {len(jobs) - len(waiting)} of them played before: {path}")

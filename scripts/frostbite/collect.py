@@ -11,7 +11,7 @@ import logging
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -341,6 +341,16 @@ def need_ale() -> None:
         raise ValueError("Frostbite needs ale-py: pip install 'headway-rl[atari]'")
 
 
+@contextmanager
+def kept_in(place: Path) -> Iterator[None]:
+    """Say, when Ctrl-C is pressed, that what was played is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: what was played is kept in {place}, and the same command goes on from there")
+        raise
+
+
 def ale_version() -> str:
     """:return: of ale-py, whose ROM and emulator decide what happens"""
     return metadata.version("ale-py")
@@ -384,7 +394,7 @@ def run(options: Options) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Trace, Labelled]] = []
     playing = alone(options.folder, "playing", leftovers=".*.tmp*")
-    with playing, progress_bar(goal, 0) if options.progress else nullcontext() as bar:
+    with playing, kept_in(options.folder), progress_bar(goal, 0) if options.progress else nullcontext() as bar:
         done = 0
         for trace, labelled in labelled_games(options):
             parts.append((trace, labelled))

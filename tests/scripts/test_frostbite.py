@@ -13,7 +13,7 @@ pytest.importorskip("minari")
 
 from headway.agents import load_dataset
 from headway.envs.missions import find_task, tasks_of, vocabulary_of
-from headway.scripts.frostbite import collect
+from headway.scripts.frostbite import calibrate, collect
 from headway.wrappers.missions import Tokenizer
 
 Command = Any
@@ -139,3 +139,17 @@ def test_commands(headway: Command) -> None:
     assert code == 1
     assert "there is no command 'frostbite colect': did you mean collect?" in err
     assert headway("frostbite", "collect", "--size", "huge")[0] != 0
+
+
+def test_ctrl_c_says_what_is_kept(headway: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    flags = {"collect": ("--size", "tiny", "--no-progress"), "calibrate": ("--tasks", "land_row-1")}
+    monkeypatch.setattr(collect, "play_game", interrupted)
+    monkeypatch.setattr(calibrate, "play_episode", interrupted)
+    for command, place in (("collect", "runs/frostbite/traces-s0"), ("calibrate", "runs/frostbite/references/ale-")):
+        code, out, err = headway("frostbite", command, "--workers", 1, *flags[command])
+        assert code == 130
+        assert f"kept in {place}" in out
+        assert "interrupted" in err
