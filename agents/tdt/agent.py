@@ -236,7 +236,9 @@ class TDT(OfflineAgent[TDTConfig]):
         states = torch.cat((memory["states"], network.encode(self.observed.state(obs)).unsqueeze(1)), 1)[:, 1:]
         back = torch.arange(states.shape[1] - 1, -1, -1, device=states.device)
         steps, real = (newest - back).clamp(min=0), back <= newest
-        logits = network(self.observed.mission(obs), states, memory["actions"], steps, real, newest=True)
+        mission = self.observed.mission(obs)
+        mission = mission if self.observed.task_id else trimmed(mission)
+        logits = network(mission, states, memory["actions"], steps, real, newest=True)
         return logits.squeeze(1), states
 
     def _act(self, obs: Obs, deterministic: bool, generator: torch.Generator) -> Tensor:

@@ -133,13 +133,12 @@ class Block(nn.Module):
         self.inputs, self.output = nn.Linear(cfg.width, 3 * cfg.width), nn.Linear(cfg.width, cfg.width)
         self.up, self.down = nn.Linear(cfg.width, 4 * cfg.width), nn.Linear(4 * cfg.width, cfg.width)
 
-    def forward(self, x: Tensor, allowed: Tensor, keep: Tensor | None, newest: bool = False) -> Tensor:
-        """:return: tokens (B, T, d) after the block, or the last one alone, (B, 1, d); 0 in ``allowed``, (B, 1, T, T),
-        lets one attend to another, and minus infinity does not"""
+    def forward(self, x: Tensor, allowed: Tensor, keep: Tensor | None, read: slice = slice(None)) -> Tensor:
+        """:return: those tokens (B, T, d) that are read, after the block; in ``allowed``, (B, 1, T, T), 0 lets one attend
+        to another, and minus infinity does not"""
         split = self.inputs(self.norms[0](x)).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, d / heads)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # (B, heads, T, d / heads) each
-        if newest:
-            x, queries, allowed = x[:, -1:], queries[:, :, -1:], allowed[:, :, -1:]
+        x, queries, allowed = x[:, read], queries[:, :, read], allowed[:, :, read]
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
         x = x + dropped(self.output(attended.transpose(1, 2).flatten(2)), keep, 0)
         return x + dropped(self.down(self.activation(self.up(self.norms[1](x)))), keep, 1)
@@ -191,11 +190,12 @@ class TextDecisionTransformer(Cloner):
         x = torch.cat((text + self.text_places[: text.shape[1]], tokens + self.places), 1)  # (B, T, d)
         x = dropped(x, keep, 0)
         allowed = torch.zeros((), device=x.device).where(self.allowed(words, exist), -torch.inf)
+        # What follows is read at states alone, so that the last block asks no more.
+        states_at = slice(-1, None) if newest else slice(text.shape[1], None, 2 if self.window > 1 else 1)
         for index, block in enumerate(self.blocks):
-            last = newest and index == len(self.blocks) - 1
-            x = block(x, allowed, None if keep is None else keep[1 + 2 * index :], last)
-        places = 0 if newest else text.shape[1]
-        return self.head(self.norm(x[:, places :: 2 if self.window > 1 else 1]))  # type: ignore[no-any-return]
+            read = states_at if index == len(self.blocks) - 1 else slice(None)
+            x = block(x, allowed, None if keep is None else keep[1 + 2 * index :], read)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]
 
     def allowed(self, words: Tensor, exist: Tensor) -> Tensor:
         """Which tokens attend to which.
