@@ -134,8 +134,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(cfg.width, 4 * cfg.width), nn.Linear(4 * cfg.width, cfg.width)
 
     def forward(self, x: Tensor, allowed: Tensor, keep: Tensor | None, read: slice = slice(None)) -> Tensor:
-        """:return: those tokens (B, T, d) that are read, after the block; in ``allowed``, (B, 1, T, T), 0 lets one attend
-        to another, and minus infinity does not"""
+        """:return: those tokens (B, T, d) that are read, after the block; in ``allowed``, (B, 1, T, T), 0 lets one
+        attend to another, and minus infinity does not"""
         split = self.inputs(self.norms[0](x)).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, heads, d / heads)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # (B, heads, T, d / heads) each
         x, queries, allowed = x[:, read], queries[:, :, read], allowed[:, :, read]
