@@ -127,7 +127,7 @@ class TDT(OfflineAgent[TDTConfig]):
             self._freeze(network)
         self.network = self.track("network", network, optimiser=Adam(betas=(0.9, 0.95)), joint_norm=True)
         if self.start_from is not None:  # new, and not resumed or loaded
-            self.transfer(self.start_from, cfg.transfer)
+            self.transfer(self.start_from, cfg.transfer_scope)
         self._loss = compiled(cloning_loss, cfg.compile, self.device)
         self._step = captured(self._take_step, cfg.compile, self.modules, self.generators["update"])
 

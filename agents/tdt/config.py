@@ -75,7 +75,7 @@ class TDTConfig(OfflineConfig):
     keep_best: Annotated[float, Range(0, 1, open_low=True)] = 1.0
     """Share of the episodes of each mission, those of the highest return, that is imitated; at least one."""
 
-    transfer: Scope = "all"
+    transfer_scope: Scope = "all"
     """What is taken over of the agent that it starts from: what reads states; everything; everything but the vectors of
     words or tasks and their places."""
 

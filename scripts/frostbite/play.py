@@ -1,5 +1,6 @@
 """``headway frostbite play``: see what a policy makes of a sentence, or play yourself."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,7 +129,9 @@ def keys() -> dict[tuple[int, ...], int]:
 
 def _play_by_hand(asked: dict[str, Any], seed: int) -> None:
     try:
-        from gymnasium.utils.play import play  # which needs pygame
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would like to draw curves, which nobody asks for
+            from gymnasium.utils.play import play  # which needs pygame
     except ImportError as cause:
         raise ValueError("playing needs pygame: pip install 'gymnasium[classic-control]'") from cause
     print(f"{asked['mission']}: arrows move and jump, the space bar turns a floe around, Escape ends")

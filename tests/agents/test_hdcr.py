@@ -337,7 +337,10 @@ def test_a_bandit_moves_to_the_weighted_mean() -> None:
 
 def test_equal_advantages_clone_the_data() -> None:
     agent = HDCR("MlpPolicy", dataset=bandit(torch.rand(50, 1), torch.ones(50)), **FAST).learn(61)
-    assert torch.allclose(agent.targets, torch.ones(50), atol=1e-3)  # V is the same for all, but for rounding
+    # V is the same for all but for its last bit, of which the division by the advantages' spread makes 0.015 on an AMD
+    # EPYC, and less than 0.001 on an Intel Xeon.
+    assert torch.allclose(agent.targets, torch.ones(50), atol=0.05)
+    assert float((agent.targets - 1).abs().median()) < 1e-3
 
 
 def test_far_from_the_pole_the_family_is_one() -> None:

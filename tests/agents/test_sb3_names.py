@@ -296,7 +296,14 @@ def test_setting_any_other_field_is_refused(name: str) -> None:
     other |= {"model_net_arch": (3,), "acts": "elite", "rules": "released", "learner": "sac", "update_order": "delayed"}
     other |= {"std": "shared", "gate": "warn", "correction": "raw", "prior": "density", "backup": "max"}
     other |= {"max_depth": 2, "widening": (1.0, 0.5)}
-    other |= {"mode": "bc_mlp", "width": 32, "heads": 4, "vocabulary": 7, "freeze": "encoder"}
+    other |= {
+        "mode": "bc_mlp",
+        "width": 32,
+        "heads": 4,
+        "vocabulary": 7,
+        "freeze": "encoder",
+        "transfer_scope": "encoder",
+    }
     other |= {
         "n_parents": 2,
         "actor_learning_rate": 0.1,

@@ -591,7 +591,7 @@ def test_transfer_copies_what_it_says(scope: Any, by_file: bool, tmp_path: Path)
 def test_it_starts_from_another_one(tmp_path: Path) -> None:
     source = made(mode="tdt_no_text").learn(5)
     source.save(tmp_path / "a.zip")
-    agents = [made(seed=1, transfer="encoder", start_from=start) for start in (source, tmp_path / "a.zip")]
+    agents = [made(seed=1, transfer_scope="encoder", start_from=start) for start in (source, tmp_path / "a.zip")]
     other = made(seed=1)
     other.transfer(source, "encoder")
     for agent in agents:

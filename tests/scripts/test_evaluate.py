@@ -393,7 +393,7 @@ def test_policies_of_other_environments_are_not_compared(headway: Command, judge
         (["--search", "bush:3"], "'bush' is no planner, it can be tree, shooting, mppi, smc"),
         (["--search", "tree:0,4"], "TreeConfig.simulations must lie in [1, inf), got 0"),
         (["--search", "tree:4", "--video", "a.mp4"], "--search goes without --delays, --video and --reference"),
-        (["--plot", "a.png"], "--plot draws the comparison of --delays or of --search, and there are none"),
+        (["--plot", "a.png"], "--plot draws the comparison of --delays, --search or --missions, and there are none"),
         (["--explain", "3"], "--explain goes with one --search tree:… and with --plot FILE, which it draws to"),
         (["--explain", "3", "--search", "tree:4"], "--explain goes with one --search tree:… and with --plot FILE"),
     ],

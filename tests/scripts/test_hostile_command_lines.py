@@ -127,6 +127,7 @@ def commands() -> list[Command]:
         )],
         *[Command(f"datasets {name} {line}", flags[:1]) for (name, flags), line in zip(COMMANDS.items(), (
             "toys", "toys/here-v0", "toys/here-v0 toys/cut-v0", "toys/here-v0 --plot new.png",
+            "toys/here-v0 --dataset toys/few-v0 --episodes 1",
         ), strict=True)],
         Command("envs hopper"),
         Command("agents"),

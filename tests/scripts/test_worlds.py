@@ -92,7 +92,7 @@ def test_evaluated_behind_its_own_delays_and_others(headway: Command, run: Path)
     [
         ("--delays wifi,wifi", "delays of wifi are up to 4 ticks long, at most 2 fit"),
         ("--delays wifi", "delays 'wifi' must be two laws with a comma between them"),
-        ("--plot p.png", "--plot draws the comparison of --delays or of --search, and there are none"),
+        ("--plot p.png", "--plot draws the comparison of --delays, --search or --missions, and there are none"),
         ("--delays constant:0,0 --video v.mp4", "--video shows one law of delays"),
     ],
 )
